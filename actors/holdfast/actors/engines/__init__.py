@@ -1,0 +1,1 @@
+"""What generates tokens inside a replica. `base.py` says what an engine is."""

@@ -1,0 +1,62 @@
+"""The engine port: what a replica needs from whatever generates its tokens.
+
+The replica calls `step` in a loop while there is work. Between two steps it admits and drops streams, so an
+engine never needs locks: `admit`, `drop` and `load` are never called while a `step` of it is running in
+another thread of control (the replica awaits each step before it does anything else with the engine).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
+
+FINISH_STOP = "stop"
+FINISH_LENGTH = "length"
+
+
+class StepOutput(msgspec.Struct):
+    """One step's tokens, as parallel lists: stream `keys[i]` got `tokens[i]` at `positions[i]`.
+
+    A position counts the stream's generated tokens from 0 (accepted ones of earlier attempts included).
+    `texts[i]` is what the token adds to the visible text; empty while a character is still incomplete, and
+    empty for special tokens. `logprobs` is None, or has an entry (or None) per token. `finished` names the
+    streams whose last token this was, with the reason; the engine has already forgotten them.
+    A stream may finish without a token in this step (an end-of-sequence token is not reported).
+    """
+
+    keys: list[int] = msgspec.field(default_factory=list)
+    positions: list[int] = msgspec.field(default_factory=list)
+    tokens: list[int] = msgspec.field(default_factory=list)
+    texts: list[str] = msgspec.field(default_factory=list)
+    logprobs: list[TokenLogprob | None] | None = None
+    finished: list[tuple[int, str]] = msgspec.field(default_factory=list)
+
+
+class Engine(Protocol):
+    """Generates tokens for several streams at once, a step at a time."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    async def admit(self, key: int, request: EngineRequest) -> int:
+        """Take in a stream under `key`; its prompt's length in tokens.
+
+        Prompt work (tokenizing) happens here, prefill in the next steps.
+        Raises `RequestRefused` when it can never be served (too long, bad token id, no such feature).
+        """
+        ...
+
+    def drop(self, key: int) -> None:
+        """Forget a stream and free its KV blocks; unknown keys are no error."""
+        ...
+
+    async def step(self) -> StepOutput:
+        """Do one step for all admitted streams: at most one token each."""
+        ...
+
+    def load(self) -> EngineLoad: ...
+
+    async def close(self) -> None: ...

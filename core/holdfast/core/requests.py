@@ -1,0 +1,77 @@
+"""What a gateway asks of an engine, and what the engine answers. Part of the wire: change with care."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+Message = dict[str, Any]
+"""One chat message as the client sent it: `role`, `content` (text, or a list of text parts), `name`."""
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How tokens are drawn. Ranges as in OpenAI's API; `top_k` 0 and `top_p` 1 mean no limit.
+
+    `seed` keys the counter-based generator (`holdfast.core.sampling`): the draw for a position depends on
+    (seed, position) only, so that a resumed stream draws what the first would have drawn.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One stream's work. Exactly one of `messages`, `prompt`, `prompt_tokens` is set.
+
+    `accepted` are token ids that an earlier attempt delivered: the engine goes on after them, at position
+    `len(accepted)`. `max_tokens` counts them too; 0 means as many as the context has room for.
+    `ignore_eos` keeps generating past an end-of-sequence token. `logprobs` is how many alternatives to report
+    for each token; -1 for none at all.
+    """
+
+    messages: list[Message] | None = None
+    prompt: str | None = None
+    prompt_tokens: list[int] | None = None
+    accepted: list[int] = msgspec.field(default_factory=list)
+    max_tokens: int = 0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int = -1
+    sampling: Sampling = Sampling()
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """The log probability of a chosen token, and the most likely alternatives as (token id, text, logprob).
+
+    `text` is the token's own text as bytes (a token may be part of a character).
+    """
+
+    logprob: float
+    text: bytes
+    top: list[tuple[int, bytes, float]]
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What an engine serves. `deterministic`: the same request and seed always give the same tokens."""
+
+    model: str
+    context_tokens_max: int
+    kv_blocks: int
+    streams_max: int
+    deterministic: bool
+    device: str
+
+
+class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
+    """What an engine is busy with. `step` counts up with every step that the engine did."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks: int
+    step: int
