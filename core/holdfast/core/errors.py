@@ -53,7 +53,9 @@ class WrongLastSequence(WorldFailure):
     """The append was refused: another event stands on the subject after the one that we had read."""
 
     def __init__(self, subject: str, expected: int) -> None:
-        super().__init__(f"{subject}: the last sequence is no longer {expected}; another writer appended first")
+        super().__init__(
+            f"{subject}: the last sequence is no longer {expected}; another writer appended first"
+        )
         self.subject = subject
         self.expected = expected
 
@@ -90,3 +92,31 @@ class RequestRefused(HoldfastError):
         self.message = message
         self.code = code
         self.param = param
+
+
+class UnknownModel(Misuse):
+    """No deployed application serves a model of this name."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model `{model}` does not exist or is not deployed here.")
+        self.model = model
+
+
+class Overloaded(WorldFailure):
+    """The gateway's bounds are reached: rejected before any work was done. Try again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NoReplica(Overloaded):
+    """The model is deployed, but no replica of it could take the stream within the time that it may wait."""
+
+
+class DeadlineExceeded(WorldFailure):
+    """The request did not end within its time; what it had got until then was delivered."""
+
+
+class StreamLost(WorldFailure):
+    """The stream lost its replica more often than it may migrate."""

@@ -1,0 +1,69 @@
+"""What an operator asks for: applications made of deployments. Decoded strictly, so that a typo is an error.
+
+Names follow Ray Serve's configuration where the meaning is the same.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from holdfast.core.errors import InvalidConfig
+
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+"""Names of clusters, nodes, gateways and applications: lower-case letters, digits and dashes (RFC 1123 label)."""
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which engine a deployment's replicas run, and the engine's own arguments (checked by the engine)."""
+
+    kind: Literal["mock", "torch"]
+    arguments: dict[str, Any] = {}
+
+
+class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A number of equal replicas behind one model name.
+
+    `name` is what clients give as `model`. `max_ongoing_requests` bounds the streams that one gateway has in
+    flight on one replica. `max_queued_requests` bounds those that wait in one gateway for a replica; more are
+    rejected. `graceful_shutdown_timeout_s` is how long a replica that is told to stop may finish its streams.
+    """
+
+    name: Name
+    engine: EngineConfig
+    num_replicas: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 1
+    max_ongoing_requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
+    max_queued_requests: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 512
+    graceful_shutdown_timeout_s: Seconds = 5.0
+
+
+class ApplicationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Deployments that are deployed, updated and deleted together."""
+
+    name: Name
+    deployments: Annotated[list[DeploymentConfig], msgspec.Meta(min_length=1, max_length=1_000)]
+
+
+def parse_application(text: bytes | str) -> ApplicationConfig:
+    """Decode an application from JSON. Raises `InvalidConfig` naming the field."""
+    try:
+        application = msgspec.json.decode(text, type=ApplicationConfig)
+    except msgspec.DecodeError as error:
+        raise InvalidConfig(f"application: {error}") from error
+    names = [deployment.name for deployment in application.deployments]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidConfig(f"application: two deployments are named {name!r}; names must differ")
+    return application
+
+
+def check_name(what: str, name: str) -> str:
+    """The name, if it is a legal one. Raises `InvalidConfig`."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidConfig(f"{what} {name!r}: use lower-case letters, digits and dashes, at most 63")
+    return name

@@ -1,0 +1,307 @@
+"""What happened: the events of the log, and the envelope that they travel in.
+
+Decisions (by the leader) share one subject; facts have one subject per writer. In a subject every event
+carries the hash of the one before it, so that a changed or missing event shows. Readers decode JSON
+strictly; older schema versions are lifted by `UPCASTERS` first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from holdfast.core.config import ApplicationConfig
+from holdfast.core.errors import CorruptLog, UnknownEventVersion
+from holdfast.core.ports import LogEntry
+from holdfast.core.requests import EngineInfo
+
+SCHEMA_VERSION = 1
+GENESIS = "0" * 64
+"""What stands for the previous hash in a subject's first event."""
+
+
+class Payload(msgspec.Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True):
+    """Base of everything that can happen. The class's name is the event's type."""
+
+
+class Decision(Payload, frozen=True):
+    """Base of what only the leader may append."""
+
+
+class Fact(Payload, frozen=True):
+    """Base of what its writer observed or asks for."""
+
+
+# --- facts of nodes -------------------------------------------------------------------------------------
+
+
+class NodeJoined(Fact, frozen=True):
+    """A node process started under a new incarnation. Everything that its earlier incarnation ran is gone.
+
+    `slots` is how many replicas it can hold.
+    """
+
+    node: str
+    host: str
+    pid: int
+    version: str
+    slots: int
+
+
+class NodeStopping(Fact, frozen=True):
+    """The node was told to stop: it takes no new replicas and is about to end those that it has."""
+
+    node: str
+
+
+class NodeLeft(Fact, frozen=True):
+    """The node ended in an orderly way; nothing of it runs any more."""
+
+    node: str
+
+
+class ReplicaStarted(Fact, frozen=True):
+    """The node started the replica's process."""
+
+    replica: str
+    node: str
+    pid: int
+
+
+class ReplicaReady(Fact, frozen=True):
+    """The replica loaded its engine and listens at `address` (`host:port`)."""
+
+    replica: str
+    node: str
+    address: str
+    info: EngineInfo
+
+
+class ReplicaExited(Fact, frozen=True):
+    """The replica's process ended: by itself with `exit_code`, or by a signal (its name, as in SIGKILL).
+
+    `expected` says whether the node had told it to stop. `message` is the process's last words, if any.
+    A process that could not even be started has neither code nor signal, and a message.
+    """
+
+    replica: str
+    node: str
+    pid: int
+    exit_code: int | None
+    signal: str | None
+    expected: bool
+    message: str
+
+
+# --- facts of gateways and operators --------------------------------------------------------------------
+
+
+class GatewayJoined(Fact, frozen=True):
+    """A gateway process started under a new incarnation and listens at `url`."""
+
+    gateway: str
+    host: str
+    pid: int
+    url: str
+    version: str
+
+
+class GatewayLeft(Fact, frozen=True):
+    """The gateway ended in an orderly way."""
+
+    gateway: str
+
+
+class DeployRequested(Fact, frozen=True):
+    """An operator asks for this application to be as configured. The controller decides."""
+
+    application: ApplicationConfig
+
+
+class DeleteRequested(Fact, frozen=True):
+    """An operator asks for this application to be gone."""
+
+    application: str
+
+
+# --- decisions ------------------------------------------------------------------------------------------
+
+
+class LeaderElected(Decision, frozen=True):
+    """This node leads from here on, under the epoch in the envelope. Lower epochs are void from here on."""
+
+    node: str
+    node_incarnation: str
+
+
+class ApplicationDeployed(Decision, frozen=True):
+    """The goal for this application from here on."""
+
+    application: ApplicationConfig
+
+
+class ApplicationDeleted(Decision, frozen=True):
+    """The application is no longer wanted; its replicas are stopped."""
+
+    application: str
+
+
+class ReplicaPlaced(Decision, frozen=True):
+    """A new replica of a deployment shall run on this incarnation of this node."""
+
+    replica: str
+    application: str
+    deployment: str
+    node: str
+    node_incarnation: str
+
+
+class ReplicaReplaced(Decision, frozen=True):
+    """As `ReplicaPlaced`, in place of `replaces`, which is gone for the reason given."""
+
+    replica: str
+    application: str
+    deployment: str
+    node: str
+    node_incarnation: str
+    replaces: str
+    reason: str
+
+
+class ReplicaStopOrdered(Decision, frozen=True):
+    """The replica shall finish its streams and end."""
+
+    replica: str
+    reason: str
+
+
+class NodeLost(Decision, frozen=True):
+    """This incarnation of the node is held for dead; its replicas are gone as far as the cluster goes."""
+
+    node: str
+    node_incarnation: str
+    reason: str
+
+
+class GatewayLost(Decision, frozen=True):
+    """This incarnation of the gateway is held for dead."""
+
+    gateway: str
+    gateway_incarnation: str
+    reason: str
+
+
+FactTypes = (
+    NodeJoined
+    | NodeStopping
+    | NodeLeft
+    | ReplicaStarted
+    | ReplicaReady
+    | ReplicaExited
+    | GatewayJoined
+    | GatewayLeft
+    | DeployRequested
+    | DeleteRequested
+)
+DecisionTypes = (
+    LeaderElected
+    | ApplicationDeployed
+    | ApplicationDeleted
+    | ReplicaPlaced
+    | ReplicaReplaced
+    | ReplicaStopOrdered
+    | NodeLost
+    | GatewayLost
+)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The envelope.
+
+    `id` is unique over the cluster's life (writer, incarnation, counter). `time` is the writer's wall clock,
+    for people and for back-off; nothing is ordered by it. `epoch` is the leader's (the etcd revision of the
+    leader key) on decisions and 0 on facts. `cause` is the id of the event that led to this one. `previous`
+    is the SHA-256 of the event before it in the same subject.
+    """
+
+    id: str
+    time: datetime
+    writer: str
+    incarnation: str
+    epoch: int
+    cause: str | None
+    schema: int
+    previous: str
+    payload: FactTypes | DecisionTypes
+
+
+class Record(msgspec.Struct, frozen=True):
+    """An event at its place in the log. `digest` is the hash that the subject's next event must carry."""
+
+    sequence: int
+    subject: str
+    event: Event
+    digest: str
+
+
+def encode_event(event: Event) -> bytes:
+    """The event as JSON, in one fixed order of fields."""
+    return msgspec.json.encode(event)
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of an event's bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+UPCASTERS: dict[int, Upcaster] = {}
+"""From a schema version to the function that lifts a raw event of it to the next version."""
+
+
+def decode_record(entry: LogEntry) -> Record:
+    """The event in a log entry.
+
+    Raises `UnknownEventVersion` for a schema newer than ours, `CorruptLog` for bytes that are no event.
+    """
+    try:
+        event = _DECODER.decode(entry.data)
+    except msgspec.DecodeError as error:
+        event = _lift(entry, error)
+    if event.schema != SCHEMA_VERSION:
+        event = _lift(entry, None)
+    return Record(entry.sequence, entry.subject, event, digest(entry.data))
+
+
+def _lift(entry: LogEntry, error: msgspec.DecodeError | None) -> Event:
+    where = f"event at sequence {entry.sequence} on {entry.subject}"
+    try:
+        raw = msgspec.json.decode(entry.data, type=dict[str, Any])
+        version = msgspec.convert(raw.get("schema"), int)
+    except msgspec.DecodeError as cause:
+        raise CorruptLog(f"{where} is not an event: {cause}") from cause
+    if version > SCHEMA_VERSION:
+        raise UnknownEventVersion(
+            f"{where} has schema {version}, this Holdfast reads up to {SCHEMA_VERSION}: upgrade this process"
+        )
+    if version == SCHEMA_VERSION:
+        raise CorruptLog(f"{where} does not fit schema {version}: {error}") from error
+    while version < SCHEMA_VERSION:
+        if version not in UPCASTERS:
+            raise UnknownEventVersion(f"{where} has schema {version}, which nothing here can lift")
+        raw = UPCASTERS[version](raw)
+        version += 1
+    return msgspec.convert({**raw, "schema": version}, Event)
+
+
+_DECODER = msgspec.json.Decoder(Event)
+
+
+def type_name(payload: Payload) -> str:
+    """The event's type as it stands in the log."""
+    return type(payload).__name__

@@ -1,0 +1,154 @@
+"""The wire between gateway and replica: frames of msgpack behind a four-byte length (big-endian).
+
+The gateway dials. It says `Hello`, the replica answers `Welcome` or closes; from then on the gateway sends `Start`
+and `Stop`, the replica `Admitted`, `Refused`, `Step` and `Heartbeat`. Attempts are numbered by the gateway, per
+connection, and a number is never used twice: that is what fences an older attempt's late frames.
+
+One `Step` carries a whole engine step's tokens for this gateway, as parallel lists, because work per token
+costs ten times what work per frame does.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from holdfast.core.errors import FrameError
+from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
+
+PROTOCOL_VERSION = 1
+FRAME_BYTES_MAX = 32 * 1024 * 1024
+"""A frame larger than this is a violation: no request body is larger, and no step comes near."""
+
+_LENGTH = struct.Struct(">I")
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all frames; the first element of each is its name."""
+
+
+class Hello(Frame, frozen=True):
+    """The gateway introduces itself and says whom it means to reach."""
+
+    protocol: int
+    cluster: str
+    gateway: str
+    replica: str
+
+
+class Start(Frame, frozen=True):
+    """Generate a stream's tokens under this attempt number."""
+
+    attempt: int
+    request: EngineRequest
+
+
+class Stop(Frame, frozen=True):
+    """Forget the attempt and free what it holds. One that has ended already is no error."""
+
+    attempt: int
+
+
+class Welcome(Frame, frozen=True):
+    """The replica answers a `Hello` that was meant for it."""
+
+    protocol: int
+    replica: str
+    info: EngineInfo
+
+
+class Admitted(Frame, frozen=True):
+    """The engine took the attempt in; the prompt's length in tokens."""
+
+    attempt: int
+    prompt_tokens: int
+
+
+class Refused(Frame, frozen=True):
+    """The attempt ends without more tokens. `retry`: another replica may well take it."""
+
+    attempt: int
+    code: str
+    message: str
+    param: str | None
+    retry: bool
+
+
+class Step(Frame, frozen=True):
+    """Tokens: attempt `attempts[i]` got `tokens[i]` with `texts[i]` at its stream's `positions[i]`.
+
+    `finished` are attempts that end with this step, and why.
+    """
+
+    attempts: list[int]
+    positions: list[int]
+    tokens: list[int]
+    texts: list[str]
+    logprobs: list[TokenLogprob | None] | None
+    finished: list[tuple[int, str]]
+
+
+class Heartbeat(Frame, frozen=True):
+    """Sent every so often: alive, and this busy. `draining`: send nothing new, it is about to end."""
+
+    load: EngineLoad
+    draining: bool
+
+
+FromGateway = Hello | Start | Stop
+FromReplica = Welcome | Admitted | Refused | Step | Heartbeat
+
+_ENCODER = msgspec.msgpack.Encoder()
+_FROM_GATEWAY: msgspec.msgpack.Decoder[FromGateway] = msgspec.msgpack.Decoder(FromGateway)
+_FROM_REPLICA: msgspec.msgpack.Decoder[FromReplica] = msgspec.msgpack.Decoder(FromReplica)
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame with its length in front."""
+    body = _ENCODER.encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_from_gateway(body: bytes) -> FromGateway:
+    """A frame that a replica received. Raises `FrameError`."""
+    try:
+        return _FROM_GATEWAY.decode(body)
+    except msgspec.DecodeError as error:
+        raise FrameError(f"from a gateway: {error}") from error
+
+
+def decode_from_replica(body: bytes) -> FromReplica:
+    """A frame that a gateway received. Raises `FrameError`."""
+    try:
+        return _FROM_REPLICA.decode(body)
+    except msgspec.DecodeError as error:
+        raise FrameError(f"from a replica: {error}") from error
+
+
+class FrameBuffer:
+    """Cuts a byte stream into frame bodies. Keeps at most one incomplete frame."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The bodies that `data` completes. Raises `FrameError` on a length over `FRAME_BYTES_MAX`."""
+        self._buffer += data
+        start = 0
+        available = len(self._buffer)
+        try:
+            while available - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._buffer, start)
+                if length > FRAME_BYTES_MAX:
+                    raise FrameError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX} are allowed")
+                end = start + _LENGTH.size + length
+                if available < end:
+                    return
+                yield bytes(memoryview(self._buffer)[start + _LENGTH.size : end])
+                start = end
+        finally:
+            del self._buffer[:start]

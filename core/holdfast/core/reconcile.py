@@ -1,0 +1,189 @@
+"""What should be: from the state and the evidence, the decisions that bring the cluster nearer to its goal.
+
+Pure: called again after every change, it must be quiet (return nothing) once goal and state agree. Each
+decision comes with the id of the event that caused it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import msgspec
+
+from holdfast.core import events as ev
+from holdfast.core.config import ApplicationConfig
+from holdfast.core.placement import choose_node, occupancy
+from holdfast.core.state import (
+    ApplicationState,
+    ClusterState,
+    DeploymentState,
+    MemberStatus,
+    ReplicaState,
+    ReplicaStatus,
+)
+
+START_BACKOFF_FIRST_S = 0.5
+START_BACKOFF_MAX_S = 30.0
+"""Between starts of a replica that fails before it is ready: doubling from the first to the largest, in seconds."""
+
+START_FAILURES_FATAL = 3
+"""Starts in a row that failed before a deployment is called failed (it is tried again all the same)."""
+
+LOSS_FRACTION_MAX = 0.2
+"""At most this part of the replicas, but at least one node's, is given up on lease evidence in one round."""
+
+
+class Proposal(msgspec.Struct, frozen=True):
+    """A decision to append, and the event that caused it."""
+
+    payload: ev.Decision
+    cause: str
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to decide now, and when to look again even if nothing happens (None: no need)."""
+
+    proposals: list[Proposal]
+    look_again_at: datetime | None = None
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What the leases say: incarnations of nodes and gateways whose lease is gone, as (id, incarnation).
+
+    Only members that had been seen alive under a lease, or that have had a full TTL to get one, belong here.
+    """
+
+    nodes_expired: frozenset[tuple[str, str]] = frozenset()
+    gateways_expired: frozenset[tuple[str, str]] = frozenset()
+
+
+def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
+    """The next decisions. One round's decisions are all derived from `state`; append them in order."""
+    goals = [_decide_request(request.application, request.event) for request in state.requests.values()]
+    losses = [*_lost_nodes(state, evidence), *_lost_gateways(state, evidence)]
+    if goals or losses:
+        # Placement must see these first: it is done in the next round, on the state that includes them.
+        return Plan(goals + losses)
+    used = occupancy(state)
+    proposals: list[Proposal] = list(_stop_unwanted(state))
+    look_again: list[datetime] = []
+    for application in state.applications.values():
+        for deployment in application.deployments.values():
+            proposals += _converge(state, application, deployment, used, now, look_again)
+    return Plan(proposals, min(look_again, default=None))
+
+
+def _decide_request(application: ApplicationConfig | str, cause: str) -> Proposal:
+    if isinstance(application, str):
+        return Proposal(ev.ApplicationDeleted(application), cause)
+    return Proposal(ev.ApplicationDeployed(application), cause)
+
+
+def _lost_nodes(state: ClusterState, evidence: Evidence) -> Iterator[Proposal]:
+    """Nodes to give up, smallest first, within the blast radius: leases alone must not empty the cluster."""
+    used = occupancy(state)
+    budget = LOSS_FRACTION_MAX * sum(used.values())
+    expired = [
+        node
+        for node in state.nodes.values()
+        if node.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
+        and (node.id, node.incarnation) in evidence.nodes_expired
+    ]
+    given_up = 0
+    for count, node in enumerate(sorted(expired, key=lambda node: (used[node.id], node.id))):
+        given_up += used[node.id]
+        if count > 0 and given_up > budget:
+            return
+        yield Proposal(ev.NodeLost(node.id, node.incarnation, "its lease expired"), node.event)
+
+
+def _lost_gateways(state: ClusterState, evidence: Evidence) -> Iterator[Proposal]:
+    for gateway in state.gateways.values():
+        expired = (gateway.id, gateway.incarnation) in evidence.gateways_expired
+        if gateway.status is MemberStatus.ALIVE and expired:
+            decision = ev.GatewayLost(gateway.id, gateway.incarnation, "its lease expired")
+            yield Proposal(decision, gateway.event)
+
+
+def _stop_unwanted(state: ClusterState) -> Iterator[Proposal]:
+    """Replicas whose application or deployment is gone."""
+    for replica in state.replicas.values():
+        application = state.applications.get(replica.application)
+        wanted = application is not None and replica.deployment in application.deployments
+        if not wanted and replica.status is not ReplicaStatus.STOPPING:
+            cause = application.event if application else replica.event
+            yield Proposal(ev.ReplicaStopOrdered(replica.id, "its deployment was deleted"), cause)
+
+
+def _converge(
+    state: ClusterState,
+    application: ApplicationState,
+    deployment: DeploymentState,
+    used: Counter[str],
+    now: datetime,
+    look_again: list[datetime],
+) -> Iterator[Proposal]:
+    """Bring one deployment to its number of replicas of its current revision."""
+    replicas = list(state.replicas_of(application.name, deployment.config.name))
+    current = [replica for replica in replicas if replica.live and replica.revision == deployment.revision]
+    outdated = [replica for replica in replicas if replica.live and replica.revision != deployment.revision]
+    exited = [replica for replica in replicas if replica.status is ReplicaStatus.EXITED]
+    missing = deployment.config.num_replicas - len(current)
+    if outdated:
+        # A rolling update: one more than wanted at a time, so that capacity never falls.
+        missing = min(missing, 1 - sum(replica.status is ReplicaStatus.STARTING for replica in current))
+    retry_at = _retry_at(deployment)
+    if missing > 0 and retry_at is not None and retry_at > now:
+        look_again.append(retry_at)
+    elif missing > 0:
+        yield from _fill(state, application, deployment, exited, missing, used)
+    yield from _stop_surplus(deployment, current, outdated)
+    if missing <= 0:
+        for replica in exited:
+            yield Proposal(ev.ReplicaStopOrdered(replica.id, "it is no longer needed"), replica.event)
+
+
+def _retry_at(deployment: DeploymentState) -> datetime | None:
+    """When a replica may be started again after failed starts; None for at once."""
+    if deployment.failed_at is None:
+        return None
+    doublings = min(deployment.start_failures - 1, 16)
+    backoff_s = min(START_BACKOFF_FIRST_S * 2**doublings, START_BACKOFF_MAX_S)
+    return deployment.failed_at + timedelta(seconds=backoff_s)
+
+
+def _fill(
+    state: ClusterState,
+    application: ApplicationState,
+    deployment: DeploymentState,
+    exited: list[ReplicaState],
+    missing: int,
+    used: Counter[str],
+) -> Iterator[Proposal]:
+    """New replicas, those that exited replaced by name first. Stops when no node has room."""
+    for number in range(missing):
+        gone = exited[number] if number < len(exited) else None
+        node = choose_node(state, used, avoid=gone.node if gone else None)
+        if node is None:
+            return
+        used[node.id] += 1
+        name = f"{application.name}.{deployment.config.name}.{deployment.replicas_placed + number + 1}"
+        where = (name, application.name, deployment.config.name, node.id, node.incarnation)
+        if gone is None:
+            yield Proposal(ev.ReplicaPlaced(*where), deployment.event)
+        else:
+            yield Proposal(ev.ReplicaReplaced(*where, replaces=gone.id, reason=gone.message), gone.event)
+
+
+def _stop_surplus(
+    deployment: DeploymentState, current: list[ReplicaState], outdated: list[ReplicaState]
+) -> Iterator[Proposal]:
+    """Stop what is too many: outdated replicas as current ones get ready, then the newest of the current."""
+    wanted = deployment.config.num_replicas
+    running = sum(replica.status is ReplicaStatus.RUNNING for replica in current)
+    for replica in outdated[: max(0, running + len(outdated) - wanted)]:
+        yield Proposal(ev.ReplicaStopOrdered(replica.id, "a newer revision runs"), deployment.event)
+    for replica in current[wanted:]:
+        yield Proposal(ev.ReplicaStopOrdered(replica.id, "fewer replicas are wanted"), deployment.event)

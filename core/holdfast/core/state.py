@@ -1,0 +1,505 @@
+"""What is: the fold of the log, and nothing but.
+
+`apply` reads no clock, no randomness and no environment: the same records give the same state everywhere, which
+`state_hash` makes comparable. Every record type has one small reducer in `_REDUCERS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import msgspec
+
+from holdfast.core import events as ev
+from holdfast.core.config import ApplicationConfig, DeploymentConfig
+from holdfast.core.errors import CorruptLog
+from holdfast.core.requests import EngineInfo
+
+_V = TypeVar("_V")
+
+
+class MemberStatus(StrEnum):
+    """Whether a node or a gateway takes part."""
+
+    ALIVE = "ALIVE"
+    STOPPING = "STOPPING"
+    LEFT = "LEFT"
+    LOST = "LOST"
+
+
+class ReplicaStatus(StrEnum):
+    """A replica's life. The first three are Ray Serve's; EXITED waits for the controller to replace it."""
+
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    EXITED = "EXITED"
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """A node as the log knows it. `event` is the id of the last event that changed its status."""
+
+    id: str
+    incarnation: str
+    status: MemberStatus
+    host: str
+    pid: int
+    version: str
+    slots: int
+    event: str
+
+
+class GatewayState(msgspec.Struct, frozen=True):
+    """A gateway as the log knows it."""
+
+    id: str
+    incarnation: str
+    status: MemberStatus
+    host: str
+    pid: int
+    url: str
+    version: str
+    event: str
+
+
+class DeploymentState(msgspec.Struct, frozen=True):
+    """A deployment: its goal and what its replicas' starts have come to.
+
+    `revision` counts changes of the engine; replicas of an older one are replaced. `replicas_placed` counts all
+    replicas ever placed, which numbers the next. `start_failures` counts starts in a row that ended before the
+    replica was ready, the last at `failed_at`.
+    """
+
+    config: DeploymentConfig
+    event: str
+    revision: int = 1
+    replicas_placed: int = 0
+    start_failures: int = 0
+    failed_at: datetime | None = None
+    message: str = ""
+
+
+class ApplicationState(msgspec.Struct, frozen=True):
+    """An application: what was asked for, and its deployments by name."""
+
+    name: str
+    deployed_at: datetime
+    event: str
+    deployments: dict[str, DeploymentState]
+
+
+class ReplicaState(msgspec.Struct, frozen=True):
+    """A replica from its placement until it is gone and replaced. `event` is the last event about it."""
+
+    id: str
+    application: str
+    deployment: str
+    revision: int
+    node: str
+    node_incarnation: str
+    status: ReplicaStatus
+    event: str
+    pid: int = 0
+    address: str = ""
+    info: EngineInfo | None = None
+    message: str = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it runs or is about to, and is meant to go on."""
+        return self.status in (ReplicaStatus.STARTING, ReplicaStatus.RUNNING)
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last event of a subject."""
+
+    sequence: int
+    digest: str
+
+
+class PendingRequest(msgspec.Struct, frozen=True):
+    """What an operator asked for and the controller has not decided yet."""
+
+    event: str
+    application: ApplicationConfig | str
+
+
+class ClusterState(msgspec.Struct, frozen=True):
+    """Everything the log says. `ignored` counts decisions of deposed leaders, which change nothing else."""
+
+    sequence: int = 0
+    epoch: int = 0
+    leader: str | None = None
+    leader_incarnation: str | None = None
+    nodes: dict[str, NodeState] = {}
+    gateways: dict[str, GatewayState] = {}
+    applications: dict[str, ApplicationState] = {}
+    replicas: dict[str, ReplicaState] = {}
+    requests: dict[str, PendingRequest] = {}
+    heads: dict[str, Head] = {}
+    ignored: int = 0
+
+    def live_nodes(self) -> Iterator[NodeState]:
+        """Nodes that can be given replicas."""
+        return (node for node in self.nodes.values() if node.status is MemberStatus.ALIVE)
+
+    def replicas_of(self, application: str, deployment: str) -> Iterator[ReplicaState]:
+        """All replicas of a deployment that the cluster has not done with, oldest first."""
+        return (
+            replica
+            for replica in self.replicas.values()
+            if replica.deployment == deployment and replica.application == application
+        )
+
+    def head(self, subject: str) -> Head:
+        """The last event on a subject; sequence 0 if there is none."""
+        return self.heads.get(subject, _NO_HEAD)
+
+
+_NO_HEAD = Head(0, ev.GENESIS)
+
+
+def apply(state: ClusterState, record: ev.Record) -> ClusterState:
+    """The state after one more record.
+
+    Raises `CorruptLog` when the record is not the next one, or does not chain to the one before it in its
+    subject.
+    """
+    _check_order(state, record)
+    state = msgspec.structs.replace(
+        state,
+        sequence=record.sequence,
+        heads={**state.heads, record.subject: Head(record.sequence, record.digest)},
+    )
+    event = record.event
+    if isinstance(event.payload, ev.Decision):
+        if event.epoch < state.epoch:
+            return msgspec.structs.replace(state, ignored=state.ignored + 1)
+        if event.epoch > state.epoch and not isinstance(event.payload, ev.LeaderElected):
+            raise CorruptLog(f"sequence {record.sequence}: epoch {event.epoch} decides before its election")
+    return _REDUCERS[type(event.payload)](state, event, event.payload)
+
+
+def state_hash(state: ClusterState) -> str:
+    """SHA-256 over the state in canonical form: equal states have equal hashes on every machine."""
+    return hashlib.sha256(msgspec.json.encode(state, order="deterministic")).hexdigest()
+
+
+def subject_is_behind(state: ClusterState, subject: str, sequence: int) -> bool:
+    """Whether the state has not seen `sequence` on the subject yet."""
+    return state.head(subject).sequence < sequence
+
+
+def _check_order(state: ClusterState, record: ev.Record) -> None:
+    if record.sequence != state.sequence + 1:
+        raise CorruptLog(f"sequence {record.sequence} follows {state.sequence}: the log has a hole")
+    if record.event.previous != state.head(record.subject).digest:
+        raise CorruptLog(
+            f"sequence {record.sequence} on {record.subject} does not chain to the event before it there: "
+            f"somebody changed, removed or forged an event"
+        )
+
+
+def _with(mapping: Mapping[str, _V], key: str, value: _V) -> dict[str, _V]:
+    return {**mapping, key: value}
+
+
+def _without(mapping: Mapping[str, _V], key: str) -> dict[str, _V]:
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+# --- nodes ----------------------------------------------------------------------------------------------
+
+
+def _node_joined(state: ClusterState, event: ev.Event, fact: ev.NodeJoined) -> ClusterState:
+    node = NodeState(
+        fact.node,
+        event.incarnation,
+        MemberStatus.ALIVE,
+        fact.host,
+        fact.pid,
+        fact.version,
+        fact.slots,
+        event.id,
+    )
+    state = _drop_replicas_on(state, fact.node, event.id, f"node {fact.node} restarted")
+    return msgspec.structs.replace(state, nodes=_with(state.nodes, node.id, node))
+
+
+def _node_stopping(state: ClusterState, event: ev.Event, fact: ev.NodeStopping) -> ClusterState:
+    return _set_node(state, event, fact.node, event.incarnation, MemberStatus.STOPPING)
+
+
+def _node_left(state: ClusterState, event: ev.Event, fact: ev.NodeLeft) -> ClusterState:
+    state = _drop_replicas_on(state, fact.node, event.id, f"node {fact.node} left")
+    return _set_node(state, event, fact.node, event.incarnation, MemberStatus.LEFT)
+
+
+def _node_lost(state: ClusterState, event: ev.Event, decision: ev.NodeLost) -> ClusterState:
+    node = state.nodes.get(decision.node)
+    if node is None or node.incarnation != decision.node_incarnation:
+        return state
+    state = _drop_replicas_on(state, decision.node, event.id, f"node {decision.node} lost: {decision.reason}")
+    return _set_node(state, event, decision.node, decision.node_incarnation, MemberStatus.LOST)
+
+
+def _set_node(
+    state: ClusterState, event: ev.Event, node_id: str, incarnation: str, status: MemberStatus
+) -> ClusterState:
+    node = state.nodes.get(node_id)
+    if node is None or node.incarnation != incarnation:
+        return state
+    node = msgspec.structs.replace(node, status=status, event=event.id)
+    return msgspec.structs.replace(state, nodes=_with(state.nodes, node_id, node))
+
+
+def _drop_replicas_on(state: ClusterState, node: str, event_id: str, message: str) -> ClusterState:
+    """What ran on the node is gone: what was meant to stop is done, the rest waits to be replaced."""
+    replicas = {}
+    for replica in state.replicas.values():
+        if replica.node != node or replica.status is ReplicaStatus.EXITED:
+            replicas[replica.id] = replica
+        elif replica.live:
+            replicas[replica.id] = msgspec.structs.replace(
+                replica, status=ReplicaStatus.EXITED, event=event_id, message=message, pid=0, address=""
+            )
+    return msgspec.structs.replace(state, replicas=replicas)
+
+
+# --- replicas -------------------------------------------------------------------------------------------
+
+
+def _replica_placed(
+    state: ClusterState, event: ev.Event, decision: ev.ReplicaPlaced | ev.ReplicaReplaced
+) -> ClusterState:
+    application = state.applications.get(decision.application)
+    deployment = application.deployments.get(decision.deployment) if application else None
+    if application is None or deployment is None:
+        return state
+    replica = ReplicaState(
+        decision.replica,
+        decision.application,
+        decision.deployment,
+        deployment.revision,
+        decision.node,
+        decision.node_incarnation,
+        ReplicaStatus.STARTING,
+        event.id,
+    )
+    state = msgspec.structs.replace(state, replicas=_with(state.replicas, replica.id, replica))
+    placed = msgspec.structs.replace(deployment, replicas_placed=deployment.replicas_placed + 1)
+    return _set_deployment(state, application, placed)
+
+
+def _replica_replaced(state: ClusterState, event: ev.Event, decision: ev.ReplicaReplaced) -> ClusterState:
+    gone = state.replicas.get(decision.replaces)
+    if gone is not None and gone.status is ReplicaStatus.EXITED:
+        state = msgspec.structs.replace(state, replicas=_without(state.replicas, gone.id))
+    return _replica_placed(state, event, decision)
+
+
+def _replica_started(state: ClusterState, event: ev.Event, fact: ev.ReplicaStarted) -> ClusterState:
+    return _change_replica(state, event, fact.replica, pid=fact.pid)
+
+
+def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) -> ClusterState:
+    replica = state.replicas.get(fact.replica)
+    if replica is None or replica.node_incarnation != event.incarnation:
+        return state
+    status = ReplicaStatus.RUNNING if replica.status is ReplicaStatus.STARTING else replica.status
+    state = _change_replica(state, event, fact.replica, status=status, address=fact.address, info=fact.info)
+    application = state.applications.get(replica.application)
+    deployment = application.deployments.get(replica.deployment) if application else None
+    if application is None or deployment is None:
+        return state
+    return _set_deployment(
+        state, application, msgspec.structs.replace(deployment, start_failures=0, failed_at=None, message="")
+    )
+
+
+def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited) -> ClusterState:
+    replica = state.replicas.get(fact.replica)
+    if replica is None or replica.node_incarnation != event.incarnation:
+        return state
+    if replica.status is ReplicaStatus.STOPPING:
+        return msgspec.structs.replace(state, replicas=_without(state.replicas, replica.id))
+    if replica.status is ReplicaStatus.STARTING and not fact.expected:
+        state = _count_start_failure(state, event, replica, fact.message)
+    message = fact.message or (f"signal {fact.signal}" if fact.signal else f"exit code {fact.exit_code}")
+    return _change_replica(
+        state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address=""
+    )
+
+
+def _replica_stop_ordered(
+    state: ClusterState, event: ev.Event, decision: ev.ReplicaStopOrdered
+) -> ClusterState:
+    replica = state.replicas.get(decision.replica)
+    if replica is None:
+        return state
+    if replica.status is ReplicaStatus.EXITED:
+        return msgspec.structs.replace(state, replicas=_without(state.replicas, replica.id))
+    return _change_replica(
+        state, event, replica.id, only_here=False, status=ReplicaStatus.STOPPING, message=decision.reason
+    )
+
+
+def _change_replica(
+    state: ClusterState, event: ev.Event, replica_id: str, *, only_here: bool = True, **changes: Any
+) -> ClusterState:
+    """Change a replica's record. `only_here`: the event must come from the node incarnation that runs it."""
+    replica = state.replicas.get(replica_id)
+    if replica is None or (only_here and replica.node_incarnation != event.incarnation):
+        return state
+    if replica.status is ReplicaStatus.EXITED:
+        return state
+    changed = msgspec.structs.replace(replica, event=event.id, **changes)
+    return msgspec.structs.replace(state, replicas=_with(state.replicas, replica_id, changed))
+
+
+def _count_start_failure(
+    state: ClusterState, event: ev.Event, replica: ReplicaState, message: str
+) -> ClusterState:
+    application = state.applications.get(replica.application)
+    deployment = application.deployments.get(replica.deployment) if application else None
+    if application is None or deployment is None:
+        return state
+    failed = msgspec.structs.replace(
+        deployment, start_failures=deployment.start_failures + 1, failed_at=event.time, message=message
+    )
+    return _set_deployment(state, application, failed)
+
+
+def _set_deployment(
+    state: ClusterState, application: ApplicationState, deployment: DeploymentState
+) -> ClusterState:
+    changed = msgspec.structs.replace(
+        application, deployments=_with(application.deployments, deployment.config.name, deployment)
+    )
+    return msgspec.structs.replace(state, applications=_with(state.applications, application.name, changed))
+
+
+# --- gateways -------------------------------------------------------------------------------------------
+
+
+def _gateway_joined(state: ClusterState, event: ev.Event, fact: ev.GatewayJoined) -> ClusterState:
+    gateway = GatewayState(
+        fact.gateway,
+        event.incarnation,
+        MemberStatus.ALIVE,
+        fact.host,
+        fact.pid,
+        fact.url,
+        fact.version,
+        event.id,
+    )
+    return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway.id, gateway))
+
+
+def _gateway_left(state: ClusterState, event: ev.Event, fact: ev.GatewayLeft) -> ClusterState:
+    return _set_gateway(state, event, fact.gateway, event.incarnation, MemberStatus.LEFT)
+
+
+def _gateway_lost(state: ClusterState, event: ev.Event, decision: ev.GatewayLost) -> ClusterState:
+    return _set_gateway(state, event, decision.gateway, decision.gateway_incarnation, MemberStatus.LOST)
+
+
+def _set_gateway(
+    state: ClusterState, event: ev.Event, gateway_id: str, incarnation: str, status: MemberStatus
+) -> ClusterState:
+    gateway = state.gateways.get(gateway_id)
+    if gateway is None or gateway.incarnation != incarnation:
+        return state
+    gateway = msgspec.structs.replace(gateway, status=status, event=event.id)
+    return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway_id, gateway))
+
+
+# --- the controller and the goal ------------------------------------------------------------------------
+
+
+def _leader_elected(state: ClusterState, event: ev.Event, decision: ev.LeaderElected) -> ClusterState:
+    return msgspec.structs.replace(
+        state, epoch=event.epoch, leader=decision.node, leader_incarnation=decision.node_incarnation
+    )
+
+
+def _deploy_requested(state: ClusterState, event: ev.Event, fact: ev.DeployRequested) -> ClusterState:
+    request = PendingRequest(event.id, fact.application)
+    return msgspec.structs.replace(state, requests=_with(state.requests, fact.application.name, request))
+
+
+def _delete_requested(state: ClusterState, event: ev.Event, fact: ev.DeleteRequested) -> ClusterState:
+    request = PendingRequest(event.id, fact.application)
+    return msgspec.structs.replace(state, requests=_with(state.requests, fact.application, request))
+
+
+def _application_deployed(
+    state: ClusterState, event: ev.Event, decision: ev.ApplicationDeployed
+) -> ClusterState:
+    name = decision.application.name
+    before = state.applications.get(name)
+    deployments = {
+        config.name: _deployment(before.deployments.get(config.name) if before else None, config, event)
+        for config in decision.application.deployments
+    }
+    application = ApplicationState(name, event.time, event.id, deployments)
+    state = _forget_exited(state, name)
+    return msgspec.structs.replace(
+        state,
+        applications=_with(state.applications, name, application),
+        requests=_without(state.requests, name),
+    )
+
+
+def _deployment(before: DeploymentState | None, config: DeploymentConfig, event: ev.Event) -> DeploymentState:
+    if before is None:
+        return DeploymentState(config, event.id)
+    revision = before.revision + (config.engine != before.config.engine)
+    return DeploymentState(config, event.id, revision, before.replicas_placed)
+
+
+def _application_deleted(
+    state: ClusterState, event: ev.Event, decision: ev.ApplicationDeleted
+) -> ClusterState:
+    state = _forget_exited(state, decision.application)
+    return msgspec.structs.replace(
+        state,
+        applications=_without(state.applications, decision.application),
+        requests=_without(state.requests, decision.application),
+    )
+
+
+def _forget_exited(state: ClusterState, application: str) -> ClusterState:
+    """A new goal is a new count: what exited under the old one needs no replacement by name."""
+    replicas = {
+        replica.id: replica
+        for replica in state.replicas.values()
+        if replica.application != application or replica.status is not ReplicaStatus.EXITED
+    }
+    return msgspec.structs.replace(state, replicas=replicas)
+
+
+_REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], ClusterState]] = {
+    ev.NodeJoined: _node_joined,
+    ev.NodeStopping: _node_stopping,
+    ev.NodeLeft: _node_left,
+    ev.NodeLost: _node_lost,
+    ev.ReplicaStarted: _replica_started,
+    ev.ReplicaReady: _replica_ready,
+    ev.ReplicaExited: _replica_exited,
+    ev.ReplicaPlaced: _replica_placed,
+    ev.ReplicaReplaced: _replica_replaced,
+    ev.ReplicaStopOrdered: _replica_stop_ordered,
+    ev.GatewayJoined: _gateway_joined,
+    ev.GatewayLeft: _gateway_left,
+    ev.GatewayLost: _gateway_lost,
+    ev.LeaderElected: _leader_elected,
+    ev.ApplicationDeployed: _application_deployed,
+    ev.ApplicationDeleted: _application_deleted,
+    ev.DeployRequested: _deploy_requested,
+    ev.DeleteRequested: _delete_requested,
+}

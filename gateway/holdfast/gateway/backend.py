@@ -1,0 +1,86 @@
+"""What the HTTP side needs from the serving side, as protocols.
+
+`serving.py` implements them over replicas' sockets; nothing in the HTTP code knows of replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from holdfast.core.requests import EngineRequest
+from holdfast.core.stream import Piece
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What one choice of a request got since it was last asked. `finish_reason` is set on its last delta."""
+
+    choice: int
+    pieces: list[Piece]
+    finish_reason: str | None
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model that is deployed. `context_tokens_max` is 0 while no replica has told it yet."""
+
+    id: str
+    application: str
+    created: datetime
+    context_tokens_max: int
+    replicas_running: int
+    replicas_wanted: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether every application that should run can be served, and if not, why not."""
+
+    healthy: bool
+    reasons: list[str]
+    details: dict[str, Any]
+
+
+class Session(Protocol):
+    """One request's streams, one per choice. Use as an async context manager: leaving it frees everything."""
+
+    async def __aenter__(self) -> Session: ...
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+    async def next(self) -> list[Delta]:
+        """What came since the last call, waiting until there is something; an empty list once all have ended.
+
+        Raises what broke the request: `RequestRefused` (the client's fault), `Overloaded` or `NoReplica`,
+        `DeadlineExceeded`, `StreamLost`. Before it raises, everything that was accepted has been handed out.
+        The first call raises before any delta where the request can't be served at all.
+        """
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt's tokens, counted once however many choices there are. Known after the first delta."""
+        ...
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens accepted so far over all choices."""
+        ...
+
+
+class Backend(Protocol):
+    """Serves models."""
+
+    def models(self) -> Sequence[ModelInfo]: ...
+
+    def open(
+        self, model: str, choices: Sequence[EngineRequest], *, stops: Sequence[str], timeout_s: float | None = None
+    ) -> Session:
+        """A session that will run `choices` at once; `timeout_s` bounds it from now (None: the setting).
+
+        Raises `UnknownModel`, `Overloaded`.
+        """
+        ...
+
+    def health(self) -> Health: ...
