@@ -53,9 +53,7 @@ class WrongLastSequence(WorldFailure):
     """The append was refused: another event stands on the subject after the one that we had read."""
 
     def __init__(self, subject: str, expected: int) -> None:
-        super().__init__(
-            f"{subject}: the last sequence is no longer {expected}; another writer appended first"
-        )
+        super().__init__(f"{subject}: the last sequence is no longer {expected}; another writer appended first")
         self.subject = subject
         self.expected = expected
 

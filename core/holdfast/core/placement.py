@@ -9,9 +9,7 @@ from holdfast.core.state import ClusterState, NodeState, ReplicaStatus
 
 def occupancy(state: ClusterState) -> Counter[str]:
     """How many replicas hold a slot on each node; one that is stopping holds its slot until it is gone."""
-    return Counter(
-        replica.node for replica in state.replicas.values() if replica.status is not ReplicaStatus.EXITED
-    )
+    return Counter(replica.node for replica in state.replicas.values() if replica.status is not ReplicaStatus.EXITED)
 
 
 def choose_node(state: ClusterState, used: Counter[str], avoid: str | None = None) -> NodeState | None:

@@ -7,7 +7,7 @@ makes that virtual, so asyncio itself is no port.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -51,7 +51,7 @@ class Log(Protocol):
         """
         ...
 
-    def follow(self, after: int = 0) -> AsyncIterator[LogEntry]:
+    def follow(self, after: int = 0) -> AsyncGenerator[LogEntry, None]:
         """Every entry with a sequence above `after`, in order and without holes; then waits for new ones.
 
         Never ends: rides out disconnects and restarts, and takes up where it was. Raises `CorruptLog` if an
@@ -149,7 +149,7 @@ class Leases(Protocol):
 
     async def list(self, prefix: str) -> Listing: ...
 
-    def watch(self, prefix: str, *, after: int) -> AsyncIterator[Sequence[KeyChange]]:
+    def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Sequence[KeyChange], None]:
         """Changes below `prefix` after a revision, in order, in batches of one revision or more.
 
         Never ends: resumes at the next revision on a cut, and after a compaction yields the difference

@@ -330,14 +330,10 @@ def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited
     if replica.status is ReplicaStatus.STARTING and not fact.expected:
         state = _count_start_failure(state, event, replica, fact.message)
     message = fact.message or (f"signal {fact.signal}" if fact.signal else f"exit code {fact.exit_code}")
-    return _change_replica(
-        state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address=""
-    )
+    return _change_replica(state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address="")
 
 
-def _replica_stop_ordered(
-    state: ClusterState, event: ev.Event, decision: ev.ReplicaStopOrdered
-) -> ClusterState:
+def _replica_stop_ordered(state: ClusterState, event: ev.Event, decision: ev.ReplicaStopOrdered) -> ClusterState:
     replica = state.replicas.get(decision.replica)
     if replica is None:
         return state
@@ -361,9 +357,7 @@ def _change_replica(
     return msgspec.structs.replace(state, replicas=_with(state.replicas, replica_id, changed))
 
 
-def _count_start_failure(
-    state: ClusterState, event: ev.Event, replica: ReplicaState, message: str
-) -> ClusterState:
+def _count_start_failure(state: ClusterState, event: ev.Event, replica: ReplicaState, message: str) -> ClusterState:
     application = state.applications.get(replica.application)
     deployment = application.deployments.get(replica.deployment) if application else None
     if application is None or deployment is None:
@@ -374,9 +368,7 @@ def _count_start_failure(
     return _set_deployment(state, application, failed)
 
 
-def _set_deployment(
-    state: ClusterState, application: ApplicationState, deployment: DeploymentState
-) -> ClusterState:
+def _set_deployment(state: ClusterState, application: ApplicationState, deployment: DeploymentState) -> ClusterState:
     changed = msgspec.structs.replace(
         application, deployments=_with(application.deployments, deployment.config.name, deployment)
     )
@@ -437,9 +429,7 @@ def _delete_requested(state: ClusterState, event: ev.Event, fact: ev.DeleteReque
     return msgspec.structs.replace(state, requests=_with(state.requests, fact.application, request))
 
 
-def _application_deployed(
-    state: ClusterState, event: ev.Event, decision: ev.ApplicationDeployed
-) -> ClusterState:
+def _application_deployed(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeployed) -> ClusterState:
     name = decision.application.name
     before = state.applications.get(name)
     deployments = {
@@ -462,9 +452,7 @@ def _deployment(before: DeploymentState | None, config: DeploymentConfig, event:
     return DeploymentState(config, event.id, revision, before.replicas_placed)
 
 
-def _application_deleted(
-    state: ClusterState, event: ev.Event, decision: ev.ApplicationDeleted
-) -> ClusterState:
+def _application_deleted(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeleted) -> ClusterState:
     state = _forget_exited(state, decision.application)
     return msgspec.structs.replace(
         state,

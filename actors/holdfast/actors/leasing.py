@@ -1,0 +1,92 @@
+"""Keeps a lease alive and its keys in place, for as long as this process lives.
+
+Renewal comes at half of the *remaining* time, with jitter: a renewal that was late leaves less time, and the
+next one is due sooner. A lease that is gone is granted anew, with all its keys; whoever depended on the old one
+(a leader) is told by `generation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from holdfast.core.errors import LeaseGone, LeasesUnavailable
+from holdfast.core.ports import Leases
+
+JITTER = 0.2
+"""Renewals are up to this part earlier than half of the remaining time."""
+
+RETRY_S = 0.3
+"""Between tries while no lease server answers, times 0.5 to 1.5."""
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseSession:
+    """One lease with its keys. `lease` is its id while this process holds it, else None."""
+
+    def __init__(self, leases: Leases, ttl_s: float, keys: dict[str, bytes], rng: random.Random) -> None:
+        self._leases = leases
+        self._ttl_s = ttl_s
+        self._keys = keys
+        self._rng = rng
+        self._changed = asyncio.Event()
+        self._observers: list[Callable[[], None]] = []
+        self.lease: int | None = None
+        self.unreachable_since: float | None = None
+
+    def observe_loss(self, observer: Callable[[], None]) -> None:
+        """Call `observer()` whenever the lease is found gone."""
+        self._observers.append(observer)
+
+    async def held(self) -> int:
+        """Wait for a lease; its id."""
+        while self.lease is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.lease
+
+    async def run(self) -> None:
+        """Grant and renew until cancelled."""
+        while True:
+            try:
+                remaining_s = await self._grant() if self.lease is None else await self._renew(self.lease)
+            except LeaseGone:
+                logger.warning("lease %x is gone; asking for a new one", self.lease or 0)
+                self._lost()
+            except LeasesUnavailable as error:
+                if self.unreachable_since is None:
+                    self.unreachable_since = asyncio.get_running_loop().time()
+                    logger.warning("lease servers don't answer: %s", error)
+                await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1.5))
+            else:
+                self.unreachable_since = None
+                await asyncio.sleep(remaining_s / 2 * (1 - JITTER * self._rng.random()))
+
+    async def release(self) -> None:
+        """Give the lease back, in one bounded try. Without an answer it ends by itself after its TTL."""
+        lease, self.lease = self.lease, None
+        if lease is None:
+            return
+        try:
+            await self._leases.revoke(lease)
+        except LeasesUnavailable as error:
+            logger.warning("the lease could not be given back and ends with its TTL: %s", error)
+
+    async def _grant(self) -> float:
+        lease = await self._leases.grant(self._ttl_s)
+        for key, value in self._keys.items():
+            await self._leases.put(key, value, lease.id)
+        self.lease = lease.id
+        self._changed.set()
+        return lease.ttl_s
+
+    async def _renew(self, lease: int) -> float:
+        return await self._leases.keep_alive(lease)
+
+    def _lost(self) -> None:
+        self.lease = None
+        for observer in self._observers:
+            observer()

@@ -1,0 +1,256 @@
+"""A node: joins the cluster, runs the replicas that the log places on it, and stands by to lead.
+
+It acts only on what it reads in the log, and tells the log what came of it. When the log says that this
+incarnation is gone (another one joined, or the controller gave it up), the node ends all it runs: what it
+would go on doing, somebody else does already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+
+import msgspec
+
+from holdfast.actors.controller import Controller
+from holdfast.actors.follower import Follower
+from holdfast.actors.identity import Identity
+from holdfast.actors.leasing import LeaseSession
+from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
+from holdfast.actors.writer import DecisionWriter, FactWriter
+from holdfast.core.errors import HoldfastError, WorldFailure
+from holdfast.core.events import NodeJoined, NodeLeft, NodeStopping, ReplicaExited, ReplicaReady, ReplicaStarted
+from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
+from holdfast.core.state import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
+
+STOP_MARGIN_S = 1.0
+"""A replica that is told to stop gets this much longer than its own timeout before it is killed."""
+
+FLUSH_TIMEOUT_S = 2.0
+"""How long a node that ends waits for its last facts to reach the log."""
+
+logger = logging.getLogger(__name__)
+
+
+class Superseded(HoldfastError):
+    """The log holds this incarnation for gone; the process must end and may join again as a new one."""
+
+
+class NodeSettings(msgspec.Struct, frozen=True):
+    """How a node runs. Times in seconds; `slots` is how many replicas it takes; `host` is what replicas bind."""
+
+    version: str
+    lease_ttl_s: float
+    slots: int = 16
+    host: str = "127.0.0.1"
+    heartbeat_interval_s: float = 0.1
+
+
+class _Child:
+    """A replica process from its launch to its end."""
+
+    def __init__(self, specification: ReplicaSpecification) -> None:
+        self.specification = specification
+        self.process: Process | None = None
+        self.stopping = asyncio.Event()
+        self.message = ""
+
+
+class Node:
+    """One node's actors: lease, follower, facts, controller, and its replicas."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: NodeSettings,
+        *,
+        log: Log,
+        leases: Leases,
+        clock: Clock,
+        launcher: Launcher,
+        rng: random.Random,
+    ) -> None:
+        self._identity = identity
+        self._settings = settings
+        self._launcher = launcher
+        self._follower = Follower(log)
+        self._facts = FactWriter(log, clock, identity)
+        self._session = LeaseSession(leases, settings.lease_ttl_s, {identity.lease_key: identity.lease_value()}, rng)
+        self._controller = Controller(
+            identity,
+            self._follower,
+            DecisionWriter(log, clock, identity),
+            leases,
+            self._session,
+            clock,
+            settings.lease_ttl_s,
+        )
+        self._children: dict[str, _Child] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take part until `stop`. Raises `Superseded`, `WrongLastSequence` or `CorruptLog` when it may not go on."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._follower.run()),
+                    group.create_task(self._facts.run()),
+                    group.create_task(self._session.run()),
+                    group.create_task(self._participate(group)),
+                ]
+                await stop.wait()
+                await self._leave()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            for child in self._children.values():
+                if child.process is not None:
+                    child.process.kill()
+
+    async def _participate(self, group: asyncio.TaskGroup) -> None:
+        await self._catch_up()
+        identity = self._identity
+        joined = self._facts.record(
+            NodeJoined(identity.name, identity.host, identity.pid, self._settings.version, self._settings.slots), None
+        )
+        await self._facts.flush()
+        logger.info("node %s joined as %s", identity.name, joined)
+        await self._follower.until(lambda state: self._here(state) is not None)
+        async with asyncio.TaskGroup() as inner:
+            inner.create_task(self._controller.run())
+            while True:
+                self._act(group)
+                await self._follower.change()
+
+    async def _catch_up(self) -> None:
+        """Read all there is before joining, so that a stale view is never acted on."""
+        while True:
+            try:
+                return await self._follower.catch_up()
+            except WorldFailure as error:
+                logger.warning("can't read the log yet: %s", error)
+                await asyncio.sleep(0.5)
+
+    def _here(self, state: ClusterState) -> MemberStatus | None:
+        """This incarnation's status, None before the log has it or once the log has another."""
+        node = state.nodes.get(self._identity.name)
+        if node is None or node.incarnation != self._identity.incarnation:
+            return None
+        return node.status
+
+    def _act(self, group: asyncio.TaskGroup) -> None:
+        """Start what the log places here, stop what it no longer wants here."""
+        state = self._follower.state
+        status = self._here(state)
+        if status not in (MemberStatus.ALIVE, MemberStatus.STOPPING):
+            raise Superseded(f"the log holds node {self._identity.name} for {status or 'another incarnation'}")
+        for replica in state.replicas.values():
+            mine = replica.node_incarnation == self._identity.incarnation
+            if mine and replica.status is ReplicaStatus.STARTING and replica.pid == 0:
+                self._start(group, state, replica)
+        for replica_id, child in self._children.items():
+            known = state.replicas.get(replica_id)
+            if known is None or not known.live:
+                child.stopping.set()
+
+    def _start(self, group: asyncio.TaskGroup, state: ClusterState, replica: ReplicaState) -> None:
+        application = state.applications.get(replica.application)
+        deployment = application.deployments.get(replica.deployment) if application else None
+        if deployment is None or replica.id in self._children or self._here(state) is MemberStatus.STOPPING:
+            return
+        specification = ReplicaSpecification(
+            cluster=self._identity.cluster,
+            replica=replica.id,
+            model=deployment.config.name,
+            host=self._settings.host,
+            engine=deployment.config.engine,
+            graceful_shutdown_timeout_s=deployment.config.graceful_shutdown_timeout_s,
+            heartbeat_interval_s=self._settings.heartbeat_interval_s,
+        )
+        child = self._children[replica.id] = _Child(specification)
+        group.create_task(self._run_replica(child, replica.event))
+
+    # --- one replica ------------------------------------------------------------------------------------
+
+    async def _run_replica(self, child: _Child, placed: str) -> None:
+        """Launch a replica and tell the log how it goes, to its end."""
+        name = child.specification.replica
+        try:
+            process = await self._launcher.launch(name, msgspec.json.encode(child.specification))
+        except WorldFailure as error:
+            self._children.pop(name, None)
+            self._facts.record(ReplicaExited(name, self._identity.name, 0, None, None, False, str(error)), placed)
+            return
+        child.process = process
+        started = self._facts.record(ReplicaStarted(name, self._identity.name, process.pid), placed)
+        try:
+            async with asyncio.TaskGroup() as group:
+                reports = group.create_task(self._read_reports(child, process, started))
+                stopper = group.create_task(self._stop_when_told(child, process))
+                status = await process.wait()
+                stopper.cancel()
+                # A child of the replica may hold the pipe open; what it reported is here by now.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(reports), STOP_MARGIN_S)
+                reports.cancel()
+        finally:
+            process.kill()
+        self._children.pop(name, None)
+        self._facts.record(self._exited(child, process.pid, status), started)
+
+    async def _read_reports(self, child: _Child, process: Process, started: str) -> None:
+        async for line in process.messages():
+            try:
+                report = decode_report.decode(line)
+            except msgspec.DecodeError as error:
+                logger.warning("replica %s reports nonsense: %s", child.specification.replica, error)
+                continue
+            if isinstance(report, Ready):
+                self._facts.record(
+                    ReplicaReady(child.specification.replica, self._identity.name, report.address, report.info),
+                    started,
+                )
+            elif isinstance(report, Failed):
+                child.message = report.message
+
+    async def _stop_when_told(self, child: _Child, process: Process) -> None:
+        """SIGTERM when told to stop, SIGKILL when that was not enough."""
+        await child.stopping.wait()
+        process.terminate()
+        await asyncio.sleep(child.specification.graceful_shutdown_timeout_s + STOP_MARGIN_S)
+        logger.warning("replica %s did not stop in time; killing it", child.specification.replica)
+        process.kill()
+
+    def _exited(self, child: _Child, pid: int, status: int) -> ReplicaExited:
+        return ReplicaExited(
+            child.specification.replica,
+            self._identity.name,
+            pid,
+            status if status >= 0 else None,
+            signal.Signals(-status).name if status < 0 else None,
+            child.stopping.is_set(),
+            child.message,
+        )
+
+    # --- leaving ----------------------------------------------------------------------------------------
+
+    async def _leave(self) -> None:
+        """End everything in order: out of placement, replicas down, leadership and lease given back."""
+        name = self._identity.name
+        stopping = self._facts.record(NodeStopping(name), None)
+        for child in self._children.values():
+            child.stopping.set()
+        longest_s = max(
+            (child.specification.graceful_shutdown_timeout_s for child in self._children.values()), default=0.0
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(longest_s + 2 * STOP_MARGIN_S):
+                while self._children:
+                    await asyncio.sleep(0.02)
+        self._facts.record(NodeLeft(name), stopping)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+        await self._controller.resign()
+        await self._session.release()

@@ -1,0 +1,138 @@
+"""The replica process: `python -m holdfast.actors.replica_main`, started by a node.
+
+Standard input brings the specification as one line of JSON and then stays open: its end means that the node
+is gone. The original standard output goes to the node, a report a line; whatever libraries print goes to the log.
+Exit codes: 0 after an orderly end, 1 when the engine failed (the last report says how), 2 for bad arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+from typing import TextIO
+
+import msgspec
+import uvloop
+
+from holdfast.actors.engines.base import Engine
+from holdfast.actors.replica import Replica
+from holdfast.actors.specification import Failed, Ready, Report, ReplicaSpecification, encode_report
+from holdfast.core.errors import InvalidConfig, Misuse
+
+LINE_BYTES_MAX = 1024 * 1024
+CLOSE_TIMEOUT_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class NodeChannel:
+    """The pipes to the node that started this process."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def report(self, report: Report) -> None:
+        """Tell the node. A node that is gone hears nothing; `orphaned` is how that is noticed."""
+        with contextlib.suppress(BrokenPipeError):
+            self._output.write(encode_report(report).decode() + "\n")
+            self._output.flush()
+
+
+async def _standard_input() -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    return reader
+
+
+async def load_engine(specification: ReplicaSpecification) -> Engine:
+    """The engine that the specification names. Raises `InvalidConfig`."""
+    arguments = specification.engine.arguments
+    if specification.engine.kind == "mock":
+        from holdfast.actors.engines.mock import load_mock
+
+        return load_mock(arguments, specification.model, random.Random(specification.replica))
+    try:
+        from holdfast.actors.engines.torch import load_torch
+    except ImportError as error:
+        raise InvalidConfig(f"the torch engine needs pip install 'holdfast[torch]' ({error})") from error
+    return await load_torch(arguments, specification.model)
+
+
+async def serve(specification: ReplicaSpecification, channel: NodeChannel, stdin: asyncio.StreamReader) -> None:
+    """Load, report readiness, serve until SIGTERM or until the node is gone."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    engine = await load_engine(specification)
+    replica = Replica(specification, engine)
+    server, address = await replica.listen()
+    channel.report(Ready(address, engine.info))
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(replica.run())
+        orphan = group.create_task(_outlive_node(replica, stdin, specification.orphan_grace_s, stopping))
+        await stopping.wait()
+        server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(specification.graceful_shutdown_timeout_s):
+                await replica.drain()
+        running.cancel()
+        orphan.cancel()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(engine.close(), CLOSE_TIMEOUT_S)
+
+
+async def _outlive_node(replica: Replica, stdin: asyncio.StreamReader, grace_s: float, stopping: asyncio.Event) -> None:
+    """When the node is gone, serve on for as long as gateways use this replica, but not for ever."""
+    while await stdin.read(4096):
+        continue
+    logger.warning("the node is gone; serving on for at most %g s", grace_s)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(replica.abandoned(), grace_s)
+    stopping.set()
+
+
+async def _run(channel: NodeChannel) -> int:
+    stdin = await _standard_input()
+    try:
+        specification = msgspec.json.decode(await stdin.readline(), type=ReplicaSpecification)
+    except msgspec.DecodeError as error:
+        channel.report(Failed(f"bad specification: {error}"))
+        return 2
+    try:
+        await serve(specification, channel, stdin)
+    except Misuse as error:
+        channel.report(Failed(str(error)))
+        return 2
+    except BaseExceptionGroup as group:
+        return _failed(channel, group.exceptions[0])
+    except Exception as error:
+        return _failed(channel, error)
+    return 0
+
+
+def _failed(channel: NodeChannel, error: BaseException) -> int:
+    logger.error("the replica ends", exc_info=error)
+    channel.report(Failed(f"{type(error).__name__}: {error}"))
+    return 1
+
+
+def main() -> None:
+    """Run the process; see the module's text."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A terminal's Ctrl-C is for the node; the replica hears from it by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = uvloop.run(_run(NodeChannel(output)))
+    logging.shutdown()
+    # Engines' threads may be stuck in a driver; nothing is left that an orderly interpreter exit would save.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

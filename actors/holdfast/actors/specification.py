@@ -1,0 +1,40 @@
+"""What a node hands a replica process on its standard input, and what the process reports back on its output."""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast.core.config import EngineConfig
+from holdfast.core.requests import EngineInfo
+
+
+class ReplicaSpecification(msgspec.Struct, frozen=True):
+    """Everything that a replica process needs to know. Times in seconds."""
+
+    cluster: str
+    replica: str
+    model: str
+    host: str
+    engine: EngineConfig
+    graceful_shutdown_timeout_s: float
+    heartbeat_interval_s: float = 0.1
+    orphan_grace_s: float = 30.0
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine is loaded, and the replica listens at `address`."""
+
+    address: str
+    info: EngineInfo
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The replica is about to end because of this."""
+
+    message: str
+
+
+Report = Ready | Failed
+
+encode_report = msgspec.json.Encoder().encode
+decode_report: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
