@@ -63,6 +63,10 @@ class Session(Protocol):
         """The prompt's tokens, counted once however many choices there are. Known after the first delta."""
         ...
 
+    def prompt_tokens_of(self, choice: int) -> int:
+        """The prompt's tokens of one choice: a request may hold several prompts. Known after its first delta."""
+        ...
+
     @property
     def completion_tokens(self) -> int:
         """Tokens accepted so far over all choices."""
