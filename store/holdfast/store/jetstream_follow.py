@@ -1,0 +1,241 @@
+"""Reading the log in order, without holes, for as long as the reader likes.
+
+An ephemeral pull consumer delivers from a given sequence. Every message says its sequence in the stream, and only
+the next one is passed on. Whatever else happens (a gap, silence, a lost connection, a consumer that is gone, a new
+leader) ends in the same way: a new consumer that starts at the next sequence. So nothing depends on any state that
+the server keeps for us.
+
+Pulls bound what can be under way: no more is asked for than fits two batches, counted until the *reader* took it,
+so that a slow reader holds back the server and no queue in between can overflow. While there is nothing to
+deliver the server sends idle heartbeats; without them a half-open connection would look like a quiet log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from holdfast.core.errors import CorruptLog, LogUnavailable
+from holdfast.core.ports import LogEntry
+from holdfast.store.jetstream_api import API, MESSAGE_ID_HEADER, STREAM_NOT_FOUND, ApiError, JetStreamApi
+from holdfast.store.jetstream_stream import NANOSECONDS
+from holdfast.store.nats_connection import STATUS_HEADER, Connection, ConnectionLost, NoResponders
+
+HEARTBEATS_MISSED_MAX = 3
+PULL_EXPIRES_S = 30.0
+PULL_BYTES_MAX = 64 << 20
+CONSUMER_INACTIVE_S = 60.0
+PENDING_HEADER = "Nats-Pending-Messages"
+IDLE_HEARTBEAT = "100"
+REQUEST_TIMEOUT = "408"
+CONFLICT = "409"
+# A 409 that only ends one pull; every other one ends the consumer.
+PULL_ENDED = ("Message Size Exceeds MaxBytes", "Batch Completed")
+# Fields of an acknowledgement subject: `$JS.ACK.<stream>.<consumer>.<tries>.<sequence>...`, or with
+# `<domain>.<account hash>` after ACK where it has eleven or more (ADR-15).
+SHORT_FIELDS = 9
+SEQUENCE_FIELD = 5
+LONG_SEQUENCE_FIELD = 7
+
+
+class _Renew(Exception):
+    """This consumer is of no more use; take a new one from the next sequence."""
+
+
+class _Gap(_Renew):
+    """A later message came than the next one."""
+
+
+class Follower:
+    """One reader's position in the log."""
+
+    def __init__(self, api: JetStreamApi, after: int) -> None:
+        self._api = api
+        self._position = after
+        self._gap_at: int | None = None
+        self._behind_since: float | None = None
+
+    async def entries(self) -> AsyncGenerator[LogEntry, None]:
+        """Every entry after the position. Raises `CorruptLog`; `LogUnavailable` only once the session is closed."""
+        backoff = self._api.backoff()
+        while True:
+            try:
+                async with aclosing(self._until_renewal()) as entries:
+                    async for entry in entries:
+                        backoff.reset()
+                        yield entry
+            except _Gap:
+                self._note_gap()
+            except (_Renew, ConnectionLost, NoResponders, TimeoutError):
+                pass
+            except LogUnavailable:
+                if self._api.session.closed:
+                    raise
+            await asyncio.sleep(backoff.pause_s())
+
+    async def _until_renewal(self) -> AsyncGenerator[LogEntry, None]:
+        await self._check_range()
+        connection = await self._api.session.connection(self._api.settings.read_timeout_s)
+        consumer = await _Consumer.create(self._api, connection, self._position + 1)
+        try:
+            while True:
+                message = await consumer.next()
+                sequence = _sequence(message)
+                if sequence <= self._position:
+                    continue
+                if sequence > self._position + 1:
+                    raise _Gap
+                self._position = sequence
+                headers = message.headers or {}
+                yield LogEntry(
+                    sequence, self._api.local(message.subject), message.data, headers.get(MESSAGE_ID_HEADER, "")
+                )
+        finally:
+            await consumer.discard()
+
+    async def _check_range(self) -> None:
+        """Raises `CorruptLog` when the position lies outside of what the stream holds, `_Renew` while that may pass."""
+        settings = self._api.settings
+        try:
+            state = (await self._api.stream_info(settings.read_timeout_s))["state"]
+        except ApiError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise LogUnavailable(str(error)) from error
+            return self._behind(f"stream {settings.stream} is gone from the servers")
+        first, last = int(state["first_seq"]), int(state["last_seq"])
+        if self._position + 1 < first:
+            raise CorruptLog(
+                f"stream {settings.stream} begins at sequence {first}, but {self._position + 1} is needed: "
+                "history was trimmed; start from a snapshot"
+            )
+        if last < self._position:
+            return self._behind(
+                f"stream {settings.stream} ends at sequence {last}, but {self._position} was read before: "
+                "the servers lost history, or this is another stream"
+            )
+        self._behind_since = None
+
+    def _behind(self, problem: str) -> None:
+        # A leader just elected may lag behind what was committed, for a moment.
+        now = asyncio.get_running_loop().time()
+        if self._behind_since is None:
+            self._behind_since = now
+        if now - self._behind_since > self._api.settings.read_timeout_s:
+            raise CorruptLog(problem)
+        raise _Renew
+
+    def _note_gap(self) -> None:
+        if self._gap_at == self._position:
+            raise CorruptLog(
+                f"sequence {self._position + 1} is missing from the middle of stream {self._api.settings.stream}"
+            )
+        self._gap_at = self._position
+
+
+class _Consumer:
+    """An ephemeral pull consumer on one connection."""
+
+    def __init__(self, api: JetStreamApi, connection: Connection, name: str) -> None:
+        settings = api.settings
+        self._connection = connection
+        self._batch = settings.follow_batch_messages
+        self._silence_max_s = settings.follow_heartbeat_s * HEARTBEATS_MISSED_MAX
+        self._probe_timeout_s = settings.publish_timeout_s
+        self._subject = f"{settings.stream}.{name}"
+        self._pull = json.dumps(
+            {
+                "batch": self._batch,
+                "expires": int(PULL_EXPIRES_S * NANOSECONDS),
+                "idle_heartbeat": int(settings.follow_heartbeat_s * NANOSECONDS),
+                "max_bytes": max(PULL_BYTES_MAX, settings.max_message_bytes * 2),
+            }
+        ).encode()
+        self._inbox = connection.new_inbox()
+        self._arrived: deque[Msg] = deque()
+        self._wake = asyncio.Event()
+        self._asked = 0
+        self._subscription: Subscription | None = None
+
+    @classmethod
+    async def create(cls, api: JetStreamApi, connection: Connection, start: int) -> _Consumer:
+        """Raises `_Renew`, and what `JetStreamApi.call_once` raises."""
+        name = connection.new_inbox().rpartition(".")[2]
+        config: dict[str, Any] = {
+            "name": name,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": start,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "inactive_threshold": int(CONSUMER_INACTIVE_S * NANOSECONDS),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        request = {"stream_name": api.settings.stream, "config": config, "action": "create"}
+        try:
+            await api.call_once(
+                f"CONSUMER.CREATE.{api.settings.stream}.{name}", request, timeout_s=api.settings.read_timeout_s
+            )
+        except ApiError as error:
+            raise _Renew from error
+        consumer = cls(api, connection, name)
+        consumer._subscription = await connection.subscribe(consumer._inbox, consumer._deliver)
+        return consumer
+
+    async def next(self) -> Msg:
+        """The next message, waited for. Raises `_Renew`, `ConnectionLost`."""
+        while True:
+            if self._asked <= self._batch:
+                self._asked += self._batch
+                await self._connection.publish(f"{API}.CONSUMER.MSG.NEXT.{self._subject}", self._pull, self._inbox)
+            if not self._arrived:
+                await self._wait()
+            message = self._arrived.popleft()
+            status = message.headers.get(STATUS_HEADER) if message.headers and not message.data else None
+            if status is None:
+                self._asked -= 1
+                return message
+            self._take_status(status, message.headers or {})
+
+    async def discard(self) -> None:
+        if self._subscription is not None:
+            await self._connection.unsubscribe(self._subscription)
+        if not self._connection.lost.is_set():
+            try:
+                await self._connection.publish(f"{API}.CONSUMER.DELETE.{self._subject}", b"")
+            except ConnectionLost:
+                return  # The server forgets an inactive consumer by itself.
+
+    def _take_status(self, status: str, headers: dict[str, str]) -> None:
+        if status == IDLE_HEARTBEAT:
+            return
+        ended = status == REQUEST_TIMEOUT or (
+            status == CONFLICT and headers.get("Description", "").startswith(PULL_ENDED)
+        )
+        if not ended or PENDING_HEADER not in headers:
+            raise _Renew
+        self._asked -= int(headers[PENDING_HEADER])
+
+    async def _wait(self) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(self._silence_max_s):
+                await self._wake.wait()
+        except TimeoutError:
+            await self._connection.probe(self._probe_timeout_s)
+            raise _Renew from None
+
+    async def _deliver(self, message: Msg) -> None:
+        self._arrived.append(message)
+        self._wake.set()
+
+
+def _sequence(message: Msg) -> int:
+    fields = message.reply.split(".")
+    return int(fields[SEQUENCE_FIELD if len(fields) == SHORT_FIELDS else LONG_SEQUENCE_FIELD])
