@@ -122,18 +122,19 @@ def _attend(queries: Tensor, kv: Tensor, view: _CacheView) -> Tensor:
     scores = scores + view.mask
     peak = scores.amax(dim=4, keepdim=True).amax(dim=1, keepdim=True)
     weights = torch.exp(scores - peak)
-    total = _tree_sum(_tree_sum(weights, 1), 3)
     mixed = torch.bmm(weights.view(-1, group, block_tokens), values)
-    return _tree_sum(mixed.view(rows, blocks, kv_heads, group, head_dim), 1) / total[..., None]
+    mixed = mixed.view(rows, blocks, kv_heads, group, head_dim)
+    # One tree for both: what the weights mix, and in the last element what they sum up to.
+    summed = _tree_sum(torch.cat((mixed, weights.sum(dim=4, keepdim=True)), dim=4))
+    return summed[..., :head_dim] / summed[..., head_dim:]
 
 
-def _tree_sum(terms: Tensor, dim: int) -> Tensor:
-    """The sum over a dimension, as a tree of pairs: terms of zero at its end never change a bit of it."""
-    while (count := terms.shape[dim]) > 1:
-        paired = torch.unflatten(terms.narrow(dim, 0, count - count % 2), dim, (-1, 2))
-        summed = paired.select(dim + 1, 0) + paired.select(dim + 1, 1)
-        terms = summed if count % 2 == 0 else torch.cat((summed, terms.narrow(dim, count - 1, 1)), dim)
-    return terms.select(dim, 0)
+def _tree_sum(terms: Tensor) -> Tensor:
+    """The sum over dimension 1 as a tree of pairs: terms of zero at its end never change a bit of it."""
+    while (count := terms.shape[1]) > 1:
+        summed = terms[:, 0 : count - 1 : 2] + terms[:, 1::2]
+        terms = summed if count % 2 == 0 else torch.cat((summed, terms[:, -1:]), dim=1)
+    return terms[:, 0]
 
 
 def _linear(inputs: Tensor, linear: Linear) -> Tensor:
