@@ -14,7 +14,7 @@ import logging
 from datetime import datetime
 
 from holdfast.actors.follower import Follower
-from holdfast.actors.identity import Identity, leader_key, lease_prefix
+from holdfast.actors.identity import DECISIONS, LEADER_KEY, Identity
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.writer import DecisionWriter
 from holdfast.core.detector import LeaseEvidence, Member
@@ -58,7 +58,6 @@ class Controller:
         self._session = session
         self._clock = clock
         self._ttl_s = ttl_s
-        self._key = leader_key(identity.cluster)
         self._poke = asyncio.Event()
         self._lease_lost = False
         self._nodes = LeaseEvidence(ttl_s)
@@ -84,9 +83,9 @@ class Controller:
     async def resign(self) -> None:
         """Leave the leader key to the next one; the lease's release does it for good."""
         try:
-            for item in (await self._leases.list(self._key)).items:
+            for item in (await self._leases.list(LEADER_KEY)).items:
                 if self._is_ours(item):
-                    await self._leases.delete(self._key, create_revision=item.create_revision)
+                    await self._leases.delete(LEADER_KEY, create_revision=item.create_revision)
         except LeasesUnavailable as error:
             logger.warning("the leader key ends with its lease: %s", error)
 
@@ -99,7 +98,7 @@ class Controller:
             lease = await self._session.held()
             try:
                 try:
-                    return await self._leases.create(self._key, value, lease)
+                    return await self._leases.create(LEADER_KEY, value, lease)
                 except KeyTaken as taken:
                     await self._wait_for_vacancy(taken.holder)
             except (LeasesUnavailable, LeaseGone):
@@ -109,10 +108,10 @@ class Controller:
         """Return when it is worth trying for the leader key again. Raises `LeasesUnavailable`."""
         if await self._take_from_dead(holder):
             return
-        listing = await self._leases.list(self._key)
+        listing = await self._leases.list(LEADER_KEY)
         if not listing.items:
             return
-        changes = self._leases.watch(self._key, after=listing.revision)
+        changes = self._leases.watch(LEADER_KEY, after=listing.revision)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(VACANCY_POLL_S), contextlib.aclosing(changes):
                 async for batch in changes:
@@ -132,13 +131,13 @@ class Controller:
         )
         if not gone or incarnation == self._identity.incarnation:
             return False
-        for item in (await self._leases.list(self._key)).items:
-            if item.key == self._key and item.value == holder:
-                return await self._leases.delete(self._key, create_revision=item.create_revision)
+        for item in (await self._leases.list(LEADER_KEY)).items:
+            if item.key == LEADER_KEY and item.value == holder:
+                return await self._leases.delete(LEADER_KEY, create_revision=item.create_revision)
         return True
 
     def _is_ours(self, item: KeyValue) -> bool:
-        return item.key == self._key and item.value == self._identity.lease_value()
+        return item.key == LEADER_KEY and item.value == self._identity.lease_value()
 
     def _on_lease_lost(self) -> None:
         self._lease_lost = True
@@ -165,24 +164,20 @@ class Controller:
     async def _elect(self, epoch: int) -> Head:
         """Append the election after all decisions there are; whoever decided before can't any more."""
         decision = LeaderElected(self._identity.name, self._identity.incarnation)
-        subject_head: Head
         while True:
             self._check(epoch)
             try:
                 await self._follower.catch_up()
                 state = self._follower.state
-                subject_head = state.head(self._decisions)
                 node = state.nodes.get(self._identity.name)
-                return await self._writer.append(decision, node.event if node else None, epoch=epoch, head=subject_head)
+                return await self._writer.append(
+                    decision, node.event if node else None, epoch=epoch, head=state.head(DECISIONS)
+                )
             except WrongLastSequence:
                 logger.info("another decision came in between; reading it first")
             except LogUnavailable as error:
                 logger.warning("the election waits for the log: %s", error)
                 await asyncio.sleep(RETRY_S)
-
-    @property
-    def _decisions(self) -> str:
-        return f"holdfast.{self._identity.cluster}.decisions"
 
     def _check(self, epoch: int) -> None:
         if self._lease_lost:
@@ -208,16 +203,15 @@ class Controller:
 
     async def _watch_members(self) -> None:
         """Hold the listing of lease keys against the log, every so often."""
-        prefix = lease_prefix(self._identity.cluster)
         while True:
             try:
-                listing = await self._leases.list(prefix)
+                listing = await self._leases.list("")
             except LeasesUnavailable:
                 self._nodes.unreachable()
                 self._gateways.unreachable()
             else:
                 now_s = asyncio.get_running_loop().time()
-                keys = [item.key.removeprefix(prefix) for item in listing.items]
+                keys = [item.key for item in listing.items]
                 state = self._follower.state
                 self._nodes.listed(_members(keys, "nodes"), _nodes_alive(state), now_s)
                 self._gateways.listed(_members(keys, "gateways"), _gateways_alive(state), now_s)

@@ -1,4 +1,8 @@
-"""Who writes: names of subjects and lease keys, and the identity that an actor puts on its events."""
+"""Who writes: names of subjects and lease keys, and the identity that an actor puts on its events.
+
+Subjects and keys are relative: the adapters put the cluster's prefix in front, so that clusters may share
+servers.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,18 @@ import secrets
 
 import msgspec
 
+DECISIONS = "decisions"
+"""The subject of all decisions."""
+
+LEADER_KEY = "leader"
+"""The key whose holder leads; its create revision is the epoch."""
+
 
 class Identity(msgspec.Struct, frozen=True):
-    """An actor's life: its lasting name, and the incarnation that tells this run of it from earlier ones."""
+    """An actor's life: its lasting name, and the incarnation that tells this run of it from earlier ones.
+
+    `role` is `node`, `gateway` or `operator`.
+    """
 
     cluster: str
     role: str
@@ -21,12 +34,12 @@ class Identity(msgspec.Struct, frozen=True):
     @property
     def fact_subject(self) -> str:
         """The subject that only this actor writes."""
-        return fact_subject(self.cluster, self.role, self.name)
+        return f"facts.{self.role}.{self.name}"
 
     @property
     def lease_key(self) -> str:
         """The key that says that this incarnation is alive. Another incarnation has another key."""
-        return f"{lease_prefix(self.cluster)}{self.role}s/{self.name}/{self.incarnation}"
+        return f"{self.role}s/{self.name}/{self.incarnation}"
 
     def lease_value(self) -> bytes:
         """What stands at the lease key, for people and tools."""
@@ -47,30 +60,15 @@ def new_incarnation() -> str:
 
 
 def subject_prefix(cluster: str) -> str:
-    """What all subjects of a cluster begin with."""
+    """What the log's adapter puts before all subjects of a cluster."""
     return f"holdfast.{cluster}"
 
 
-def decision_subject(cluster: str) -> str:
-    """The subject of all decisions."""
-    return f"{subject_prefix(cluster)}.decisions"
-
-
-def fact_subject(cluster: str, role: str, name: str) -> str:
-    """The subject of one writer's facts."""
-    return f"{subject_prefix(cluster)}.facts.{role}.{name}"
+def lease_prefix(cluster: str) -> str:
+    """What the leases' adapter puts before all keys of a cluster."""
+    return f"/holdfast/{cluster}/"
 
 
 def stream_name(cluster: str) -> str:
     """The JetStream stream that holds a cluster's log."""
     return f"HOLDFAST_{cluster}"
-
-
-def lease_prefix(cluster: str) -> str:
-    """What all lease keys of a cluster begin with."""
-    return f"/holdfast/{cluster}/"
-
-
-def leader_key(cluster: str) -> str:
-    """The key whose holder leads; its create revision is the epoch."""
-    return f"{lease_prefix(cluster)}leader"

@@ -89,6 +89,8 @@ class Node:
             settings.lease_ttl_s,
         )
         self._children: dict[str, _Child] = {}
+        self._childless = asyncio.Event()
+        self._childless.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take part until `stop`. Raises `Superseded`, `WrongLastSequence` or `CorruptLog` when it may not go on."""
@@ -104,6 +106,8 @@ class Node:
                 await self._leave()
                 for task in tasks:
                     task.cancel()
+            await self._controller.resign()
+            await self._session.release()
         finally:
             for child in self._children.values():
                 if child.process is not None:
@@ -170,6 +174,7 @@ class Node:
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
         )
         child = self._children[replica.id] = _Child(specification)
+        self._childless.clear()
         group.create_task(self._run_replica(child, replica.event))
 
     # --- one replica ------------------------------------------------------------------------------------
@@ -197,8 +202,13 @@ class Node:
                 reports.cancel()
         finally:
             process.kill()
-        self._children.pop(name, None)
         self._facts.record(self._exited(child, process.pid, status), started)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._children.pop(name, None)
+        if not self._children:
+            self._childless.set()
 
     async def _read_reports(self, child: _Child, process: Process, started: str) -> None:
         async for line in process.messages():
@@ -237,7 +247,7 @@ class Node:
     # --- leaving ----------------------------------------------------------------------------------------
 
     async def _leave(self) -> None:
-        """End everything in order: out of placement, replicas down, leadership and lease given back."""
+        """End everything in order: out of placement, then the replicas, then out of the cluster."""
         name = self._identity.name
         stopping = self._facts.record(NodeStopping(name), None)
         for child in self._children.values():
@@ -247,10 +257,7 @@ class Node:
         )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(longest_s + 2 * STOP_MARGIN_S):
-                while self._children:
-                    await asyncio.sleep(0.02)
+                await self._childless.wait()
         self._facts.record(NodeLeft(name), stopping)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
-        await self._controller.resign()
-        await self._session.release()

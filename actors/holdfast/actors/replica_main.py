@@ -21,7 +21,7 @@ import uvloop
 
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.replica import Replica
-from holdfast.actors.specification import Failed, Ready, Report, ReplicaSpecification, encode_report
+from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, Report, encode_report
 from holdfast.core.errors import InvalidConfig, Misuse
 
 LINE_BYTES_MAX = 1024 * 1024
@@ -58,10 +58,11 @@ async def load_engine(specification: ReplicaSpecification) -> Engine:
 
         return load_mock(arguments, specification.model, random.Random(specification.replica))
     try:
-        from holdfast.actors.engines.torch import load_torch
+        from holdfast.actors.engines.torch.engine import load_engine as load_torch
+        from holdfast.actors.engines.torch.settings import read_settings
     except ImportError as error:
         raise InvalidConfig(f"the torch engine needs pip install 'holdfast[torch]' ({error})") from error
-    return await load_torch(arguments, specification.model)
+    return await load_torch(read_settings({"model_name": specification.model, **arguments}))
 
 
 async def serve(specification: ReplicaSpecification, channel: NodeChannel, stdin: asyncio.StreamReader) -> None:

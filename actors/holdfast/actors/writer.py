@@ -13,7 +13,7 @@ from collections import deque
 
 import msgspec
 
-from holdfast.actors.identity import Identity, decision_subject
+from holdfast.actors.identity import DECISIONS, Identity
 from holdfast.core.errors import LogUnavailable
 from holdfast.core.events import (
     GENESIS,
@@ -50,7 +50,7 @@ class EventAppender:
     def next_id(self) -> str:
         """A fresh event id."""
         self._count += 1
-        return f"{self._identity.name}.{self._identity.incarnation}.{self._subject.split('.')[2][0]}{self._count}"
+        return f"{self._identity.name}.{self._identity.incarnation}.{self._subject[0]}{self._count}"
 
     def event(self, payload: Payload, cause: str | None, *, epoch: int = 0) -> Event:
         """The payload in its envelope, stamped now; `previous` is filled in when it is appended."""
@@ -136,7 +136,7 @@ class DecisionWriter:
     """The leader's decisions, each appended right after the last one that it has read."""
 
     def __init__(self, log: Log, clock: Clock, identity: Identity) -> None:
-        self._appender = EventAppender(log, clock, identity, decision_subject(identity.cluster))
+        self._appender = EventAppender(log, clock, identity, DECISIONS)
 
     async def append(self, decision: Decision, cause: str | None, *, epoch: int, head: Head) -> Head:
         """Append after `head`; the new head. Raises `WrongLastSequence` when somebody else decided meanwhile."""

@@ -1,0 +1,52 @@
+"""What operators ask of a cluster, as facts in the log. Tools use it; it keeps nothing running."""
+
+from __future__ import annotations
+
+from holdfast.actors.follower import Follower
+from holdfast.actors.identity import Identity
+from holdfast.actors.writer import EventAppender
+from holdfast.core.config import ApplicationConfig
+from holdfast.core.errors import WrongLastSequence
+from holdfast.core.events import DeployRequested, Fact
+from holdfast.core.ports import Clock, Log
+from holdfast.core.state import ClusterState
+
+APPEND_TRIES_MAX = 10
+"""Two operators of the same name may append at once; the later one reads and tries again, this often at most."""
+
+
+class Operator:
+    """Appends an operator's wishes after everything that the follower has read."""
+
+    def __init__(self, log: Log, clock: Clock, identity: Identity, follower: Follower) -> None:
+        self._follower = follower
+        self._subject = identity.fact_subject
+        self._appender = EventAppender(log, clock, identity, self._subject)
+
+    async def deploy(self, application: ApplicationConfig) -> bool:
+        """Ask for the application, unless it is what the cluster has already; whether it had to be asked for."""
+        await self._follower.catch_up()
+        if is_deployed(self._follower.state, application):
+            return False
+        await self._append(DeployRequested(application))
+        return True
+
+    async def _append(self, fact: Fact) -> None:
+        event = self._appender.event(fact, None)
+        for attempt in range(APPEND_TRIES_MAX):
+            await self._follower.catch_up()
+            try:
+                await self._appender.append(event, self._follower.state.head(self._subject))
+                return
+            except WrongLastSequence:
+                if attempt == APPEND_TRIES_MAX - 1:
+                    raise
+
+
+def is_deployed(state: ClusterState, application: ApplicationConfig) -> bool:
+    """Whether the cluster's goal is this configuration, with nothing else asked for."""
+    deployed = state.applications.get(application.name)
+    if deployed is None or application.name in state.requests:
+        return False
+    goal = [deployment.config for deployment in deployed.deployments.values()]
+    return goal == list(application.deployments)

@@ -1,0 +1,274 @@
+"""A gateway's link to one replica: dials it, keeps the attempts that run on it, notices when it is gone.
+
+Everything that comes in is handled in the callback that received it, without a task or a queue per stream:
+a step's frame goes straight into the stream machines, and only the sessions that wait are woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from holdfast.actors.wire import Connection
+from holdfast.core.errors import PeerViolation, RequestRefused, StreamLost
+from holdfast.core.frames import (
+    PROTOCOL_VERSION,
+    Admitted,
+    Heartbeat,
+    Hello,
+    Refused,
+    Start,
+    Step,
+    Stop,
+    Welcome,
+    decode_from_replica,
+)
+from holdfast.core.requests import EngineInfo
+
+if TYPE_CHECKING:
+    from holdfast.gateway.session import StreamRun
+
+REDIAL_FIRST_S = 0.05
+REDIAL_MAX_S = 1.0
+"""Between tries to reach a replica that the log calls running: doubling, times 0.5 to 1.5."""
+
+logger = logging.getLogger(__name__)
+
+
+class LinkSettings(msgspec.Struct, frozen=True):
+    """How a link behaves. Times in seconds. A replica owes a frame every 0.1 s; after
+    `heartbeat_timeout_s` without one its connection is cut and its streams migrate."""
+
+    cluster: str
+    gateway: str
+    dial_timeout_s: float = 1.0
+    heartbeat_timeout_s: float = 2.0
+
+
+class ReplicaLink:
+    """One replica, seen from this gateway. A candidate for routing while `room` is true."""
+
+    def __init__(
+        self,
+        replica: str,
+        address: str,
+        in_flight_max: int,
+        settings: LinkSettings,
+        rng: random.Random,
+        on_capacity: Callable[[ReplicaLink], None],
+        on_orphans: Callable[[list[StreamRun], Exception], None],
+    ) -> None:
+        self.replica = replica
+        self.address = address
+        self.in_flight_max = in_flight_max
+        self.info: EngineInfo | None = None
+        self.retired = False
+        self._settings = settings
+        self._rng = rng
+        self._on_capacity = on_capacity
+        self._on_orphans = on_orphans
+        self._connection: Connection | None = None
+        self._attempts: dict[int, StreamRun] = {}
+        self._numbers = itertools.count(1)
+        self._reported = 0
+        self._draining = False
+        self._lost = asyncio.Event()
+        self._welcomed = asyncio.Event()
+        self._vacant = asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether streams can be sent here."""
+        return self._welcomed.is_set() and not self._draining and not self.retired
+
+    @property
+    def room(self) -> bool:
+        """As `Candidate.room`."""
+        return self.ready and len(self._attempts) < self.in_flight_max
+
+    @property
+    def load(self) -> int:
+        """As `Candidate.load`: our own streams are known at once, others' with the next heartbeat."""
+        return max(len(self._attempts), self._reported)
+
+    @property
+    def in_flight(self) -> int:
+        """This gateway's attempts on the replica."""
+        return len(self._attempts)
+
+    def begin(self, run: StreamRun) -> None:
+        """Start the run's next attempt here."""
+        assert self._connection is not None
+        attempt = next(self._numbers)
+        request = run.stream.start()
+        self._attempts[attempt] = run
+        run.link, run.attempt = self, attempt
+        self._connection.send(Start(attempt, request))
+
+    def end(self, run: StreamRun) -> None:
+        """Tell the replica to forget the run's attempt, if it is still there."""
+        if self._attempts.pop(run.attempt, None) is not None:
+            if self._connection is not None:
+                self._connection.send(Stop(run.attempt))
+            self._freed()
+
+    def retire(self) -> None:
+        """Send nothing new; close as soon as what is here has ended."""
+        self.retired = True
+        self._vacant.set() if not self._attempts else self._vacant.clear()
+
+    async def run(self) -> None:
+        """Dial, and dial again, until retired and vacant."""
+        redial_s = REDIAL_FIRST_S
+        while not self.retired:
+            try:
+                await self._connect()
+            except (OSError, TimeoutError, PeerViolation) as error:
+                logger.info("replica %s at %s is not reached: %s", self.replica, self.address, error)
+                await asyncio.sleep(redial_s * self._rng.uniform(0.5, 1.5))
+                redial_s = min(redial_s * 2, REDIAL_MAX_S)
+                continue
+            redial_s = REDIAL_FIRST_S
+            self._on_capacity(self)
+            try:
+                await self._watch()
+            finally:
+                self._cut()
+            await asyncio.sleep(REDIAL_FIRST_S)
+
+    async def _connect(self) -> None:
+        host, port = self.address.rsplit(":", 1)
+        loop = asyncio.get_running_loop()
+        self._lost.clear()
+        self._welcomed.clear()
+        async with asyncio.timeout(self._settings.dial_timeout_s):
+            _transport, connection = await loop.create_connection(
+                lambda: Connection(self._on_body, self._on_connection_lost), host, int(port)
+            )
+            self._connection = connection
+            connection.send(Hello(PROTOCOL_VERSION, self._settings.cluster, self._settings.gateway, self.replica))
+            try:
+                await self._either(self._welcomed, self._lost)
+            except BaseException:
+                self._cut()
+                raise
+        if not self._welcomed.is_set():
+            raise PeerViolation("it closed the connection instead of a welcome")
+
+    async def _watch(self) -> None:
+        """Return when the connection is lost, silent for too long, or no longer needed."""
+        timeout_s = self._settings.heartbeat_timeout_s
+        while not self._lost.is_set():
+            if self.retired and not self._attempts:
+                return
+            connection = self._connection
+            assert connection is not None
+            quiet_s = connection.loop.time() - connection.last_received_s
+            if quiet_s > timeout_s:
+                # Was it us? After a stall of this process, let the socket's backlog be read first.
+                await asyncio.sleep(timeout_s / 10)
+                quiet_s = connection.loop.time() - connection.last_received_s
+                if quiet_s > timeout_s:
+                    logger.warning("replica %s is silent for %.1f s; leaving it", self.replica, quiet_s)
+                    return
+            try:
+                async with asyncio.timeout(timeout_s / 4):
+                    await (self._either(self._lost, self._vacant) if self.retired else self._lost.wait())
+            except TimeoutError:
+                continue
+
+    @staticmethod
+    async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
+        tasks = [asyncio.ensure_future(first.wait()), asyncio.ensure_future(second.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    # --- callbacks --------------------------------------------------------------------------------------
+
+    def _on_body(self, connection: Connection, body: bytes) -> None:
+        frame = decode_from_replica(body)
+        if type(frame) is Step:
+            self._on_step(frame)
+        elif isinstance(frame, Heartbeat):
+            self._on_heartbeat(frame)
+        elif isinstance(frame, Admitted):
+            run = self._attempts.get(frame.attempt)
+            if run is not None:
+                run.stream.admitted(frame.prompt_tokens)
+        elif isinstance(frame, Refused):
+            self._on_refused(frame)
+        elif isinstance(frame, Welcome):
+            if frame.replica != self.replica:
+                raise PeerViolation(f"{frame.replica} answers where {self.replica} should")
+            self.info = frame.info
+            self._welcomed.set()
+
+    def _on_step(self, step: Step) -> None:
+        attempts = self._attempts
+        if step.logprobs is None:
+            for attempt, position, token, text in zip(
+                step.attempts, step.positions, step.tokens, step.texts, strict=True
+            ):
+                run = attempts.get(attempt)
+                if run is not None:
+                    run.token(position, token, text, None)
+        else:
+            for attempt, position, token, text, logprob in zip(
+                step.attempts, step.positions, step.tokens, step.texts, step.logprobs, strict=True
+            ):
+                run = attempts.get(attempt)
+                if run is not None:
+                    run.token(position, token, text, logprob)
+        for attempt, reason in step.finished:
+            run = attempts.pop(attempt, None)
+            if run is not None:
+                run.finished(reason)
+        if step.finished:
+            self._freed()
+
+    def _on_heartbeat(self, beat: Heartbeat) -> None:
+        self._reported = beat.load.running + beat.load.waiting
+        self._draining = beat.draining
+
+    def _on_refused(self, frame: Refused) -> None:
+        run = self._attempts.pop(frame.attempt, None)
+        if run is None:
+            return
+        if frame.retry:
+            self._on_orphans([run], StreamLost(f"replica {self.replica}: {frame.message}"))
+        else:
+            run.refused(RequestRefused(frame.message, code=frame.code, param=frame.param))
+        self._freed()
+
+    def _on_connection_lost(self, connection: Connection) -> None:
+        if connection is self._connection:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Drop the connection; its streams are orphans now."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+        self._welcomed.clear()
+        self._lost.set()
+        self._reported = 0
+        orphans = list(self._attempts.values())
+        self._attempts.clear()
+        if orphans:
+            self._on_orphans(orphans, StreamLost(f"replica {self.replica} was lost"))
+
+    def _freed(self) -> None:
+        if self._attempts:
+            self._on_capacity(self)
+            return
+        self._vacant.set()
+        self._on_capacity(self)

@@ -1,0 +1,152 @@
+"""Where everything is wired together: a node process, a gateway process, and what tools need of either."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from holdfast.gateway.app import create_app
+
+from holdfast.actors.clock import SystemClock
+from holdfast.actors.follower import Follower
+from holdfast.actors.identity import Identity, new_incarnation
+from holdfast.actors.launcher import ProcessLauncher
+from holdfast.actors.leasing import LeaseSession
+from holdfast.actors.node import Node, NodeSettings
+from holdfast.actors.writer import FactWriter
+from holdfast.core.config import check_name
+from holdfast.core.errors import WorldFailure
+from holdfast.core.events import GatewayJoined, GatewayLeft
+from holdfast.core.ports import Leases, Log
+from holdfast.gateway.http_server import HttpServer
+from holdfast.gateway.serving import Serving
+from holdfast.gateway.settings import Settings
+from holdfast.gateway.version import VERSION
+from holdfast.store.etcd import EtcdLeases
+from holdfast.store.jetstream import JetStreamLog
+
+FLUSH_TIMEOUT_S = 2.0
+"""How long a gateway that ends waits for its last fact to reach the log."""
+
+CATCH_UP_RETRY_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+def identify(settings: Settings, role: str, name: str) -> Identity:
+    """A new incarnation of an actor in this process. Raises `InvalidConfig` for a bad name."""
+    check_name(role, name)
+    return Identity(settings.cluster, role, name, new_incarnation(), socket.gethostname(), os.getpid())
+
+
+@contextlib.asynccontextmanager
+async def open_log(settings: Settings) -> AsyncIterator[JetStreamLog]:
+    """The cluster's log. Raises `LogUnavailable`, `IncompatibleServer`."""
+    log = await JetStreamLog.open(settings.log_settings())
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+@contextlib.asynccontextmanager
+async def open_leases(settings: Settings) -> AsyncIterator[EtcdLeases]:
+    """The cluster's leases. Raises `LeasesUnavailable`, `IncompatibleServer`."""
+    leases = await EtcdLeases.open(settings.lease_settings())
+    try:
+        yield leases
+    finally:
+        await leases.close()
+
+
+async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Event) -> None:
+    """Run a node until `stop`. Raises `Superseded` and the store's errors."""
+    node_settings = NodeSettings(
+        version=VERSION,
+        lease_ttl_s=settings.lease_ttl_s,
+        slots=settings.node.slots,
+        host=settings.node.host,
+        heartbeat_interval_s=settings.node.heartbeat_interval_s,
+    )
+    async with open_log(settings) as log, open_leases(settings) as leases:
+        node = Node(
+            identify(settings, "node", name),
+            node_settings,
+            log=log,
+            leases=leases,
+            clock=SystemClock(),
+            launcher=ProcessLauncher(logs),
+            rng=random.Random(),
+        )
+        await node.run(stop)
+
+
+async def run_gateway(settings: Settings, name: str, stop: asyncio.Event) -> None:
+    """Run a gateway until `stop`. Raises the store's errors, and `Misuse` when its port is taken."""
+    identity = identify(settings, "gateway", name)
+    async with open_log(settings) as log, open_leases(settings) as leases:
+        await GatewayProcess(settings, identity, log, leases).run(stop)
+
+
+class GatewayProcess:
+    """A gateway's actors: follower, links and sessions, HTTP, lease and facts."""
+
+    def __init__(self, settings: Settings, identity: Identity, log: Log, leases: Leases) -> None:
+        self._settings = settings
+        self._identity = identity
+        rng = random.Random()
+        self._follower = Follower(log)
+        self._facts = FactWriter(log, SystemClock(), identity)
+        keys = {identity.lease_key: identity.lease_value()}
+        self._session = LeaseSession(leases, settings.lease_ttl_s, keys, rng)
+        self._serving = Serving(self._follower, settings.cluster, identity.name, settings.serving, rng)
+        app = create_app(self._serving, settings.http)
+        self._http = HttpServer(app, settings.gateway.host, settings.gateway.port, settings.gateway.backlog)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`, then let streams go on for the drain timeout, then end."""
+        self._http.bind()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._follower.run()),
+                group.create_task(self._facts.run()),
+                group.create_task(self._session.run()),
+            ]
+            await self._catch_up()
+            tasks.append(group.create_task(self._serving.run()))
+            async with self._http.serving():
+                joined = self._join()
+                await stop.wait()
+                await self._drain()
+            self._facts.record(GatewayLeft(self._identity.name), joined)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+            for task in tasks:
+                task.cancel()
+        await self._session.release()
+
+    async def _catch_up(self) -> None:
+        while True:
+            try:
+                return await self._follower.catch_up()
+            except WorldFailure as error:
+                logger.warning("can't read the log yet: %s", error)
+                await asyncio.sleep(CATCH_UP_RETRY_S)
+
+    def _join(self) -> str:
+        gateway, identity = self._settings.gateway, self._identity
+        url = f"http://{gateway.host}:{gateway.port}"
+        fact = GatewayJoined(identity.name, identity.host, identity.pid, url, VERSION)
+        return self._facts.record(fact, None)
+
+    async def _drain(self) -> None:
+        self._serving.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.gateway.drain_timeout_s):
+                await self._serving.idle()

@@ -1,0 +1,273 @@
+"""Serves models over the replicas that the log says are running: links, routing, queues, migration.
+
+A stream that finds no replica with room waits in its deployment's queue, which is bounded in length and in
+time. A stream that lost its replica goes to the head of that queue, and is never refused for its length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from holdfast.actors.follower import Follower
+from holdfast.core.config import DeploymentConfig
+from holdfast.core.errors import NoReplica, Overloaded, UnknownModel
+from holdfast.core.requests import EngineRequest
+from holdfast.core.routing import choose
+from holdfast.core.state import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
+from holdfast.core.stream import StreamStatus
+from holdfast.gateway.backend import Health, ModelInfo
+from holdfast.gateway.link import LinkSettings, ReplicaLink
+from holdfast.gateway.session import StreamRun, StreamSession
+
+RETRY_AFTER_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class ServingSettings(BaseModel):
+    """How a gateway serves streams."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, description="A request ends by then, whatever happens (seconds)."
+    )
+    replica_wait_s: float = Field(
+        30.0, ge=0, le=3_600, description="A stream waits this long for a replica with room before it fails (seconds)."
+    )
+    migration_limit: int = Field(3, ge=0, le=100, description="A stream may change its replica this often.")
+    dial_timeout_s: float = Field(1.0, gt=0, le=60, description="Reaching a replica may take this long (seconds).")
+    heartbeat_timeout_s: float = Field(
+        2.0, gt=0, le=600, description="A replica that sends nothing for this long is left (seconds)."
+    )
+
+
+class _Pool:
+    """One deployment's links and queue."""
+
+    def __init__(self, config: DeploymentConfig) -> None:
+        self.config = config
+        self.links: list[ReplicaLink] = []
+        self.queue: deque[StreamRun] = deque()
+
+
+class Serving:
+    """As `Backend`, over replicas' sockets."""
+
+    def __init__(
+        self, follower: Follower, cluster: str, gateway: str, settings: ServingSettings, rng: random.Random
+    ) -> None:
+        self._follower = follower
+        self._settings = settings
+        self._rng = rng
+        self._link_settings = LinkSettings(cluster, gateway, settings.dial_timeout_s, settings.heartbeat_timeout_s)
+        self._pools: dict[str, _Pool] = {}
+        self._links: dict[str, ReplicaLink] = {}
+        self._pool_of: dict[StreamRun, _Pool] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+        self.migrations = 0
+
+    async def run(self) -> None:
+        """Keep links to all running replicas until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._sync(self._follower.state, group)
+                await self._follower.change()
+
+    # --- Backend ----------------------------------------------------------------------------------------
+
+    def models(self) -> Sequence[ModelInfo]:
+        """As `Backend.models`."""
+        state = self._follower.state
+        return [
+            self._model(state, application, deployment.config)
+            for application in state.applications.values()
+            for deployment in application.deployments.values()
+        ]
+
+    def open(
+        self, model: str, choices: Sequence[EngineRequest], *, stops: Sequence[str], timeout_s: float | None = None
+    ) -> StreamSession:
+        """As `Backend.open`."""
+        pool = self._pools.get(model)
+        if pool is None:
+            raise UnknownModel(model)
+        if self.draining:
+            raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
+        free = pool.config.max_queued_requests - len(pool.queue)
+        if len(choices) > free and not any(link.room for link in pool.links):
+            raise Overloaded(
+                f"{len(pool.queue)} requests wait for a replica of `{model}` already; at most "
+                f"{pool.config.max_queued_requests} may.",
+                RETRY_AFTER_S,
+            )
+        limit_s = self._settings.request_timeout_s
+        return StreamSession(
+            choices,
+            stops,
+            self._settings.migration_limit,
+            lambda run: self._submit(run, pool),
+            self._withdraw,
+            min(timeout_s or limit_s, limit_s),
+        )
+
+    def health(self) -> Health:
+        """As `Backend.health`."""
+        reasons = ["it is shutting down"] if self.draining else []
+        details: dict[str, Any] = {"models": {}, "log_sequence": self._follower.state.sequence}
+        for name, pool in self._pools.items():
+            ready = sum(link.ready for link in pool.links)
+            details["models"][name] = {"replicas_ready": ready, "replicas_wanted": pool.config.num_replicas}
+            if not ready and pool.config.num_replicas:
+                reasons.append(f"no replica of {name} is ready")
+        if not self._pools:
+            reasons.append("no application is deployed")
+        return Health(not reasons, reasons, details)
+
+    async def idle(self) -> None:
+        """Wait until no request is open."""
+        await self._idle.wait()
+
+    # --- links ------------------------------------------------------------------------------------------
+
+    def _sync(self, state: ClusterState, group: asyncio.TaskGroup) -> None:
+        """Make pools and links agree with the log."""
+        goals = {
+            deployment.config.name: deployment.config
+            for application in state.applications.values()
+            for deployment in application.deployments.values()
+        }
+        for name in self._pools.keys() - goals.keys():
+            self._close_pool(name)
+        for name, config in goals.items():
+            self._pools.setdefault(name, _Pool(config)).config = config
+        for replica in state.replicas.values():
+            if replica.status is ReplicaStatus.RUNNING and replica.id not in self._links:
+                self._open_link(replica, group)
+        for replica_id, link in list(self._links.items()):
+            known = state.replicas.get(replica_id)
+            if known is None or known.status is not ReplicaStatus.RUNNING:
+                self._retire(link)
+
+    def _open_link(self, replica: ReplicaState, group: asyncio.TaskGroup) -> None:
+        pool = self._pools.get(replica.deployment)
+        if pool is None:
+            return
+        link = ReplicaLink(
+            replica.id,
+            replica.address,
+            pool.config.max_ongoing_requests,
+            self._link_settings,
+            self._rng,
+            on_capacity=lambda _link: self._pump(pool),
+            on_orphans=self._migrate,
+        )
+        self._links[replica.id] = link
+        pool.links.append(link)
+        group.create_task(link.run(), name=f"link to {replica.id}")
+
+    def _retire(self, link: ReplicaLink) -> None:
+        self._links.pop(link.replica, None)
+        for pool in self._pools.values():
+            if link in pool.links:
+                pool.links.remove(link)
+        link.retire()
+
+    def _close_pool(self, name: str) -> None:
+        pool = self._pools.pop(name)
+        for link in list(pool.links):
+            self._links.pop(link.replica, None)
+            link.retire()
+        while pool.queue:
+            self._drop(pool.queue.popleft(), UnknownModel(name))
+
+    # --- streams ----------------------------------------------------------------------------------------
+
+    def _submit(self, run: StreamRun, pool: _Pool) -> None:
+        self._pool_of[run] = pool
+        self._idle.clear()
+        if pool.queue or not self._begin(run, pool):
+            self._enqueue(run, pool, first=False)
+
+    def _begin(self, run: StreamRun, pool: _Pool) -> bool:
+        link = choose(pool.links, self._rng.randrange)
+        if link is None:
+            return False
+        link.begin(run)
+        return True
+
+    def _enqueue(self, run: StreamRun, pool: _Pool, *, first: bool) -> None:
+        run.waiting = asyncio.get_running_loop().call_later(self._settings.replica_wait_s, self._give_up, run, pool)
+        if first:
+            pool.queue.appendleft(run)
+        else:
+            pool.queue.append(run)
+
+    def _pump(self, pool: _Pool) -> None:
+        """Let queued streams begin while there is room."""
+        while pool.queue and self._begin(pool.queue[0], pool):
+            run = pool.queue.popleft()
+            if run.waiting is not None:
+                run.waiting.cancel()
+                run.waiting = None
+
+    def _migrate(self, runs: list[StreamRun], cause: Exception) -> None:
+        """These lost their replica: on to another."""
+        for run in runs:
+            run.link = None
+            run.stream.lost(cause)
+            pool = self._pool_of.get(run)
+            if run.stream.status is not StreamStatus.WAITING or pool is None:
+                run.fail(cause)
+                continue
+            self.migrations += 1
+            if not self._begin(run, pool):
+                self._enqueue(run, pool, first=True)
+
+    def _give_up(self, run: StreamRun, pool: _Pool) -> None:
+        pool.queue.remove(run)
+        waited_s = self._settings.replica_wait_s
+        message = f"No replica of `{pool.config.name}` could take the request within {waited_s:g} seconds."
+        self._drop(run, NoReplica(message, RETRY_AFTER_S))
+
+    def _drop(self, run: StreamRun, cause: Exception) -> None:
+        if run.waiting is not None:
+            run.waiting.cancel()
+            run.waiting = None
+        run.fail(cause)
+
+    def _withdraw(self, run: StreamRun) -> None:
+        """The client is done with it, or gone."""
+        pool = self._pool_of.pop(run, None)
+        if not self._pool_of:
+            self._idle.set()
+        if run.link is not None:
+            link, run.link = run.link, None
+            link.end(run)
+        if run.waiting is not None:
+            run.waiting.cancel()
+            run.waiting = None
+            if pool is not None and run in pool.queue:
+                pool.queue.remove(run)
+
+    def _model(self, state: ClusterState, application: ApplicationState, config: DeploymentConfig) -> ModelInfo:
+        replicas = list(state.replicas_of(application.name, config.name))
+        contexts = [replica.info.context_tokens_max for replica in replicas if replica.info is not None]
+        running = sum(replica.status is ReplicaStatus.RUNNING for replica in replicas)
+        return ModelInfo(
+            config.name,
+            application.name,
+            application.deployed_at,
+            min(contexts, default=0),
+            running,
+            config.num_replicas,
+        )

@@ -1,0 +1,154 @@
+"""One HTTP request's streams, and how its handler waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from holdfast.core.errors import DeadlineExceeded, RequestRefused
+from holdfast.core.requests import EngineRequest, TokenLogprob
+from holdfast.core.stream import Stream, StreamStatus
+from holdfast.gateway.backend import Delta
+
+if TYPE_CHECKING:
+    from holdfast.gateway.link import ReplicaLink
+
+
+class StreamRun:
+    """A stream and the attempt that runs it now. `link` is None while it waits for a replica."""
+
+    __slots__ = ("_session", "attempt", "choice", "link", "reported", "stops", "stream", "waiting")
+
+    def __init__(self, session: StreamSession, choice: int, stream: Stream, stops: bool) -> None:
+        self._session = session
+        self.choice = choice
+        self.stream = stream
+        self.stops = stops
+        self.link: ReplicaLink | None = None
+        self.attempt = 0
+        self.reported = False
+        self.waiting: asyncio.TimerHandle | None = None
+
+    def token(self, position: int, token: int, text: str, logprob: TokenLogprob | None) -> None:
+        """A token came in for the current attempt."""
+        stream = self.stream
+        stream.token(position, token, text, logprob)
+        if self.stops and stream.ended and self.link is not None:
+            link, self.link = self.link, None
+            link.end(self)
+        self._session.wake()
+
+    def finished(self, reason: str) -> None:
+        """The engine is done with it."""
+        self.link = None
+        self.stream.finished(reason)
+        self._session.wake()
+
+    def refused(self, refusal: RequestRefused) -> None:
+        """The engine won't take it."""
+        self.link = None
+        self.stream.refused(refusal)
+        self._session.wake()
+
+    def fail(self, cause: Exception) -> None:
+        """It can't go on."""
+        link, self.link = self.link, None
+        if link is not None:
+            link.end(self)
+        self.stream.fail(cause)
+        self._session.wake()
+
+
+class StreamSession:
+    """As `Session`: the runs of one request, one per choice."""
+
+    def __init__(
+        self,
+        choices: Sequence[EngineRequest],
+        stops: Sequence[str],
+        migrations_max: int,
+        submit: Callable[[StreamRun], None],
+        withdraw: Callable[[StreamRun], None],
+        timeout_s: float,
+    ) -> None:
+        self._runs = [
+            StreamRun(self, choice, Stream(request, stops, migrations_max), bool(stops))
+            for choice, request in enumerate(choices)
+        ]
+        self._submit = submit
+        self._withdraw = withdraw
+        self._timeout_s = timeout_s
+        self._deadline: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
+
+    async def __aenter__(self) -> StreamSession:
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self._timeout_s, self._expire)
+        for run in self._runs:
+            self._submit(run)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for run in self._runs:
+            self._withdraw(run)
+
+    async def next(self) -> list[Delta]:
+        """As `Session.next`."""
+        if self._failure is not None:
+            raise self._failure
+        while True:
+            deltas = self._collect()
+            if deltas:
+                return deltas
+            if self._failure is not None:
+                raise self._failure
+            if all(run.stream.ended for run in self._runs):
+                return []
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As `Session.prompt_tokens`."""
+        return next((run.stream.prompt_tokens for run in self._runs if run.stream.prompt_tokens is not None), 0)
+
+    def prompt_tokens_of(self, choice: int) -> int:
+        """As `Session.prompt_tokens_of`."""
+        return self._runs[choice].stream.prompt_tokens or 0
+
+    @property
+    def completion_tokens(self) -> int:
+        """As `Session.completion_tokens`."""
+        return sum(len(run.stream.accepted) for run in self._runs)
+
+    def wake(self) -> None:
+        """Something changed for the handler."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _collect(self) -> list[Delta]:
+        deltas = []
+        for run in self._runs:
+            stream = run.stream
+            pieces = stream.take()
+            finished = stream.status is StreamStatus.FINISHED and not run.reported
+            if finished:
+                run.reported = True
+            if pieces or finished:
+                deltas.append(Delta(run.choice, pieces, stream.finish_reason if finished else None))
+            if stream.failure is not None and self._failure is None:
+                self._failure = stream.failure
+        return deltas
+
+    def _expire(self) -> None:
+        for run in self._runs:
+            if not run.stream.ended:
+                run.fail(DeadlineExceeded(f"The request did not end within {self._timeout_s:g} seconds."))

@@ -1,0 +1,113 @@
+"""All settings of Holdfast's processes, from the environment (`HOLDFAST_...`) and from options.
+
+Nested settings are written with two underscores: `HOLDFAST_NATS__URLS='["nats://a:4222"]'`.
+`docs/configuration.md` is generated from here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from holdfast.gateway.http_settings import HttpSettings
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
+from holdfast.core.config import NAME_PATTERN
+from holdfast.core.errors import InvalidConfig
+from holdfast.gateway.serving import ServingSettings
+from holdfast.store.settings import EtcdSettings, JetStreamSettings
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+class NodeProcessSettings(BaseModel):
+    """How a node process runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slots: int = Field(16, ge=0, le=100_000, description="Replicas that the node takes.")
+    host: str = Field("127.0.0.1", description="Address that the node's replicas listen on.")
+    heartbeat_interval_s: float = Field(
+        0.1, gt=0, le=60, description="Replicas tell their load to gateways this often (seconds)."
+    )
+
+
+class GatewayProcessSettings(BaseModel):
+    """How a gateway process runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8000, ge=1, le=65_535, description="Port that the gateway listens on.")
+    backlog: int = Field(1024, ge=1, le=65_535, description="Connections that may wait to be accepted.")
+    drain_timeout_s: float = Field(
+        2.0, ge=0, le=3_600, description="A gateway that is told to stop lets streams go on for this long (seconds)."
+    )
+
+
+class Settings(BaseSettings):
+    """Settings of one cluster's processes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HOLDFAST_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    cluster: str = Field("holdfast", pattern=NAME_PATTERN, description="The cluster's name, part of all its keys.")
+    lease_ttl_s: float = Field(
+        5.0, ge=2, le=3_600, description="Time to live of leases (seconds). etcd grants no less than 2."
+    )
+    nats: JetStreamSettings = Field(default_factory=lambda: JetStreamSettings(), description="The log's servers.")
+    etcd: EtcdSettings = Field(default_factory=lambda: EtcdSettings(), description="The lease servers.")
+    node: NodeProcessSettings = Field(default_factory=lambda: NodeProcessSettings(), description="Node processes.")
+    gateway: GatewayProcessSettings = Field(
+        default_factory=lambda: GatewayProcessSettings(), description="Gateway processes."
+    )
+    serving: ServingSettings = Field(default_factory=lambda: ServingSettings(), description="Serving of streams.")
+    http: HttpSettings = Field(default_factory=lambda: HttpSettings(), description="The HTTP API.")
+
+    def log_settings(self) -> JetStreamSettings:
+        """The log's settings with the cluster's names where none were given."""
+        return _with_defaults(self.nats, stream=stream_name(self.cluster), subject_prefix=subject_prefix(self.cluster))
+
+    def lease_settings(self) -> EtcdSettings:
+        """The leases' settings with the cluster's prefix where none was given."""
+        return _with_defaults(self.etcd, prefix=lease_prefix(self.cluster))
+
+
+def _with_defaults(settings: _M, **values: Any) -> _M:
+    missing = {name: value for name, value in values.items() if name not in settings.model_fields_set}
+    return settings.model_copy(update=missing)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from the environment, options winning. Raises `InvalidConfig` naming every wrong one."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)]
+        raise InvalidConfig("settings (HOLDFAST_... or options): " + "; ".join(lines)) from error
+
+
+def parse_json_object(what: str, text: str) -> dict[str, Any]:
+    """A JSON object given as an option. Raises `InvalidConfig`."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidConfig(f"{what}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidConfig(f'{what}: must be a JSON object such as {{"itl_ms": 5}}')
+    return value
+
+
+def default_model_directory() -> Path:
+    """The tiny model that is shipped with Holdfast."""
+    import holdfast.actors
+
+    return Path(holdfast.actors.__file__).parent / "models" / "tiny"

@@ -1,0 +1,5 @@
+"""The installed distribution's version."""
+
+from importlib.metadata import version
+
+VERSION = version("holdfast")
