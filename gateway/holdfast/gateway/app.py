@@ -1,0 +1,72 @@
+"""The gateway's HTTP side as an ASGI application.
+
+The two routes that generate tokens are dispatched here by their path and go straight to the backend; everything
+else goes through Starlette. Serve it with Granian's asyncio task implementation (the default): a request's
+task must be a real one, which a client that has gone cancels.
+"""
+
+from __future__ import annotations
+
+from starlette.types import Message, Receive, Scope, Send
+
+from holdfast.gateway.backend import Backend
+from holdfast.gateway.exchange import KeyRing, request_id_of
+from holdfast.gateway.generate import CHAT, COMPLETIONS, Generator
+from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.metrics import Metrics
+from holdfast.gateway.pages import create_pages
+from holdfast.gateway.problems import problem_of
+
+__all__ = ["App", "HttpSettings", "create_app"]
+
+
+class App:
+    """The ASGI application. `metrics.in_flight` tells a drain how many requests have no end yet."""
+
+    def __init__(self, backend: Backend, settings: HttpSettings) -> None:
+        self.metrics = Metrics(settings.gateway_id)
+        keys = KeyRing(settings)
+        self._stamp = (b"x-holdfast-gateway", settings.gateway_id.encode())
+        self._pages = create_pages(backend, settings, self.metrics, keys)
+        self._generator = Generator(backend, settings, self.metrics, keys, self._stamp)
+        self._forms = {form.route: form for form in (CHAT, COMPLETIONS)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP exchange, or the server's lifespan."""
+        if scope["type"] == "http":
+            form = self._forms.get(scope["path"])
+            if form is not None and scope["method"] == "POST":
+                await self._generator.serve(form, scope, receive, send)
+            else:
+                await self._page(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._pages(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id"))
+        started = False
+
+        async def stamped(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id), self._stamp]
+            await send(message)
+
+        try:
+            await self._pages(scope, receive, stamped)
+        except Exception as error:
+            problem = problem_of(error, request_id.decode())
+            if started:
+                return
+            body = problem.body()
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            await stamped({"type": "http.response.start", "status": problem.status, "headers": headers})
+            await stamped({"type": "http.response.body", "body": body})
+
+
+def create_app(backend: Backend, settings: HttpSettings | None = None) -> App:
+    """The HTTP side over `backend`. One per gateway; needs a running event loop only to serve."""
+    return App(backend, settings or HttpSettings())

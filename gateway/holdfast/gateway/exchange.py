@@ -1,0 +1,156 @@
+"""One HTTP exchange: its headers read once, its body read within bounds, its answer sent."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import re
+from typing import Final
+
+from starlette.types import Message, Receive, Scope, Send
+
+from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.problems import (
+    Problem,
+    body_too_large,
+    body_too_slow,
+    invalid,
+    unauthorized,
+    unsupported_media_type,
+)
+
+_SANE_ID: Final = re.compile(rb"[!-~]{1,128}")
+_JSON: Final = (b"content-type", b"application/json")
+_EVENTS: Final = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+LINGER_BYTES_MAX: Final = 64 * 1024 * 1024
+LINGER_S: Final = 2.0
+
+
+class ClientGone(Exception):
+    """The client went away before its request was complete. Nobody is there to be told."""
+
+
+def request_id_of(given: bytes | None) -> bytes:
+    """The client's own request id if it is sane (at most 128 visible ASCII characters), else a new one."""
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given
+    return b"req_" + os.urandom(12).hex().encode()
+
+
+class KeyRing:
+    """The API keys, as hashes. Comparing takes the same time whichever key it is, or none."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._hashes = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
+
+    def check(self, authorization: bytes | None) -> None:
+        """Raises `HttpRefusal` (401) unless the header carries one of the keys, or there are none."""
+        if not self._hashes:
+            return
+        scheme, _, token = (authorization or b"").partition(b" ")
+        digest = hashlib.sha256(token.strip()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._hashes]
+        if scheme.lower() != b"bearer" or True not in matches:
+            raise unauthorized(given=bool(authorization))
+
+
+class Exchange:
+    """A request and the answer to it. `started` tells whether the answer's status has been sent."""
+
+    __slots__ = ("_receive", "_send", "_settings", "_stamp", "headers", "request_id", "started", "unread")
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, settings: HttpSettings, stamp: tuple[bytes, bytes]
+    ) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.request_id = request_id_of(self.headers.get(b"x-request-id"))
+        self.started = False
+        self.unread = True
+        self._receive = receive
+        self._send = send
+        self._settings = settings
+        self._stamp = stamp
+
+    async def body(self) -> bytes:
+        """The whole body. Raises `HttpRefusal` if it is too long, too slow or not JSON; `ClientGone`."""
+        content_type = self.headers.get(b"content-type")
+        if content_type is not None and not _is_json(content_type):
+            raise unsupported_media_type(content_type.decode("latin-1"))
+        length = self.headers.get(b"content-length", b"0")
+        if length.isdigit() and len(length) < 20 and int(length) > self._settings.body_bytes_max:
+            raise body_too_large(self._settings.body_bytes_max)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                return await self._read(await self._receive())
+        except TimeoutError:
+            raise body_too_slow(self._settings.body_timeout_s) from None
+
+    async def _read(self, message: Message) -> bytes:
+        parts: list[bytes] = []
+        left = self._settings.body_bytes_max
+        while message["type"] == "http.request":
+            part: bytes = message.get("body", b"")
+            left -= len(part)
+            if left < 0:
+                raise body_too_large(self._settings.body_bytes_max)
+            parts.append(part)
+            if not message.get("more_body", False):
+                self.unread = False
+                return part if len(parts) == 1 else b"".join(parts)
+            message = await self._receive()
+        raise ClientGone
+
+    async def answer(self, status: int, body: bytes, extra: list[tuple[bytes, bytes]] | None = None) -> None:
+        """Send a whole answer in JSON."""
+        length = (b"content-length", b"%d" % len(body))
+        await self._start(status, [_JSON, length, *(extra or ())])
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def problem(self, problem: Problem) -> None:
+        """Send an error as the answer."""
+        await self.answer(problem.status, problem.body(), problem.headers())
+        if self.unread:
+            await self._linger()
+
+    async def events(self) -> None:
+        """Begin an answer that is a stream of events."""
+        await self._start(200, [*_EVENTS])
+
+    async def write(self, body: bytes, *, more: bool) -> None:
+        """Send a piece of a stream; returns once the client's connection takes more."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        headers += ((b"x-request-id", self.request_id), self._stamp)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _linger(self) -> None:
+        """Take in and drop a bounded rest of the body, so that a client that is still sending gets the answer.
+
+        Closing at once would reset the connection, and the reset overtakes the answer.
+        """
+        left = LINGER_BYTES_MAX
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+
+def _is_json(content_type: bytes) -> bool:
+    kind = content_type.partition(b";")[0].strip().lower()
+    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+
+
+def refuse_resuming(headers: dict[bytes, bytes]) -> None:
+    """Raises `RequestRefused` for `Last-Event-ID`: starting anew instead would repeat tokens."""
+    if b"last-event-id" in headers:
+        message = "Resuming a stream with Last-Event-ID is not supported by this version; send the request without it."
+        raise invalid(message, "Last-Event-ID", "unsupported_parameter")

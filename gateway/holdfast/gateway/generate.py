@@ -1,0 +1,199 @@
+"""The two routes that generate tokens: read, ask, run, answer.
+
+This is the path that every token takes, so it goes straight from ASGI to the backend: no middleware, no
+routing, one decode of the body, and one `send` for all events that wait together.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from holdfast.gateway.answers import Collected, chat_answer, completion_answer
+from holdfast.gateway.asking import Asked, ask_chat, ask_completion
+from holdfast.gateway.backend import Backend, Delta, Session
+from holdfast.gateway.exchange import ClientGone, Exchange, KeyRing, refuse_resuming
+from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.metrics import Metrics, ModelMetrics
+from holdfast.gateway.openai import Usage
+from holdfast.gateway.problems import problem_of
+from holdfast.gateway.sse import ChatEncoder, CompletionEncoder, Encoder, Head
+from holdfast.gateway.watch import DisconnectWatch
+
+OK = "ok"
+CANCELLED = "cancelled"
+"""The client went away before the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What differs between chats and completions."""
+
+    route: str
+    id_prefix: str
+    ask: Callable[[bytes, HttpSettings], Asked]
+    encoder: Callable[[Head, int], Encoder]
+    answer: Callable[[Head, Collected, Usage], bytes]
+
+
+CHAT = Form("/v1/chat/completions", "chatcmpl", ask_chat, ChatEncoder, chat_answer)
+COMPLETIONS = Form("/v1/completions", "cmpl", ask_completion, CompletionEncoder, completion_answer)
+
+
+def response_id(prefix: str, seed: int) -> str:
+    """`<prefix>-<16 random hex digits><16 hex digits of the seed>`.
+
+    The random half makes the id unique and not to be guessed. The seed, as a 64-bit two's complement, is in it
+    so that any gateway can have a deterministic engine draw a lost stream's tokens again from its id alone.
+    """
+    return f"{prefix}-{os.urandom(8).hex()}{seed & 0xFFFF_FFFF_FFFF_FFFF:016x}"
+
+
+class Meter:
+    """Times one request. The clock is the monotonic one, in seconds."""
+
+    __slots__ = ("_began", "_last", "_model", "outcome")
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._last = 0.0
+        self._model: ModelMetrics | None = None
+        self.outcome = OK
+
+    def accepted(self, model: ModelMetrics) -> None:
+        """A backend took the request."""
+        self._model = model
+
+    def chunk(self, deltas: Sequence[Delta]) -> None:
+        """Deltas came together. Their tokens count as spread evenly over the time since the last ones."""
+        assert self._model is not None
+        now = time.monotonic()
+        tokens = longest = 0
+        for delta in deltas:
+            count = len(delta.pieces)
+            tokens += count
+            longest = max(longest, count)
+        if tokens == 0:
+            return
+        if self._last == 0.0:
+            self._model.ttft.observe(now - self._began)
+        else:
+            self._model.itl.observe((now - self._last) / longest, tokens)
+        self._last = now
+
+    def ended(self, usage: Usage) -> None:
+        """The session is over, well or not."""
+        if self._model is not None:
+            self._model.prompt_tokens += usage.prompt_tokens
+            self._model.completion_tokens += usage.completion_tokens
+            self._model.durations.observe(time.monotonic() - self._began)
+
+
+class Generator:
+    """Answers both routes from a backend."""
+
+    def __init__(
+        self, backend: Backend, settings: HttpSettings, metrics: Metrics, keys: KeyRing, stamp: tuple[bytes, bytes]
+    ) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._metrics = metrics
+        self._keys = keys
+        self._stamp = stamp
+
+    async def serve(self, form: Form, scope: Scope, receive: Receive, send: Send) -> None:
+        """One exchange from beginning to end; whatever goes wrong becomes an answer, or an event."""
+        meter = Meter()
+        exchange = Exchange(scope, receive, send, self._settings, self._stamp)
+        model = ""
+        self._metrics.in_flight += 1
+        try:
+            self._keys.check(exchange.headers.get(b"authorization"))
+            refuse_resuming(exchange.headers)
+            asked = form.ask(await exchange.body(), self._settings)
+            session = self._backend.open(asked.model, asked.choices, stops=asked.stops)
+            model = asked.model
+            meter.accepted(self._metrics.model(model))
+            async with DisconnectWatch(receive) as watch:
+                await self._run(form, asked, session, exchange, meter)
+            if watch.gone:
+                meter.outcome = CANCELLED
+        except ClientGone:
+            meter.outcome = CANCELLED
+        except Exception as error:
+            meter.outcome = await self._fail(exchange, error)
+        except BaseException:
+            meter.outcome = CANCELLED
+            raise
+        finally:
+            self._metrics.in_flight -= 1
+            self._metrics.ended(form.route, model, meter.outcome)
+
+    async def _run(self, form: Form, asked: Asked, session: Session, exchange: Exchange, meter: Meter) -> None:
+        head = Head(
+            response_id(form.id_prefix, asked.seed),
+            int(time.time()),
+            asked.model,
+            asked.include_usage,
+            asked.logprobs,
+            asked.echo or (),
+        )
+        async with session:
+            try:
+                if asked.stream:
+                    await self._stream(form.encoder(head, len(asked.choices)), asked, session, exchange, meter)
+                else:
+                    await self._collect(form, head, asked, session, exchange, meter)
+            finally:
+                meter.ended(_usage(asked, session))
+
+    async def _stream(self, encoder: Encoder, asked: Asked, session: Session, exchange: Exchange, meter: Meter) -> None:
+        deltas = await session.next()
+        await exchange.events()
+        try:
+            while deltas:
+                meter.chunk(deltas)
+                events = encoder.encode(deltas)
+                if encoder.ended:
+                    await exchange.write(events + encoder.done(_usage(asked, session)), more=False)
+                    return
+                await exchange.write(events, more=True)
+                deltas = await session.next()
+            raise AssertionError("the session ended before all of its choices had a finish reason")
+        except Exception as error:
+            problem = problem_of(error, exchange.request_id.decode())
+            meter.outcome = problem.outcome
+            await exchange.write(encoder.error(problem.body()), more=False)
+
+    async def _collect(
+        self, form: Form, head: Head, asked: Asked, session: Session, exchange: Exchange, meter: Meter
+    ) -> None:
+        collected = Collected(len(asked.choices))
+        while not collected.ended:
+            deltas = await session.next()
+            assert deltas, "the session ended before all of its choices had a finish reason"
+            meter.chunk(deltas)
+            collected.add(deltas)
+        await exchange.answer(200, form.answer(head, collected, _usage(asked, session)))
+
+    async def _fail(self, exchange: Exchange, error: Exception) -> str:
+        """Tell the client, if it has not had the status yet. Returns the outcome."""
+        problem = problem_of(error, exchange.request_id.decode())
+        if not exchange.started:
+            await exchange.problem(problem)
+        return problem.outcome
+
+
+def _usage(asked: Asked, session: Session) -> Usage:
+    if asked.prompts == 1:
+        prompt = session.prompt_tokens
+    else:
+        prompt = sum(
+            session.prompt_tokens_of(i) for i in range(0, len(asked.choices), len(asked.choices) // asked.prompts)
+        )
+    completion = session.completion_tokens
+    return Usage(prompt, completion, prompt + completion)

@@ -1,0 +1,40 @@
+"""The settings of a gateway's HTTP side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class HttpSettings(BaseModel):
+    """What the HTTP side of one gateway allows. Frozen: a change takes a new app."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gateway_id: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] = Field(
+        default="gateway",
+        description="This gateway's name: in the header `x-holdfast-gateway`, `/health` and the metrics.",
+    )
+    api_keys: tuple[SecretStr, ...] = Field(
+        default=(),
+        description="Keys of which a client must send one as `Authorization: Bearer <key>` on `/v1`. None: open.",,
+    )
+    body_bytes_max: Annotated[int, Field(ge=1)] = Field(
+        default=4 * 1024 * 1024, description="The longest request body, in bytes. A longer one gets 413."
+    )
+    body_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="How long a client may take to send its body, in seconds. A slower one gets 408."
+    )
+    n_max: Annotated[int, Field(ge=1, le=128)] = Field(
+        default=16, description="The largest `n`, in choices per prompt."
+    )
+    choices_max: Annotated[int, Field(ge=1)] = Field(
+        default=128, description="The most choices of one request: its prompts times `n`."
+    )
+    stop_sequences_max: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=4, description="The most stop sequences of one request. 4 is OpenAI's limit."
+    )
+    stop_chars_max: Annotated[int, Field(ge=1)] = Field(
+        default=256, description="The longest stop sequence, in characters. Text that may begin one is held back."
+    )

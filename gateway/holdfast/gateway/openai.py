@@ -1,0 +1,264 @@
+"""OpenAI's requests and responses as types: what is decoded, what is sent, and what `/openapi.json` says.
+
+A field that OpenAI has and Holdfast can't honour is typed so that only the values without effect pass
+(`UNSUPPORTED` names them); a field that has no effect on the answer is taken and ignored. Fields that neither
+OpenAI nor vLLM's usual extras have are refused.
+See https://platform.openai.com/docs/api-reference/chat and /completions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+TOKENS_MAX: Final = 2**31 - 1
+TOKEN_ID_MAX: Final = 2**32 - 1
+COMPLETION_TOKENS_DEFAULT: Final = 16
+"""OpenAI's default of `max_tokens` for completions; a chat's default is what the context has room for."""
+
+Tokens = Annotated[int, Meta(ge=1, le=TOKENS_MAX)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Empty = Annotated[list[Any], Meta(max_length=0)]
+EmptyMap = Annotated[dict[str, Any], Meta(max_length=0)]
+Never = Annotated[bool, Meta(extra_json_schema={"enum": [False]})]
+Prompt = Annotated[
+    str | list[Any],
+    Meta(description="Text, several texts, token ids, or several lists of token ids."),
+]
+Stop = Annotated[
+    str | list[Annotated[str, Meta(min_length=1)]],
+    Meta(description="Text that ends the answer, and is not part of it."),
+]
+
+UNSUPPORTED: Final = frozenset(
+    {
+        "audio",
+        "best_of",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "modalities",
+        "prediction",
+        "reasoning_effort",
+        "response_format",
+        "service_tier",
+        "store",
+        "suffix",
+        "tool_choice",
+        "tools",
+        "verbosity",
+        "web_search_options",
+    }
+)
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`include_usage`: a last chunk with the token counts. `include_obfuscation` is taken and has no effect."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a message. Only text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One message. The fields that are always null are those of an assistant's message sent back as it came."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Meta(min_length=1)]
+    name: str | None = None
+    refusal: None = None
+    annotations: Empty | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Empty | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Only free text."""
+
+    type: Literal["text"]
+
+
+class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What chats and completions share. `top_k`, `min_tokens` and `ignore_eos` are vLLM's extras."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Tokens | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=TOKENS_MAX)] | None = None
+    ignore_eos: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=TOKENS_MAX)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    seed: Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    stop: Stop | None = None
+    user: str | None = None
+    logit_bias: EmptyMap | None = None
+
+
+class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    tools: Empty | None = None
+    tool_choice: Literal["none"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Empty | None = None
+    function_call: Literal["none"] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Never | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+
+
+class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/completions`."""
+
+    prompt: Prompt
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=1, le=1)] | None = None
+    suffix: Annotated[str, Meta(max_length=0)] | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of the prompts, of all answers, and of both."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A token that might have been drawn."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenInfo(msgspec.Struct, frozen=True):
+    """A token that was drawn, and the most likely ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """The log probabilities of a chat's tokens."""
+
+    content: list[TokenInfo]
+    refusal: None = None
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """The log probabilities of a completion's tokens. `text_offset` counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class AnswerMessage(msgspec.Struct, frozen=True):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One of a chat's `n` answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatCompletion(msgspec.Struct, frozen=True):
+    """The answer to a chat request that is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One of a completion's answers; choice `p * n + i` is the i-th for prompt p."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """The answer to a completions request that is not streamed."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A deployed model. `max_model_len` is its context in tokens, null until a replica has told it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+    replicas_running: int
+    replicas_wanted: int
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """All deployed models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class HealthReport(msgspec.Struct, frozen=True):
+    """Whether this gateway can serve every application, and why not."""
+
+    status: Literal["healthy", "unhealthy"]
+    gateway: str
+    reasons: list[str]
+    details: dict[str, Any]

@@ -1,0 +1,219 @@
+"""The OpenAPI document, put together from the types that requests are decoded into and answers encoded from.
+
+Version 3.0: the Swagger UI that swagger_ui_bundle brings does not read 3.1. msgspec writes JSON Schema 2020-12,
+of which `_down` rewrites the little that 3.0 says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.openai import (
+    TOKEN_ID_MAX,
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    HealthReport,
+    Model,
+    ModelList,
+)
+from holdfast.gateway.problems import ErrorBody
+
+Json = dict[str, Any]
+
+_ERRORS = {
+    400: "The request is invalid, or asks for something that this server can't honour; `param` names the field.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such model or route.",
+    405: "The route exists, but not with this method.",
+    408: "The deadline passed before the first token, or the body took too long to arrive.",
+    413: "The body is longer than the gateway takes.",
+    415: "The body is said not to be JSON.",
+    500: "A fault of the server's. Its log has the details under the request's id.",
+    503: "Overloaded, no replica, or the stream lost its replicas. `Retry-After` is in seconds, where it helps.",
+}
+_GENERATE_ERRORS = (400, 401, 404, 408, 413, 415, 500, 503)
+_TYPES = (ChatRequest, CompletionRequest, ChatCompletion, Completion, Model, ModelList, HealthReport, ErrorBody)
+_STREAM_NOTE = (
+    "With `stream: true` the answer is `text/event-stream`: one event per token, each with an `id` of the form "
+    "`<response id>.<choice>:<tokens delivered>`, then `data: [DONE]`. An error after the first token is an event "
+    'with `{"error": ...}`, after which the stream ends without `[DONE]`.'
+)
+
+
+def document(settings: HttpSettings) -> Json:
+    """The document for a gateway with these settings: their limits are in its schemas."""
+    _, components = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
+    schemas = {name: _down(schema) for name, schema in components.items()}
+    for name in ("ChatRequest", "CompletionRequest"):
+        _limit(schemas[name]["properties"], settings)
+    schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"] = _prompt_schemas()
+    security: Json = {"security": [{"apiKey": []}]} if settings.api_keys else {}
+    return {
+        "openapi": "3.0.3",
+        "info": {
+            "title": "Holdfast",
+            "version": "1",
+            "description": "Serves models as token streams that no single failure can break. OpenAI's API.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "paths": {
+            path: {method: {**item, **security}} if path.startswith("/v1") else {method: item}
+            for path, method, item in _operations(settings)
+        },
+        "components": {
+            "schemas": schemas,
+            "headers": _headers(),
+            "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operations(settings: HttpSettings) -> list[tuple[str, str, Json]]:
+    return [
+        ("/v1/chat/completions", "post", _generate("Chat", "createChatCompletion", "ChatRequest", "ChatCompletion")),
+        ("/v1/completions", "post", _generate("Complete text", "createCompletion", "CompletionRequest", "Completion")),
+        ("/v1/models", "get", _page("Deployed models", "listModels", "ModelList", errors=(401,))),
+        ("/v1/models/{model}", "get", _with_model(_page("One model", "getModel", "Model", errors=(401, 404)))),
+        ("/health", "get", _health()),
+        ("/live", "get", _page("Whether this process runs", "live", {"type": "object"})),
+        ("/metrics", "get", _text("Metrics for Prometheus", "metrics")),
+        ("/-/healthz", "get", _text("Whether everything can be served, in a word", "healthz", unhealthy=True)),
+        ("/-/routes", "get", _page("Which applications answer on which route", "routes", _routes_schema())),
+        ("/openapi.json", "get", _page("This document", "openapi", {"type": "object"})),
+    ]
+
+
+def _routes_schema() -> Json:
+    return {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}
+
+
+def _generate(summary: str, name: str, request: str, answer: str) -> Json:
+    ok = _response("The answer.", _ref(answer))
+    ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    return {
+        "summary": summary,
+        "description": _STREAM_NOTE,
+        "operationId": name,
+        "tags": ["generate"],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
+        "responses": {"200": ok, **_errors(_GENERATE_ERRORS)},
+    }
+
+
+def _page(summary: str, name: str, schema: str | Json, errors: tuple[int, ...] = ()) -> Json:
+    found = _ref(schema) if isinstance(schema, str) else schema
+    return {
+        "summary": summary,
+        "operationId": name,
+        "tags": ["about"],
+        "responses": {"200": _response(summary, found), **_errors((*errors, 500))},
+    }
+
+
+def _with_model(item: Json) -> Json:
+    parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return {**item, "parameters": [parameter]}
+
+
+def _health() -> Json:
+    item = _page("Whether this gateway can serve everything", "health", "HealthReport")
+    item["responses"]["503"] = _response("It can't; `reasons` says why not.", _ref("HealthReport"))
+    return item
+
+
+def _text(summary: str, name: str, *, unhealthy: bool = False) -> Json:
+    item = _page(summary, name, {"type": "string"})
+    plain = {"text/plain": {"schema": {"type": "string"}}}
+    item["responses"]["200"]["content"] = plain
+    if unhealthy:
+        item["responses"]["503"] = {"description": "Why not.", "headers": _header_refs(), "content": plain}
+    return item
+
+
+def _errors(statuses: tuple[int, ...]) -> Json:
+    found = {str(status): _response(_ERRORS[status], _ref("ErrorBody")) for status in statuses}
+    if "503" in found:
+        found["503"]["headers"]["retry-after"] = {"$ref": "#/components/headers/retry-after"}
+    return found
+
+
+def _response(description: str, schema: Json) -> Json:
+    return {
+        "description": description,
+        "headers": _header_refs(),
+        "content": {"application/json": {"schema": schema}},
+    }
+
+
+def _header_refs() -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", "x-holdfast-gateway")}
+
+
+def _headers() -> Json:
+    text = {"type": "string"}
+    return {
+        "x-request-id": {
+            "description": "The request's `x-request-id` if it is sane (see the documentation), else a new one.",
+            "required": True,
+            "schema": text,
+        },
+        "x-holdfast-gateway": {"description": "The gateway that answered.", "required": True, "schema": text},
+        "retry-after": {"description": "Seconds to wait before another try.", "schema": {"type": "integer"}},
+    }
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _limit(properties: Json, settings: HttpSettings) -> None:
+    """Write the limits that are settings into a request's schema."""
+    properties["n"]["maximum"] = settings.n_max
+    for stop in properties["stop"]["anyOf"]:
+        text = stop
+        if stop["type"] == "array":
+            stop["maxItems"] = settings.stop_sequences_max
+            text = stop["items"]
+        text["minLength"] = 1
+        text["maxLength"] = settings.stop_chars_max
+
+
+def _prompt_schemas() -> list[Json]:
+    """The four kinds of prompt, which msgspec's types can't tell apart."""
+    ids: Json = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": TOKEN_ID_MAX}}
+    return [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        ids,
+        {"type": "array", "minItems": 1, "items": ids},
+    ]
+
+
+def _down(schema: Any) -> Any:
+    """JSON Schema 2020-12 as OpenAPI 3.0 wants it: null is no type but `nullable`, and stands beside a `$ref`."""
+    if isinstance(schema, list):
+        return [_down(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _down(value) for key, value in schema.items() if key != "default" or value is not None}
+    if found.get("type") == "null":
+        return {**{key: value for key, value in found.items() if key != "type"}, "nullable": True, "enum": [None]}
+    if found.get("type") == "array":
+        found.setdefault("items", {})
+    options = found.get("anyOf", [])
+    rest = [option for option in options if option.get("enum") != [None]]
+    if len(rest) == len(options):
+        return found
+    del found["anyOf"]
+    if len(rest) > 1:
+        return {**found, "anyOf": rest, "nullable": True}
+    if "$ref" in rest[0]:
+        return {**found, "allOf": rest, "nullable": True}
+    if "enum" in rest[0]:
+        return {**found, **rest[0], "enum": [*rest[0]["enum"], None], "nullable": True}
+    return {**found, **rest[0], "nullable": True}

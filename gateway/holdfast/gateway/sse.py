@@ -1,0 +1,220 @@
+"""Server-sent events: one per token, written with as little work per token as Python allows.
+
+Everything of an event that does not change within a choice is put together once, when its first token comes.
+A token's event is then five pieces of bytes: what stands before the token's number, the number, what stands
+before the text, the text as JSON, and what stands behind it. The events of all deltas that wait together are
+joined once and sent together.
+
+An event's id is `<response id>.<choice>:<count>`: of that choice, so many tokens are delivered when the client
+has this event. Events that bring no token of their own repeat the id of the event before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from holdfast.core.stream import Piece
+from holdfast.gateway.backend import Delta
+from holdfast.gateway.logprobs import chat_logprobs, completion_logprobs
+from holdfast.gateway.openai import Usage
+
+_to_json = msgspec.json.Encoder().encode
+_NUMBERS: Final = tuple(b"%d" % n for n in range(8192))
+_NULL_USAGE: Final = b',"usage":null'
+_OPEN_CHAT: Final = b'"delta":{"role":"assistant","content":""},"finish_reason":null}]'
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What all events of a response share."""
+
+    id: str
+    created: int
+    model: str
+    include_usage: bool
+    logprobs: int
+    echo: Sequence[str] = ()
+
+    def echo_of(self, choice: int, choices: int) -> str:
+        """The prompt's text that goes before one of `choices` answers; nothing where no echo was asked for."""
+        return self.echo[choice * len(self.echo) // choices] if self.echo else ""
+
+
+class _Frame:
+    """One choice's constant bytes, and how far it has come."""
+
+    __slots__ = ("after", "bare", "before", "between", "count", "offset")
+
+    def __init__(self, before: bytes, bare: bytes, between: bytes, after: bytes) -> None:
+        self.before = before
+        self.bare = bare
+        self.between = between
+        self.after = after
+        self.count = 0
+        self.offset = 0
+
+    def event(self, inner: bytes) -> bytes:
+        """An event with this choice's last id. `inner` is the rest of the choice, and of the object after it."""
+        return b"%b%d%b%b\n\n" % (self.before, self.count, self.bare, inner)
+
+
+class Encoder:
+    """Encodes one response's events. `ended` once every choice has its finish reason."""
+
+    __slots__ = ("_created", "_frames", "_head", "_last", "_open", "ended")
+
+    OBJECT = ""
+
+    def __init__(self, head: Head, choices: int) -> None:
+        self._head = head
+        self._frames: list[_Frame | None] = [None] * choices
+        self._open = choices
+        self._created = b'{"id":"%b","object":"%b","created":%d,"model":%b,"choices":[' % (
+            head.id.encode(),
+            self.OBJECT.encode(),
+            head.created,
+            _to_json(head.model),
+        )
+        self._last = 0
+        self.ended = False
+
+    def encode(self, deltas: Sequence[Delta]) -> bytes:
+        """All events for what came, in order: bytes to be sent in one piece."""
+        out: list[bytes] = []
+        for delta in deltas:
+            frame = self._frames[delta.choice] or self._start(delta.choice, out)
+            if delta.pieces:
+                if self._head.logprobs >= 0:
+                    self._with_logprobs(frame, delta.pieces, out)
+                else:
+                    _append_texts(frame, delta.pieces, out)
+                frame.count = delta.pieces[-1].count
+            if delta.finish_reason is not None:
+                out.append(frame.event(self._finish(delta.finish_reason)))
+                self._open -= 1
+            self._last = delta.choice
+        self.ended = self._open == 0
+        return b"".join(out)
+
+    def done(self, usage: Usage) -> bytes:
+        """The end of a response that went well, with the usage if it was asked for."""
+        last = self._last_id()
+        end = b"id: %b\ndata: [DONE]\n\n" % last
+        if not self._head.include_usage:
+            return end
+        return b'id: %b\ndata: %b],"usage":%b}\n\n%b' % (last, self._created, _to_json(usage), end)
+
+    def error(self, body: bytes) -> bytes:
+        """The end of a response that broke: `body` is the error as JSON. No `[DONE]` comes after it."""
+        return b"id: %b\ndata: %b\n\n" % (self._last_id(), body)
+
+    def _last_id(self) -> bytes:
+        frame = self._frames[self._last]
+        return b"%b.%d:%d" % (self._head.id.encode(), self._last, frame.count if frame is not None else 0)
+
+    def _start(self, choice: int, out: list[bytes]) -> _Frame:
+        frame = self._frame(choice)
+        self._frames[choice] = frame
+        self._opening(frame, choice, out)
+        return frame
+
+    def _frame(self, choice: int) -> _Frame:
+        before = b"id: %b.%d:" % (self._head.id.encode(), choice)
+        bare = b'\ndata: %b{"index":%d,' % (self._created, choice)
+        between, after = self._around_text()
+        return _Frame(before, bare, bare + between, after + self._tail() + b"\n\n")
+
+    def _tail(self) -> bytes:
+        return _NULL_USAGE + b"}" if self._head.include_usage else b"}"
+
+    def _around_text(self) -> tuple[bytes, bytes]:
+        """What stands in the choice before a token's text and behind it, up to the end of the choices."""
+        raise NotImplementedError
+
+    def _opening(self, frame: _Frame, choice: int, out: list[bytes]) -> None:
+        """Events that come before a choice's first token."""
+        raise NotImplementedError
+
+    def _finish(self, reason: str) -> bytes:
+        raise NotImplementedError
+
+    def _with_logprobs(self, frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+        raise NotImplementedError
+
+
+class ChatEncoder(Encoder):
+    """`chat.completion.chunk` events: the role, then a delta per token, then an empty one with the reason."""
+
+    __slots__ = ()
+
+    OBJECT = "chat.completion.chunk"
+
+    def _around_text(self) -> tuple[bytes, bytes]:
+        return b'"delta":{"content":', b'},"finish_reason":null}]'
+
+    def _opening(self, frame: _Frame, choice: int, out: list[bytes]) -> None:
+        out.append(frame.event(_OPEN_CHAT + self._tail()))
+
+    def _finish(self, reason: str) -> bytes:
+        return b'"delta":{},"finish_reason":%b}]%b' % (_to_json(reason), self._tail())
+
+    def _with_logprobs(self, frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+        inner = b'"delta":{"content":%b},"logprobs":%b,"finish_reason":null}]%b'
+        for piece in pieces:
+            frame.count = piece.count
+            logprobs = _to_json(chat_logprobs([piece]))
+            out.append(frame.event(inner % (_text_json(piece.text), logprobs, self._tail())))
+
+
+class CompletionEncoder(Encoder):
+    """`text_completion` events: the echoed prompt if asked for, then a text per token, then an empty one."""
+
+    __slots__ = ()
+
+    OBJECT = "text_completion"
+
+    def _around_text(self) -> tuple[bytes, bytes]:
+        return b'"text":', b',"logprobs":null,"finish_reason":null}]'
+
+    def _opening(self, frame: _Frame, choice: int, out: list[bytes]) -> None:
+        if self._head.echo:
+            echo = self._head.echo_of(choice, len(self._frames))
+            frame.offset = len(echo)
+            inner = b'"text":%b,"logprobs":null,"finish_reason":null}]%b'
+            out.append(frame.event(inner % (_text_json(echo), self._tail())))
+
+    def _finish(self, reason: str) -> bytes:
+        return b'"text":"","logprobs":null,"finish_reason":%b}]%b' % (_to_json(reason), self._tail())
+
+    def _with_logprobs(self, frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+        inner = b'"text":%b,"logprobs":%b,"finish_reason":null}]%b'
+        for piece in pieces:
+            frame.count = piece.count
+            logprobs = completion_logprobs([piece], with_top=self._head.logprobs > 0, offset=frame.offset)
+            frame.offset += len(piece.text)
+            out.append(frame.event(inner % (_text_json(piece.text), _to_json(logprobs), self._tail())))
+
+
+def _append_texts(frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+    """The hot loop. What is rare (a very long stream, half a surrogate pair from a broken engine) goes the slow way."""
+    before, between, after = frame.before, frame.between, frame.after
+    start = len(out)
+    try:
+        for piece in pieces:
+            out += (before, _NUMBERS[piece.count], between, _to_json(piece.text), after)
+    except (IndexError, UnicodeEncodeError):
+        del out[start:]
+        for piece in pieces:
+            out += (before, b"%d" % piece.count, between, _text_json(piece.text), after)
+
+
+def _text_json(text: str) -> bytes:
+    """Text as a JSON string; what is not Unicode becomes a question mark, as there is no way to send it."""
+    try:
+        return _to_json(text)
+    except UnicodeEncodeError:
+        return _to_json(text.encode("utf-8", "replace").decode())
