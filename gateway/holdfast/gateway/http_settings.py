@@ -18,7 +18,7 @@ class HttpSettings(BaseModel):
     )
     api_keys: tuple[SecretStr, ...] = Field(
         default=(),
-        description="Keys of which a client must send one as `Authorization: Bearer <key>` on `/v1`. None: open.",,
+        description="Keys of which a client must send one as `Authorization: Bearer <key>` on `/v1`. None: open.",
     )
     body_bytes_max: Annotated[int, Field(ge=1)] = Field(
         default=4 * 1024 * 1024, description="The longest request body, in bytes. A longer one gets 413."
