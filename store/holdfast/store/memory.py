@@ -10,7 +10,7 @@ Nothing here knows chance or the wall clock: time is the running loop's, latenci
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
 from holdfast.core.errors import CorruptLog, LogFull, LogUnavailable, Misuse, WrongLastSequence
@@ -129,7 +129,7 @@ class MemoryLog:
             lambda: self._server.append(subject, data, message_id, expected_last), self._append_timeout_s
         )
 
-    async def follow(self, after: int = 0) -> AsyncIterator[LogEntry]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[LogEntry, None]:
         position = after
         while True:
             changed = self._server.changed

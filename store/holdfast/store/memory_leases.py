@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -235,7 +235,7 @@ class MemoryLeases:
     async def list(self, prefix: str) -> Listing:
         return await self._call(lambda again: self._server.list(prefix))
 
-    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[Sequence[KeyChange]]:
+    async def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Sequence[KeyChange], None]:
         position = after
         told = await self._when_connected(lambda: self._server.told_at(prefix, after))
         while True:
