@@ -100,10 +100,10 @@ class Node:
                     group.create_task(self._follower.run()),
                     group.create_task(self._facts.run()),
                     group.create_task(self._session.run()),
-                    group.create_task(self._participate(group)),
                 ]
+                participation = group.create_task(self._participate(group))
                 await stop.wait()
-                await self._leave()
+                await self._leave(participation)
                 for task in tasks:
                     task.cancel()
             await self._controller.resign()
@@ -246,7 +246,7 @@ class Node:
 
     # --- leaving ----------------------------------------------------------------------------------------
 
-    async def _leave(self) -> None:
+    async def _leave(self, participation: asyncio.Task[None]) -> None:
         """End everything in order: out of placement, then the replicas, then out of the cluster."""
         name = self._identity.name
         stopping = self._facts.record(NodeStopping(name), None)
@@ -258,6 +258,7 @@ class Node:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(longest_s + 2 * STOP_MARGIN_S):
                 await self._childless.wait()
+        participation.cancel()
         self._facts.record(NodeLeft(name), stopping)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
