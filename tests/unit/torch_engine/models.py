@@ -38,8 +38,8 @@ _SENTENCES = (
 )
 
 torch.set_num_threads(1)
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def make_model(directory: Path, *, seed: int = 0, max_shard_size: str = "1GB", **changes: Any) -> Path:
@@ -88,7 +88,7 @@ def make_tokenizer(directory: Path) -> int:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin|>",
-        "eos_token": {"content": "<|end|>"},
+        "eos_token": "<|end|>",
         "clean_up_tokenization_spaces": False,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -24,21 +24,27 @@ PREFILLS = (1, 3, 16, 37, 256)
 TEXT = "A stream of tokens, größer und größer 🙂 "
 
 
-def _request(tokens: int, max_tokens: int, sampling: Sampling, **more: int) -> EngineRequest:
-    prompt = [(7 * n + tokens) % 300 for n in range(tokens)]
+def _request(
+    prompt_tokens: int, max_tokens: int, sampling: Sampling, *, min_tokens: int = 0, ignore_eos: bool = True
+) -> EngineRequest:
     return EngineRequest(
-        prompt_tokens=prompt, max_tokens=max_tokens, sampling=sampling, logprobs=more.pop("logprobs", 3), **more
+        prompt_tokens=[(7 * n + prompt_tokens) % 300 for n in range(prompt_tokens)],
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        ignore_eos=ignore_eos,
+        logprobs=3,
+        sampling=sampling,
     )
 
 
 REQUESTS = (
-    _request(1, 20, Sampling(temperature=0.0)),
-    _request(40, 12, Sampling(temperature=0.0), ignore_eos=True),
-    _request(17, 25, Sampling(seed=1), ignore_eos=True),
-    _request(33, 20, Sampling(seed=2, temperature=0.7, top_p=0.8), ignore_eos=True),
-    _request(5, 30, Sampling(seed=3, temperature=1.5, top_k=20), min_tokens=4),
-    _request(64, 9, Sampling(seed=4, presence_penalty=0.8, frequency_penalty=0.5), ignore_eos=True),
-    _request(16, 16, Sampling(seed=5, top_p=0.5, top_k=50, frequency_penalty=1.1), ignore_eos=True),
+    _request(1, 20, Sampling(temperature=0.0), ignore_eos=False),
+    _request(40, 12, Sampling(temperature=0.0)),
+    _request(17, 25, Sampling(seed=1)),
+    _request(33, 20, Sampling(seed=2, temperature=0.7, top_p=0.8)),
+    _request(5, 30, Sampling(seed=3, temperature=1.5, top_k=20), min_tokens=4, ignore_eos=False),
+    _request(64, 9, Sampling(seed=4, presence_penalty=0.8, frequency_penalty=0.5)),
+    _request(16, 16, Sampling(seed=5, top_p=0.5, top_k=50, frequency_penalty=1.1)),
 )
 numbers = st.integers(0, len(REQUESTS) - 1)
 

@@ -6,13 +6,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.unit.torch_engine.models import SHIPPED, logits_of, make_model
 from tests.unit.torch_engine.running import run_alone
 from transformers import LlamaForCausalLM
 
-from holdfast.actors.engines.torch.config import read_config
+from holdfast.actors.engines.torch.config import LlamaConfig, read_config
 from holdfast.actors.engines.torch.weights import read_weights
 from holdfast.core.errors import InvalidConfig
 from holdfast.core.requests import EngineRequest, Sampling
@@ -41,7 +42,8 @@ LENGTHS = (1, 2, 15, 16, 17, 33, 100)
 
 
 def reference_model(directory: Path) -> Any:
-    return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    model: Any = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
 
 
 def assert_same_logits(directory: Path, vocab_size: int, lengths: tuple[int, ...]) -> None:
@@ -104,7 +106,5 @@ def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
         read_weights(directory, config, device, torch.float32)
 
 
-def _read_with(directory: Path, config: Any, device: torch.device, field: str, value: int) -> None:
-    import msgspec
-
+def _read_with(directory: Path, config: LlamaConfig, device: torch.device, field: str, value: int) -> None:
     read_weights(directory, msgspec.structs.replace(config, **{field: value}), device, torch.float32)

@@ -59,7 +59,7 @@ class ChatTemplate:
             raise _invalid("messages must not be empty")
         try:
             return self._template.render(messages=plain, add_generation_prompt=True, **self._variables)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except Exception as error:  # a template is a program: there is nothing that it may not raise
             raise _invalid(f"the model's chat template refuses these messages: {error}") from error
 
 
