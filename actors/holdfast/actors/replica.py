@@ -1,8 +1,8 @@
 """A replica: one engine, stepped in a loop, its tokens sent to the gateways that asked for them.
 
 The engine is only touched between two steps, so it needs no locks. Everything that one step made for one
-gateway travels in one frame. A gateway that does not read holds the loop back for a moment only, then its
-connection is cut: it must not hold back the other gateways.
+gateway travels in one frame. A gateway that does not read does not hold back the others: what it is owed is
+buffered, and when that is too much its connection is cut.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from holdfast.core.frames import (
 )
 
 CONGESTION_WAIT_S = 0.05
-"""How long one step waits for a congested gateway connection."""
+"""How long a step waits for a gateway to read, when none of them does (seconds)."""
 
 STARTS_WAITING_MAX = 4096
 """Attempts that may wait between two steps to be admitted; more are refused, and go elsewhere."""
@@ -186,10 +186,10 @@ class Replica:
             for connection, frame in self._split_step(output).items():
                 connection.send(frame)
         self._forget(output.finished)
-        for connection in list(self._connections):
-            if connection.congested:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(connection.drained(), CONGESTION_WAIT_S)
+        if self._connections and all(connection.congested for connection in self._connections):
+            # Nobody reads as fast as we write. One who does not read must not hold back one who does.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(next(iter(self._connections)).drained(), CONGESTION_WAIT_S)
 
     def _whole_step(self, connection: Connection, output: StepOutput) -> Step | None:
         """The step as one frame for the only gateway there is; None when streams were dropped meanwhile."""

@@ -7,19 +7,19 @@ message in its log; therefore the port is tried first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from holdfast.core.errors import Misuse
+from holdfast.core.errors import Misuse, WorldFailure
 
+START_TIMEOUT_S = 10.0
+START_POLL_S = 0.02
 STOP_TIMEOUT_S = 3.0
 """How long open connections may hold up the server's end."""
 
@@ -54,18 +54,31 @@ class HttpServer:
             except OSError as error:
                 raise Misuse(_explain(error, self._host, self._port)) from error
 
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        """Serve within the context."""
+    async def run(self) -> None:
+        """Serve until cancelled, then let the server end. Raises `WorldFailure` when it ends by itself."""
         task = asyncio.create_task(self._server.serve())
         try:
-            yield
-        finally:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
             self._server.stop()  # type: ignore[no-untyped-call]
             try:
                 await asyncio.wait_for(task, STOP_TIMEOUT_S)
             except TimeoutError:
                 logger.warning("cut connections that were open %g s after the end", STOP_TIMEOUT_S)
+            raise
+        raise WorldFailure("the HTTP server ended by itself; its log says why")
+
+    async def listening(self) -> None:
+        """Wait until the port takes connections. Raises `TimeoutError` if it never does."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                try:
+                    _reader, writer = await asyncio.open_connection(self._host, self._port)
+                except OSError:
+                    await asyncio.sleep(START_POLL_S)
+                else:
+                    writer.close()
+                    return
 
 
 def _explain(error: OSError, host: str, port: int) -> str:

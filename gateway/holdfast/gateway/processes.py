@@ -120,10 +120,13 @@ class GatewayProcess:
             ]
             await self._catch_up()
             tasks.append(group.create_task(self._serving.run()))
-            async with self._http.serving():
-                joined = self._join()
-                await stop.wait()
-                await self._drain()
+            http = group.create_task(self._http.run())
+            await self._http.listening()
+            joined = self._join()
+            await stop.wait()
+            await self._drain()
+            http.cancel()
+            await asyncio.wait([http])
             self._facts.record(GatewayLeft(self._identity.name), joined)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
