@@ -1,4 +1,4 @@
-"""Measure a gateway's throughput: `make bench`.
+"""Requests and tokens per second through one gateway: `python -m examples.bench throughput`.
 
 Starts a cluster of its own (mock engine without delay, 2 replicas, 1 gateway, everything on this machine) unless
 `--url` names one, and drives it over persistent connections that send one streamed chat request after the
@@ -11,28 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 import uvloop
+from examples.bench.cluster import own_cluster
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
 EVENTS_BESIDE_TOKENS = 3
 """The role, the finish reason and `[DONE]`."""
 
@@ -156,46 +146,6 @@ async def measure(port: int, model: str, tokens: int, connections: int, seconds:
     return Round(tokens, took_s, [response for client in clients for response in client.responses])
 
 
-@contextlib.contextmanager
-def own_cluster(replicas: int) -> Iterator[int]:
-    """A cluster for the measurement, in a directory of its own; the gateway's port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
-        command = [sys.executable, "-m", "holdfast.gateway.cli", "up", "--engine", "mock"]
-        command += ["--replicas", str(replicas), "--port", str(port), "--data-dir", directory]
-        log = Path(directory) / "up.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        try:
-            _wait_healthy(process, port, log)
-            yield port
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until the gateway has all the replicas that it should."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            raise SystemExit(f"holdfast up ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2) as answer,
-        ):
-            model = json.load(answer)["data"][0]
-            if model["replicas_running"] == model["replicas_wanted"]:
-                return
-        time.sleep(0.1)
-    raise SystemExit(f"the cluster was not ready within {START_TIMEOUT_S:g} s:\n{log.read_text()[-2000:]}")
-
-
 def _percentile_ms(values: list[float], part: float) -> float:
     ordered = sorted(values)
     return 1000 * ordered[min(len(ordered) - 1, int(part * len(ordered)))]
@@ -230,7 +180,7 @@ def _print(results: list[dict[str, float]], connections: int) -> None:
     Console().print(table)
 
 
-def main(
+def throughput(
     lengths: Annotated[str, typer.Option(help="Tokens per response, separated by commas.")] = "1,64,256",
     connections: Annotated[int, typer.Option(min=1, max=1000, help="Persistent connections.")] = 32,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of one round in seconds.")] = 4.0,
@@ -243,8 +193,10 @@ def main(
     """Print requests/s and tokens/s of one gateway."""
     counts = [int(length) for length in lengths.split(",")]
     done: dict[int, list[Round]] = {count: [] for count in counts}
-    context = contextlib.nullcontext(port) if port else own_cluster(replicas)
-    with context as gateway_port, Progress(console=Console(stderr=True)) as progress:
+    with (
+        contextlib.nullcontext(port) if port else own_cluster("mock", replicas) as gateway_port,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
         task = progress.add_task("measuring", total=rounds * len(counts) + len(counts))
         for number in range(-1, rounds):
             for count in counts:
@@ -257,7 +209,3 @@ def main(
         print(json.dumps(results))
     else:
         _print(results, connections)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,0 +1,14 @@
+"""`python -m examples.bench`: what one machine can do. `make bench` runs all of it."""
+
+import typer
+from examples.bench.fold import fold
+from examples.bench.recovery import recovery
+from examples.bench.throughput import throughput
+
+app = typer.Typer(help="Measure a cluster on this machine.", add_completion=False)
+app.command()(throughput)
+app.command()(recovery)
+app.command()(fold)
+
+if __name__ == "__main__":
+    app()
