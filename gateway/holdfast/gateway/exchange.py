@@ -111,12 +111,16 @@ class Exchange:
     async def problem(self, problem: Problem) -> None:
         """Send an error as the answer."""
         await self.answer(problem.status, problem.body(), problem.headers())
-        if self.unread:
+        if self.unread and problem.status != 408:
             await self._linger()
 
-    async def events(self) -> None:
-        """Begin an answer that is a stream of events."""
-        await self._start(200, [*_EVENTS])
+    async def events(self, whole: bytes | None = None) -> None:
+        """Begin an answer that is a stream of events; or send it, where it is `whole` already."""
+        if whole is None:
+            await self._start(200, [*_EVENTS])
+        else:
+            await self._start(200, [*_EVENTS, (b"content-length", b"%d" % len(whole))])
+            await self.write(whole, more=False)
 
     async def write(self, body: bytes, *, more: bool) -> None:
         """Send a piece of a stream; returns once the client's connection takes more."""

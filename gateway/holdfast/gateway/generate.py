@@ -153,21 +153,31 @@ class Generator:
 
     async def _stream(self, encoder: Encoder, asked: Asked, session: Session, exchange: Exchange, meter: Meter) -> None:
         deltas = await session.next()
-        await exchange.events()
         try:
             while deltas:
                 meter.chunk(deltas)
                 events = encoder.encode(deltas)
                 if encoder.ended:
-                    await exchange.write(events + encoder.done(_usage(asked, session)), more=False)
+                    await self._end(exchange, events + encoder.done(_usage(asked, session)))
                     return
+                if not exchange.started:
+                    await exchange.events()
                 await exchange.write(events, more=True)
                 deltas = await session.next()
             raise AssertionError("the session ended before all of its choices had a finish reason")
         except Exception as error:
+            if not exchange.started:
+                raise
             problem = problem_of(error, exchange.request_id.decode())
             meter.outcome = problem.outcome
             await exchange.write(encoder.error(problem.body()), more=False)
+
+    async def _end(self, exchange: Exchange, events: bytes) -> None:
+        """Send the last events; they may be the only ones."""
+        if exchange.started:
+            await exchange.write(events, more=False)
+        else:
+            await exchange.events(whole=events)
 
     async def _collect(
         self, form: Form, head: Head, asked: Asked, session: Session, exchange: Exchange, meter: Meter

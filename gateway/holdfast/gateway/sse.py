@@ -23,7 +23,9 @@ from holdfast.gateway.logprobs import chat_logprobs, completion_logprobs
 from holdfast.gateway.openai import Usage
 
 _to_json = msgspec.json.Encoder().encode
-_NUMBERS: Final = tuple(b"%d" % n for n in range(8192))
+_NUMBERS_END: Final = 8192
+_NUMBERS: Final = tuple(b"%d" % n for n in range(_NUMBERS_END))
+_LINE_ENDS: Final = tuple((end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029")
 _NULL_USAGE: Final = b',"usage":null'
 _OPEN_CHAT: Final = b'"delta":{"role":"assistant","content":""},"finish_reason":null}]'
 
@@ -200,21 +202,24 @@ class CompletionEncoder(Encoder):
 
 
 def _append_texts(frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
-    """The hot loop. What is rare (a very long stream, half a surrogate pair from a broken engine) goes the slow way."""
+    """The hot loop."""
     before, between, after = frame.before, frame.between, frame.after
-    start = len(out)
-    try:
-        for piece in pieces:
-            out += (before, _NUMBERS[piece.count], between, _to_json(piece.text), after)
-    except (IndexError, UnicodeEncodeError):
-        del out[start:]
-        for piece in pieces:
-            out += (before, b"%d" % piece.count, between, _text_json(piece.text), after)
+    for piece in pieces:
+        count, text = piece.count, piece.text
+        number = _NUMBERS[count] if count < _NUMBERS_END else b"%d" % count
+        out += (before, number, between, _to_json(text) if text.isascii() else _text_json(text), after)
 
 
 def _text_json(text: str) -> bytes:
-    """Text as a JSON string; what is not Unicode becomes a question mark, as there is no way to send it."""
-    try:
+    """Text as a JSON string that every client can take apart.
+
+    What Unicode calls a line's end beside CR and LF (U+0085, U+2028, U+2029) may stand in JSON and in an event,
+    but many a client splits events with a `splitlines` that splits there: they are escaped. Half a surrogate
+    pair, a broken engine's, can't be sent at all and becomes a question mark.
+    """
+    if text.isprintable():
         return _to_json(text)
-    except UnicodeEncodeError:
-        return _to_json(text.encode("utf-8", "replace").decode())
+    json = _to_json(text.encode("utf-8", "replace").decode())
+    for end, escape in _LINE_ENDS:
+        json = json.replace(end, escape)
+    return json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -19,7 +19,7 @@ WORDS = ("the", "keep", "holds", "fast", "über", "naïve", "☂", "a\nb", '"q"'
 
 def word(seed: int, position: int) -> str:
     """The text of the token at `position` of the stream with `seed`."""
-    return f" {WORDS[(seed + position) % len(WORDS)]}"
+    return f" {WORDS[(seed % 9973 + position * 7) % len(WORDS)]}"
 
 
 def text_of(seed: int, tokens: int) -> str:
@@ -42,7 +42,7 @@ class FakeBackend:
 
     `refuse_open` and `refuse_first` are raised at once and before the first delta; `break_after` tokens of the
     first choice `broken` is raised. With a `gate`, no chunk after the first comes until it is set.
-    `open_sessions` counts those entered and not left.
+    `open_sessions` counts those entered and not left, `chunks` the times that any was asked for more.
     """
 
     chunk: int = 4
@@ -57,6 +57,7 @@ class FakeBackend:
     open_sessions: int = 0
     left: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[EngineRequest] = field(default_factory=list)
+    chunks: int = 0
 
     def models(self) -> Sequence[ModelInfo]:
         created = datetime(2026, 1, 1, tzinfo=UTC)
@@ -102,6 +103,7 @@ class FakeSession:
         if self._calls > 0 and self._backend.gate is not None:
             await self._backend.gate.wait()
         self._calls += 1
+        self._backend.chunks += 1
         if self._backend.broken is not None and len(self._streams[0].accepted) >= self._backend.break_after:
             raise self._backend.broken
         return [delta for i in range(len(self._streams)) if (delta := self._advance(i)) is not None]
@@ -142,6 +144,3 @@ class FakeSession:
 def _logprob(text: str, alternatives: int) -> TokenLogprob:
     top = [(n, f"{text}{n}".encode(), -1.0 - n) for n in range(alternatives)]
     return TokenLogprob(-0.5, text.encode(), top)
-
-
-Fault = Callable[[FakeBackend], None]

@@ -1,0 +1,34 @@
+"""The app behind a real Granian on a free loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from holdfast.gateway.http_server import HttpServer
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def serving(app: Any, port: int = 0) -> AsyncIterator[int]:
+    """Serves `app` within the context, which gets the port."""
+    port = port or free_port()
+    server = HttpServer(app, "127.0.0.1", port, 1024)
+    task = asyncio.create_task(server.run())
+    try:
+        await server.listening()
+        yield port
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

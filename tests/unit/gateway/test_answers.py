@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion, converse
+from tests.unit.gateway.fakes import NATURAL_END, FakeBackend, text_of
+
+from holdfast.core.errors import (
+    DeadlineExceeded,
+    NoReplica,
+    Overloaded,
+    RequestRefused,
+    StreamLost,
+)
+from holdfast.core.sampling import derive
+from holdfast.gateway.app import App, HttpSettings, create_app
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def app(backend: FakeBackend) -> App:
+    return create_app(backend, HttpSettings(body_bytes_max=10_000))
+
+
+async def test_a_chat_is_answered_whole(app: App) -> None:
+    answer = await ask(app, CHAT, chat())
+    assert answer.status == 200
+    assert answer.json["object"] == "chat.completion"
+    assert answer.json["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": text_of(7, NATURAL_END), "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer.json["usage"] == {"prompt_tokens": 2, "completion_tokens": 24, "total_tokens": 26}
+
+
+async def test_a_streamed_chat_brings_the_same_text_one_event_per_token(app: App) -> None:
+    answer = await ask(app, CHAT, chat(stream=True))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    role, *tokens, finish = answer.chunks
+    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert len(tokens) == NATURAL_END
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in tokens) == text_of(7, NATURAL_END)
+    assert finish["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "stop"}
+    assert answer.events[-1].data == "[DONE]"
+
+
+async def test_events_that_wait_together_are_sent_together(app: App, backend: FakeBackend) -> None:
+    backend.chunk = 8
+    answer = await ask(app, CHAT, chat(stream=True))
+    assert len(answer.sends) == NATURAL_END / 8
+
+
+async def test_every_choice_of_n_has_its_own_seed_and_text(app: App, backend: FakeBackend) -> None:
+    answer = await ask(app, CHAT, chat(n=3, max_tokens=4))
+    seeds = [derive(7, n) for n in range(3)]
+    assert [choice["message"]["content"] for choice in answer.json["choices"]] == [text_of(s, 4) for s in seeds]
+    assert answer.json["usage"] == {"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14}
+
+
+async def test_streamed_choices_are_told_apart_by_their_index(app: App) -> None:
+    answer = await ask(app, CHAT, chat(n=2, max_tokens=3, stream=True))
+    for index in (0, 1):
+        mine = [chunk["choices"][0] for chunk in answer.chunks if chunk["choices"][0]["index"] == index]
+        text = "".join(choice["delta"].get("content", "") for choice in mine)
+        assert text == text_of(derive(7, index), 3)
+        assert mine[-1]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_ends_the_text_before_it(app: App, stream: bool) -> None:
+    whole = text_of(7, NATURAL_END)
+    stop = whole[9:13]
+    answer = await ask(app, CHAT, chat(stop=stop, stream=stream))
+    if stream:
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in answer.chunks)
+    else:
+        text = answer.json["choices"][0]["message"]["content"]
+    assert text == whole[: whole.index(stop)]
+
+
+async def test_prompts_times_n_are_billed_each_prompt_once(app: App) -> None:
+    answer = await ask(app, COMPLETIONS, completion(prompt=["a b c", "d"], n=2, max_tokens=2))
+    assert [choice["index"] for choice in answer.json["choices"]] == [0, 1, 2, 3]
+    assert answer.json["usage"] == {"prompt_tokens": 4, "completion_tokens": 8, "total_tokens": 12}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_echoed_prompt_stands_before_the_text(app: App, stream: bool) -> None:
+    answer = await ask(app, COMPLETIONS, completion(prompt="Once", echo=True, max_tokens=2, stream=stream))
+    chunks = answer.chunks if stream else [answer.json]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Once" + text_of(7, 2)
+
+
+async def test_a_completions_logprobs_have_its_older_shape(app: App) -> None:
+    answer = await ask(app, COMPLETIONS, completion(logprobs=2, max_tokens=2))
+    logprobs = answer.json["choices"][0]["logprobs"]
+    assert [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [2] * 4
+    assert logprobs["tokens"] == [text_of(7, 1), text_of(7, 2)[len(text_of(7, 1)) :]]
+
+
+async def test_a_response_id_carries_the_seed_and_is_never_the_same(app: App) -> None:
+    ids = [(await ask(app, CHAT, chat(seed=-2, max_tokens=1))).json["id"] for _ in range(20)]
+    assert len(set(ids)) == 20
+    assert all(re.fullmatch(r"chatcmpl-[0-9a-f]{16}fffffffffffffffe", found) for found in ids)
+
+
+@pytest.mark.parametrize("given", ["abc-123", "~" * 128])
+async def test_a_sane_request_id_comes_back(app: App, given: str) -> None:
+    for path, body in ((CHAT, chat(max_tokens=1)), (CHAT, {}), ("/nowhere", {})):
+        answer = await ask(app, path, body, {"x-request-id": given})
+        assert answer.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "a\x7f"])
+async def test_another_request_id_is_made_for_one_that_is_not_sane(app: App, given: str) -> None:
+    answer = await ask(app, CHAT, chat(max_tokens=1), {"x-request-id": given})
+    assert re.fullmatch(r"req_[0-9a-f]{24}", answer.headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry_after"),
+    [
+        (RequestRefused("too long", code="context_length_exceeded", param="messages"), 400, None, None),
+        (Overloaded("full", 0.2), 503, "overloaded", "1"),
+        (NoReplica("none", 1.5), 503, "no_replica", "2"),
+        (DeadlineExceeded("late"), 408, "deadline_exceeded", None),
+        (StreamLost("lost"), 503, "stream_lost", None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_before_the_first_token_is_an_answer_with_its_status(
+    app: App, backend: FakeBackend, error: Exception, status: int, code: str | None, retry_after: str, stream: bool
+) -> None:
+    backend.refuse_first = error
+    answer = await ask(app, CHAT, chat(stream=stream))
+    assert (answer.status, answer.headers.get("retry-after")) == (status, retry_after)
+    assert answer.error["code"] == (code or "context_length_exceeded")
+    assert answer.error["message"] == str(error)
+    assert backend.open_sessions == 0
+
+
+async def test_an_overload_at_the_door_is_told_likewise(app: App, backend: FakeBackend) -> None:
+    backend.refuse_open = Overloaded("full", 3)
+    answer = await ask(app, CHAT, chat())
+    assert (answer.status, answer.headers["retry-after"]) == (503, "3")
+
+
+async def test_an_error_after_the_first_token_is_an_event_and_no_done_follows(app: App, backend: FakeBackend) -> None:
+    backend.broken = StreamLost("lost thrice")
+    answer = await ask(app, CHAT, chat(stream=True))
+    assert answer.status == 200
+    assert answer.chunks[-1]["error"]["message"] == "lost thrice"
+    assert answer.events[-1].id.endswith(".0:4")
+    assert b"[DONE]" not in answer.body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_nobody_foresaw_is_a_plain_500_with_the_traceback_in_the_log_only(
+    app: App, backend: FakeBackend, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.refuse_first = ZeroDivisionError("secret")
+    answer = await ask(app, CHAT, chat(stream=stream), {"x-request-id": "find-me"})
+    assert (answer.status, answer.error["code"]) == (500, "internal_error")
+    assert b"secret" not in answer.body
+    assert "find-me" in caplog.text
+    assert "ZeroDivisionError: secret" in caplog.text
+
+
+async def test_an_unknown_model_is_404(app: App) -> None:
+    answer = await ask(app, CHAT, chat(model="gpt-5"))
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status", "code"),
+    [
+        ("/v1/nothing", "POST", 404, "unknown_url"),
+        ("/v1/chat/completions/", "POST", 404, "unknown_url"),
+        (CHAT, "GET", 405, "method_not_allowed"),
+        (COMPLETIONS, "DELETE", 405, "method_not_allowed"),
+        ("/v1/models", "POST", 405, "method_not_allowed"),
+        ("/health", "POST", 405, "method_not_allowed"),
+        ("/docs/static/../../x", "GET", 404, "unknown_url"),
+    ],
+)
+async def test_wrong_routes_and_methods_are_told_in_the_same_shape(
+    app: App, path: str, method: str, status: int, code: str
+) -> None:
+    answer = await ask(app, path, method=method)
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_a_body_over_the_limit_is_413_by_its_length_alone(app: App) -> None:
+    answer = await ask(app, CHAT, b"{}", {"content-length": "10001"})
+    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
+async def test_a_body_over_the_limit_is_413_though_its_length_is_not_told(app: App) -> None:
+    answer = await converse(app, CHAT, [b" " * 6_000] * 2)
+    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
+async def test_a_body_may_come_in_parts(app: App) -> None:
+    answer = await converse(app, CHAT, [b'{"model":"tiny",', b'"messages":[{"role":"user","content":"x"}]}'])
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+    ],
+)
+async def test_a_body_that_is_said_to_be_no_json_is_415(app: App, content_type: str, status: int) -> None:
+    answer = await ask(app, CHAT, chat(max_tokens=1), {"content-type": content_type})
+    assert answer.status == status
+
+
+async def test_resuming_is_refused_rather_than_repeating_tokens(app: App) -> None:
+    answer = await ask(app, CHAT, chat(), {"last-event-id": "chatcmpl-x.0:3"})
+    assert (answer.status, answer.error["param"]) == (400, "Last-Event-ID")
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [(None, 401), ("Bearer wrong", 401), ("Basic key-1", 401), ("Bearer key-1", 200), ("bearer key-2", 200)],
+)
+@pytest.mark.parametrize(("path", "method"), [(CHAT, "POST"), ("/v1/models", "GET")])
+async def test_with_api_keys_set_one_is_needed(
+    backend: FakeBackend, authorization: str | None, status: int, path: str, method: str
+) -> None:
+    settings = HttpSettings.model_validate({"api_keys": ["key-1", "key-2"]})
+    app = create_app(backend, settings)
+    headers = {} if authorization is None else {"authorization": authorization}
+    answer = await ask(app, path, chat() if method == "POST" else None, headers, method)
+    assert answer.status == status
+    if status == 401:
+        assert (answer.error["code"], answer.headers["www-authenticate"]) == ("invalid_api_key", "Bearer")
+
+
+async def test_health_and_metrics_need_no_key(backend: FakeBackend) -> None:
+    app = create_app(backend, HttpSettings.model_validate({"api_keys": ["key-1"]}))
+    for path in ("/health", "/live", "/metrics", "/-/healthz", "/docs", "/openapi.json"):
+        assert (await ask(app, path, method="GET")).status == 200
+
+
+def field(answer: Any, name: str) -> list[Any]:
+    return [entry[name] for entry in answer.json["data"]]
+
+
+async def test_models_are_listed_and_found(app: App) -> None:
+    assert field(await ask(app, "/v1/models", method="GET"), "id") == ["tiny"]
+    assert (await ask(app, "/v1/models/tiny", method="GET")).json["max_model_len"] == 2048
+    assert (await ask(app, "/v1/models/other", method="GET")).error["code"] == "model_not_found"
+
+
+async def test_health_follows_the_backend(app: App, backend: FakeBackend) -> None:
+    assert (await ask(app, "/health", method="GET")).status == 200
+    assert (await ask(app, "/-/healthz", method="GET")).body == b"success"
+    backend.unhealthy = ["tiny has no replica"]
+    unhealthy = await ask(app, "/health", method="GET")
+    assert (unhealthy.status, unhealthy.json["reasons"]) == (503, ["tiny has no replica"])
+    assert (await ask(app, "/-/healthz", method="GET")).status == 503
+    assert (await ask(app, "/live", method="GET")).status == 200
+
+
+async def test_documentation_is_served_from_here_alone(app: App) -> None:
+    page = await ask(app, "/docs", method="GET")
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+    assert links
+    for link in links:
+        assert link.startswith("/")
+        assert (await ask(app, link, method="GET")).status == 200
+
+
+async def test_metrics_count_requests_by_outcome_and_tokens(app: App, backend: FakeBackend) -> None:
+    await ask(app, CHAT, chat(max_tokens=5, stream=True))
+    await ask(app, CHAT, chat(n=0))
+    await ask(app, CHAT, chat(model="no-such-model"))
+    backend.refuse_open = Overloaded("full", 1)
+    await ask(app, CHAT, chat())
+    text = (await ask(app, "/metrics", method="GET")).body.decode()
+    for line in (
+        'holdfast_http_requests_total{model="tiny",outcome="ok",route="/v1/chat/completions"} 1.0',
+        'holdfast_http_requests_total{model="",outcome="refused",route="/v1/chat/completions"} 2.0',
+        'holdfast_http_requests_total{model="",outcome="overloaded",route="/v1/chat/completions"} 1.0',
+        'holdfast_prompt_tokens_total{model="tiny"} 2.0',
+        'holdfast_completion_tokens_total{model="tiny"} 5.0',
+        'holdfast_time_to_first_token_seconds_count{model="tiny"} 1.0',
+        'holdfast_inter_token_latency_seconds_count{model="tiny"} 1.0',
+        'holdfast_http_request_duration_seconds_count{model="tiny"} 1.0',
+        "holdfast_http_in_flight 0.0",
+        'holdfast_gateway_info{gateway_id="gateway"} 1.0',
+    ):
+        assert line in text.splitlines()
+    assert "no-such-model" not in text
