@@ -7,16 +7,15 @@ message in its log; therefore the port is tried first.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from holdfast.core.errors import Misuse, WorldFailure
+from holdfast.core.errors import WorldFailure
+from holdfast.gateway.addresses import check_address
 
 START_TIMEOUT_S = 10.0
 START_POLL_S = 0.02
@@ -46,13 +45,7 @@ class HttpServer:
 
     def bind(self) -> None:
         """Check that the address can be had. Raises `Misuse` when it can't."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self._host, self._port))
-            except OSError as error:
-                raise Misuse(_explain(error, self._host, self._port)) from error
+        check_address(self._host, self._port)
 
     async def run(self) -> None:
         """Serve until cancelled, then let the server end. Raises `WorldFailure` when it ends by itself."""
@@ -79,9 +72,3 @@ class HttpServer:
                 else:
                     writer.close()
                     return
-
-
-def _explain(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use: stop what uses it, or choose another with --port"
-    return f"can't listen on {host}:{port}: {error.strerror}"

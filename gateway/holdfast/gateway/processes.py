@@ -11,8 +11,6 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from holdfast.gateway.app import create_app
-
 from holdfast.actors.clock import SystemClock
 from holdfast.actors.follower import Follower
 from holdfast.actors.identity import Identity, new_incarnation
@@ -24,8 +22,6 @@ from holdfast.core.config import check_name
 from holdfast.core.errors import WorldFailure
 from holdfast.core.events import GatewayJoined, GatewayLeft
 from holdfast.core.ports import Leases, Log
-from holdfast.gateway.http_server import HttpServer
-from holdfast.gateway.serving import Serving
 from holdfast.gateway.settings import Settings
 from holdfast.gateway.version import VERSION
 from holdfast.store.etcd import EtcdLeases
@@ -98,6 +94,11 @@ class GatewayProcess:
     """A gateway's actors: follower, links and sessions, HTTP, lease and facts."""
 
     def __init__(self, settings: Settings, identity: Identity, log: Log, leases: Leases) -> None:
+        # Imported here: nodes and tools use this module too, and none of them needs an HTTP server.
+        from holdfast.gateway.app import create_app
+        from holdfast.gateway.http_server import HttpServer
+        from holdfast.gateway.serving import Serving
+
         self._settings = settings
         self._identity = identity
         rng = random.Random()
