@@ -1,0 +1,170 @@
+"""From started processes to a cluster that serves: asks for the application, and waits until it can be used."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import httpx
+
+from holdfast.actors.clock import SystemClock
+from holdfast.actors.follower import Follower
+from holdfast.actors.operator import Operator
+from holdfast.core.config import ApplicationConfig
+from holdfast.core.errors import WorldFailure
+from holdfast.core.events import ReplicaExited
+from holdfast.core.reconcile import START_FAILURES_FATAL
+from holdfast.core.state import ApplicationState, ClusterState, DeploymentState, MemberStatus, ReplicaStatus
+from holdfast.gateway.goal import APPLICATION, application_for
+from holdfast.gateway.local_cluster import LocalCluster, Progress
+from holdfast.gateway.processes import identify, open_log
+from holdfast.store.jetstream import JetStreamLog
+
+LOOK_S = 0.1
+"""How often the gateways are asked, and the state is looked at, in seconds."""
+
+GATEWAY_TIMEOUT_S = 1.0
+OPERATOR = "up"
+
+
+class NotReady(WorldFailure):
+    """The cluster did not come up; the text says what is missing."""
+
+
+async def bring_up(cluster: LocalCluster, progress: Progress) -> list[str]:
+    """Deploy, and wait until every gateway serves; the models' names. Raises `NotReady`, and the store's errors."""
+    async with open_log(cluster.settings) as log:
+        arrival = _Arrival(cluster, progress, log)
+        follow = asyncio.create_task(arrival.follower.run())
+        wait = asyncio.create_task(arrival.wait())
+        try:
+            await asyncio.wait({follow, wait}, return_when=asyncio.FIRST_COMPLETED)
+            if follow.done():
+                follow.result()
+            return await wait
+        finally:
+            for task in (follow, wait):
+                task.cancel()
+            await asyncio.gather(follow, wait, return_exceptions=True)
+
+
+class _Arrival:
+    """One coming up, and how far it is."""
+
+    def __init__(self, cluster: LocalCluster, progress: Progress, log: JetStreamLog) -> None:
+        self._cluster = cluster
+        self._progress = progress
+        self._timeout_s = cluster.plan.start_timeout_s
+        self.follower = Follower(log)
+        identity = identify(cluster.settings, "operator", OPERATOR)
+        self._operator = Operator(log, SystemClock(), identity, self.follower)
+        self._missing = "the log"
+
+    async def wait(self) -> list[str]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                application = await self._deploy()
+                await self._leader()
+                await self._replicas(application)
+                await self._gateways()
+        except TimeoutError:
+            raise NotReady(f"not ready after {self._timeout_s:g} s: {self._missing}; {self._logs()}") from None
+        return [deployment.name for deployment in application.deployments]
+
+    async def _deploy(self) -> ApplicationConfig:
+        """Ask for what the options say, on top of what the log says."""
+        await self.follower.catch_up()
+        application = application_for(self._cluster.plan.wish, _goal(self.follower.state))
+        changed = await self._operator.deploy(application)
+        self.follower.observe(lambda record, _state: self._tell(record.event.payload))
+        wanted = ", ".join(
+            f"{item.name} ({item.engine.kind}, {item.num_replicas}x)" for item in application.deployments
+        )
+        self._progress.done(f"application {application.name}: {wanted}{'' if changed else ', as the log has it'}")
+        return application
+
+    async def _leader(self) -> None:
+        self._wait_for("a leader")
+        while not any(self.follower.state.leader_incarnation == node for node in self._incarnations()):
+            await asyncio.sleep(LOOK_S)
+        state = self.follower.state
+        self._progress.done(f"leader: {state.leader}, epoch {state.epoch}")
+
+    async def _replicas(self, application: ApplicationConfig) -> None:
+        wanted = sum(deployment.num_replicas for deployment in application.deployments)
+        while (ready := self._running()) < wanted or APPLICATION in self.follower.state.requests:
+            self._wait_for(f"replicas: {ready} of {wanted} are ready{self._complaint()}")
+            await asyncio.sleep(LOOK_S)
+        self._progress.done(f"replicas: {wanted} of {wanted} are ready")
+
+    async def _gateways(self) -> None:
+        async with httpx.AsyncClient(timeout=GATEWAY_TIMEOUT_S, trust_env=False) as client:
+            for gateway in self._cluster.gateways:
+                self._wait_for(f"{gateway.name} on {gateway.url}")
+                while not await _healthy(client, gateway.url):
+                    await asyncio.sleep(LOOK_S)
+                self._progress.done(f"{gateway.name}: {gateway.url}")
+
+    # --- what the log says ------------------------------------------------------------------------------
+
+    def _incarnations(self) -> Iterator[str]:
+        """The nodes' incarnations that are of this run: an earlier run's stand in the log as well."""
+        ours = {node.name: node.pid for node in self._cluster.nodes}
+        for node in self.follower.state.nodes.values():
+            if node.status is MemberStatus.ALIVE and ours.get(node.id, node.pid) == node.pid:
+                yield node.incarnation
+
+    def _running(self) -> int:
+        here = set(self._incarnations())
+        return sum(
+            replica.status is ReplicaStatus.RUNNING
+            and replica.application == APPLICATION
+            and replica.node_incarnation in here
+            for replica in self.follower.state.replicas.values()
+        )
+
+    def _complaint(self) -> str:
+        """What the last failed start said. Raises `NotReady` when starting is futile."""
+        for deployment in _deployments(self.follower.state.applications.get(APPLICATION)):
+            if deployment.start_failures >= START_FAILURES_FATAL:
+                raise NotReady(
+                    f"replicas of {deployment.config.name} failed to start {deployment.start_failures} times: "
+                    f"{deployment.message or 'they gave no reason'}; {self._logs()}"
+                )
+            if deployment.start_failures:
+                return f"; the last start failed: {deployment.message}"
+        return ""
+
+    def _tell(self, payload: object) -> None:
+        if isinstance(payload, ReplicaExited) and not payload.expected:
+            why = payload.message or payload.signal or f"exit code {payload.exit_code}"
+            self._progress.note(f"replica {payload.replica} ended: {why}")
+
+    def _wait_for(self, what: str) -> None:
+        self._missing = f"waiting for {what}"
+        self._progress.waiting(what)
+
+    def _logs(self) -> str:
+        return f"the logs are in {self._cluster.directory.logs}"
+
+
+def _goal(state: ClusterState) -> ApplicationConfig | None:
+    """The application as it was last asked for."""
+    request = state.requests.get(APPLICATION)
+    if request is not None:
+        return request.application if isinstance(request.application, ApplicationConfig) else None
+    application = state.applications.get(APPLICATION)
+    if application is None:
+        return None
+    return ApplicationConfig(APPLICATION, [item.config for item in application.deployments.values()])
+
+
+def _deployments(application: ApplicationState | None) -> list[DeploymentState]:
+    return list(application.deployments.values()) if application else []
+
+
+async def _healthy(client: httpx.AsyncClient, url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return (await client.get(f"{url}/health")).status_code == httpx.codes.OK
+    return False

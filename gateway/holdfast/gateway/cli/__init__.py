@@ -1,0 +1,51 @@
+"""The command line `holdfast`. Each command is in its own module and imports what it runs only when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.gateway.cli import members, up
+
+app = typer.Typer(
+    name="holdfast",
+    help="Serve models as token streams that no single failure can break.",
+    epilog="Start with: holdfast up. Then: holdfast status, holdfast log tail -f, holdfast leases ls, holdfast doctor.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=up.EPILOG)(up.up)
+app.command()(members.node)
+app.command()(members.gateway)
+
+
+@app.command()
+def version() -> None:
+    """Print the version of Holdfast."""
+    from holdfast.gateway.version import VERSION
+
+    print(f"holdfast {VERSION}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    app()

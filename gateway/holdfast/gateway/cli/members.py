@@ -1,0 +1,76 @@
+"""`holdfast node` and `holdfast gateway`: one process of a cluster, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.gateway.cli.options import EtcdOption, LeaseTtlOption, NatsOption, overrides
+from holdfast.gateway.cli.running import EXIT_FAILED, execute, guarded, stop_on_signals
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its lasting name: lower case, digits, dashes.")]
+
+
+def node(
+    name: NameArgument,
+    logs: Annotated[Path, typer.Option(metavar="DIR", help="Where its replicas' logs go.")] = Path("logs"),
+    nats: NatsOption = None,
+    etcd: EtcdOption = None,
+    lease_ttl_s: LeaseTtlOption = None,
+) -> None:
+    """Run a node: it takes replicas, starts and supervises them, and stands by to lead.
+
+    `holdfast up` starts its nodes with this. On a fleet, run one per machine under your service manager; all
+    settings are in the environment (HOLDFAST_...). SIGTERM ends it in order, a second signal at once.
+    """
+    from holdfast.gateway.processes import run_node
+    from holdfast.gateway.settings import load_settings
+
+    settings = guarded(lambda: load_settings(**overrides(nats, etcd, lease_ttl_s)))
+    execute(_until_told(lambda stop: run_node(settings, name, logs, stop)))
+
+
+def gateway(
+    name: NameArgument,
+    host: Annotated[str | None, typer.Option(metavar="H", help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(metavar="P", help="Port to listen on.", show_default=False)] = None,
+    nats: NatsOption = None,
+    etcd: EtcdOption = None,
+    lease_ttl_s: LeaseTtlOption = None,
+) -> None:
+    """Run a gateway: the OpenAI API over HTTP, in front of all replicas of the cluster.
+
+    `holdfast up` starts its gateways with this. Any number may run anywhere; all settings are in the environment
+    (HOLDFAST_...). SIGTERM lets streams go on for a moment and ends it, a second signal at once.
+    """
+    from holdfast.gateway.processes import run_gateway
+    from holdfast.gateway.settings import load_settings
+
+    address: dict[str, Any] = {"host": host} if host is not None else {}
+    if port is not None:
+        address["port"] = port
+    more = overrides(nats, etcd, lease_ttl_s) | {"gateway": address, "http": {"gateway_id": name}}
+    settings = guarded(lambda: load_settings(**more))
+    execute(_until_told(lambda stop: run_gateway(settings, name, stop)))
+
+
+async def _until_told(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run a member until a signal says stop."""
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    stop = asyncio.Event()
+    stop_on_signals(stop.set, lambda: os._exit(EXIT_FAILED))
+    task = asyncio.ensure_future(run(stop))
+    told = asyncio.create_task(stop.wait())
+    # While it still waits for its servers nobody listens to `stop`; there is nothing to end in order either.
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    await task

@@ -1,0 +1,89 @@
+"""How every command runs, and how it ends: one line for what went wrong, an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from holdfast.core.errors import HoldfastError, LeasesUnavailable, LogUnavailable, Misuse
+
+EXIT_FAILED = 1
+EXIT_MISUSE = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_PIPE = 128 + signal.SIGPIPE
+
+_T = TypeVar("_T")
+
+
+def execute(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a command's coroutine to its end. Ends the process with one line on standard error when it fails."""
+    import uvloop
+
+    return guarded(lambda: uvloop.run(work))
+
+
+def guarded(work: Callable[[], _T]) -> _T:
+    """Call `work`; what it raises on purpose becomes one line and an exit code."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # Whoever read our output has enough of it. Nothing may be flushed into that pipe any more.
+        sys.stdout = None  # type: ignore[assignment]
+        raise SystemExit(EXIT_PIPE) from None
+    except HoldfastError as error:
+        fail(error)
+    except BaseExceptionGroup as group:
+        error = first_known(group)
+        if error is None:
+            raise
+        fail(error)
+
+
+def fail(error: HoldfastError) -> NoReturn:
+    """Say what was wrong, and end with the exit code for it."""
+    print(f"holdfast: {one_line(str(error))}", file=sys.stderr)
+    raise SystemExit(exit_code(error)) from None
+
+
+def exit_code(error: HoldfastError) -> int:
+    """2 for the caller's mistakes and for servers that can't be reached, 1 for all else."""
+    return EXIT_MISUSE if isinstance(error, Misuse | LogUnavailable | LeasesUnavailable) else EXIT_FAILED
+
+
+def first_known(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:
+    """The first error raised on purpose in a group that holds nothing else."""
+    known: HoldfastError | None = None
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            error = first_known(error) or error
+        if isinstance(error, HoldfastError):
+            known = known or error
+        elif not isinstance(error, asyncio.CancelledError):
+            return None
+    return known
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks."""
+    return " ".join(text.split())
+
+
+def stop_on_signals(stop: Callable[[], None], at_once: Callable[[], None]) -> None:
+    """SIGINT, SIGTERM and SIGHUP call `stop`; any of them again calls `at_once`. Call within a running loop."""
+    loop = asyncio.get_running_loop()
+    told = False
+
+    def on_signal() -> None:
+        nonlocal told
+        if told:
+            at_once()
+        told = True
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)

@@ -1,0 +1,131 @@
+"""`holdfast up`: a whole cluster on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from holdfast.gateway.cli.options import DataDirOption, EtcdOption, LeaseTtlOption, NatsOption, overrides
+from holdfast.gateway.cli.running import EXIT_INTERRUPTED, execute, stop_on_signals
+
+if TYPE_CHECKING:
+    from holdfast.gateway.cli.progress import ConsoleProgress
+    from holdfast.gateway.local_cluster import LocalCluster, Plan
+    from holdfast.gateway.settings import Settings
+
+EPILOG = """
+Examples
+
+`holdfast up` serves the tiny model shipped with Holdfast on http://127.0.0.1:8000.
+
+`holdfast up --engine mock --replicas 4 --gateways 2` needs no model; gateways on 8000 and 8001.
+
+`holdfast up --engine mock --engine-args '{"ttft_ms": 50, "itl_ms": 10}'` paces the mock.
+
+`holdfast up --model ~/models/my-llama --replicas 1` serves a Llama from a directory in Hugging Face layout.
+
+`holdfast up --nats nats://a:4222,nats://b:4222 --etcd http://a:2379` uses servers that run already.
+"""
+
+
+def up(
+    nodes: Annotated[int, typer.Option(min=1, max=100, help="Nodes to run.")] = 1,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=0, max=10_000, help="Replicas of the model. [default: as before, or 2]", show_default=False),
+    ] = None,
+    gateways: Annotated[int, typer.Option(min=1, max=100, help="Gateways to run; gateway k is on port P + k.")] = 1,
+    engine: Annotated[
+        Literal["torch", "mock"] | None,
+        typer.Option(help="What computes the tokens. [default: as before, or torch]", show_default=False),
+    ] = None,
+    engine_args: Annotated[
+        str | None, typer.Option(metavar="JSON", help="The engine's own settings, a JSON object.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Model directory. [default: as before, or the tiny model]", show_default=False
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="H", help="Address that the gateways listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="P", min=1, max=65_535, help="Port of the first gateway.")] = 8000,
+    data_dir: DataDirOption = Path(".holdfast"),
+    nats: NatsOption = None,
+    etcd: EtcdOption = None,
+    lease_ttl_s: LeaseTtlOption = None,
+    start_timeout_s: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="Give up when it is not ready by then.")
+    ] = 120.0,
+) -> None:
+    """Run a cluster on this machine: log and lease servers, nodes, replicas and gateways, until Ctrl-C.
+
+    Everything that happens is kept in the data directory's log, and the next `holdfast up` continues from there;
+    options that you don't give stay as they were. Servers that die are started again.
+    """
+    from holdfast.gateway.goal import Wish
+    from holdfast.gateway.local_cluster import Plan
+
+    wish = Wish(replicas, engine, engine_args, model)
+    plan = Plan(nodes, gateways, host, port, wish, start_timeout_s)
+    more = overrides(nats, etcd, lease_ttl_s)
+
+    async def run() -> None:
+        from holdfast.gateway.settings import load_settings
+
+        await _run(plan, load_settings(**more), data_dir)
+
+    execute(run())
+
+
+async def _run(plan: Plan, settings: Settings, data_dir: Path) -> None:
+    """Check, start, serve and stop. Raises what is wrong."""
+    from holdfast.gateway.cli.progress import ConsoleProgress
+    from holdfast.gateway.data_dir import DataDirectory
+    from holdfast.gateway.goal import application_for
+    from holdfast.gateway.local_cluster import LocalCluster
+
+    directory = DataDirectory(data_dir).lock()
+    try:
+        if plan.wish.names_engine or directory.read_cluster() is None:
+            application_for(plan.wish, None)
+        with ConsoleProgress() as progress:
+            cluster = LocalCluster(plan, settings, directory, progress)
+            cluster.check_ports()
+            await _serve(cluster, progress)
+    finally:
+        directory.unlock()
+
+
+async def _serve(cluster: LocalCluster, progress: ConsoleProgress) -> None:
+    stop = asyncio.Event()
+
+    def at_once() -> None:
+        cluster.kill()
+        os._exit(EXIT_INTERRUPTED)
+
+    stop_on_signals(stop.set, at_once)
+    try:
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(_start(cluster, group, progress))
+            await stop.wait()
+            progress.waiting("everything to end")
+            starting.cancel()
+            cluster.stop_keeping()
+    finally:
+        await cluster.stop()
+    progress.done("stopped; the next `holdfast up` continues from here")
+
+
+async def _start(cluster: LocalCluster, group: asyncio.TaskGroup, progress: ConsoleProgress) -> None:
+    from holdfast.gateway.bring_up import bring_up
+
+    await cluster.start_servers(group)
+    await cluster.start_members(group)
+    models = await bring_up(cluster, progress)
+    cluster.settle()
+    progress.ready([gateway.url for gateway in cluster.gateways], models)

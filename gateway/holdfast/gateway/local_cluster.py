@@ -1,0 +1,229 @@
+"""A cluster on one machine: its servers, nodes and gateways as child processes of this one.
+
+Everything is started in the order in which it is needed, supervised while it runs, and ended in the opposite
+order: gateways first, so that no new request comes in, then nodes with their replicas, then the servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from holdfast.core.errors import Misuse
+from holdfast.gateway.addresses import check_address, local_url
+from holdfast.gateway.data_dir import ClusterFile, DataDirectory, Member, Service
+from holdfast.gateway.goal import Wish
+from holdfast.gateway.leftovers import MARK, kill_marked, sweep
+from holdfast.gateway.settings import Settings
+from holdfast.gateway.supervisor import Keeper, stop_all
+from holdfast.gateway.version import VERSION
+from holdfast.store.embedded import PORTS, EmbeddedServer, etcd_server, free_port, nats_server
+
+STOP_S = 9.0
+"""An orderly stop ends by then, in seconds: what has not ended is killed."""
+
+STOP_AFTER_GATEWAYS_S = 3.5
+STOP_AFTER_NODES_S = 1.0
+"""Of that time, what is left for the nodes and the servers when the gateways take long, and for the servers."""
+
+LEFTOVER_GRACE_S = 0.5
+"""Replicas without a node end by themselves within this time, in seconds, unless they are stuck."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to run. Gateway k listens on `port` + k. Servers without URLs are our own."""
+
+    nodes: int
+    gateways: int
+    host: str
+    port: int
+    wish: Wish
+    start_timeout_s: float
+
+
+class Progress(Protocol):
+    """Whoever is told how far it is."""
+
+    def done(self, text: str) -> None:
+        """Something is accomplished."""
+        ...
+
+    def waiting(self, text: str) -> None:
+        """What is waited for now."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something went wrong, and is being dealt with."""
+        ...
+
+
+class LocalCluster:
+    """The processes of one cluster on this machine."""
+
+    def __init__(self, plan: Plan, settings: Settings, directory: DataDirectory, progress: Progress) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.settings = settings
+        self._progress = progress
+        self._started_at = datetime.now(UTC)
+        self._earlier = directory.read_cluster()
+        self._nats: EmbeddedServer | None = None
+        self._etcd: EmbeddedServer | None = None
+        self.nodes: list[EmbeddedServer] = []
+        self.gateways: list[EmbeddedServer] = []
+        self._keepers: dict[asyncio.Task[None], Keeper] = {}
+        os.environ[MARK] = str(directory.path)  # all our descendants inherit it
+        self._build_servers()
+
+    def check_ports(self) -> None:
+        """Whether the gateways can listen. Raises `Misuse`."""
+        last = self.plan.port + self.plan.gateways - 1
+        if last > 65_535:
+            raise Misuse(f"gateways would need ports up to {last}: choose a lower --port")
+        for number in range(self.plan.gateways):
+            check_address(self.plan.host, self.plan.port + number)
+
+    async def start_servers(self, group: asyncio.TaskGroup) -> None:
+        """Bring up our own servers, and note where those are that were given."""
+        await sweep(self.directory.path, grace_s=LEFTOVER_GRACE_S)
+        for server in (self._nats, self._etcd):
+            if server is not None:
+                self._keep(group, server)
+        self._progress.waiting("log and lease servers")
+        for keeper in self._keepers.values():
+            await keeper.running.wait()
+        urls = {"nats": self.settings.nats.urls, "etcd": self.settings.etcd.endpoints}
+        for name, server in (("nats", self._nats), ("etcd", self._etcd)):
+            self._progress.done(f"{name}: {', '.join(urls[name])}{f' (process {server.pid})' if server else ''}")
+        self._describe()
+
+    async def start_members(self, group: asyncio.TaskGroup) -> None:
+        """Start nodes and gateways; they join the cluster by themselves."""
+        self.nodes = [self._node(f"node-{number + 1}") for number in range(self.plan.nodes)]
+        self.gateways = [self._gateway(number) for number in range(self.plan.gateways)]
+        for member in (*self.nodes, *self.gateways):
+            self._keep(group, member)
+        self._describe()
+
+    def settle(self) -> None:
+        """It has come up once: from here on nothing that ends takes the rest with it."""
+        for keeper in self._keepers.values():
+            keeper.settled = True
+
+    def stop_keeping(self) -> None:
+        """Start nothing again from here on."""
+        for task in self._keepers:
+            task.cancel()
+
+    async def stop(self) -> None:
+        """End everything in order, within `STOP_S`, and leave no process behind."""
+        now_s = asyncio.get_running_loop().time
+        deadline_s = now_s() + STOP_S
+        await stop_all(self.gateways, deadline_s - STOP_AFTER_GATEWAYS_S - now_s())
+        await stop_all(self.nodes, deadline_s - STOP_AFTER_NODES_S - now_s())
+        await stop_all(self._servers(), max(0.1, deadline_s - now_s()))
+        await sweep(self.directory.path, grace_s=LEFTOVER_GRACE_S)
+        self._describe(running=False)
+
+    def kill(self) -> None:
+        """End everything now. For a second Ctrl-C: this process ends right after."""
+        kill_marked(self.directory.path)
+        self._describe(running=False)
+
+    # --- children ---------------------------------------------------------------------------------------
+
+    def _build_servers(self) -> None:
+        """Our own servers on the ports that they had, where these are free."""
+        settings = self.settings
+        if "urls" not in settings.nats.model_fields_set:
+            port = self._port_of(self._earlier.nats if self._earlier else None)
+            self._nats = nats_server(self.directory.nats, port)
+            self._nats.log_path = self.directory.logs / "nats-server.log"
+            settings = _with(settings, "nats", urls=(self._nats.url,))
+        if "endpoints" not in settings.etcd.model_fields_set:
+            port = self._port_of(self._earlier.etcd if self._earlier else None)
+            self._etcd = etcd_server(self.directory.etcd, port)
+            self._etcd.log_path = self.directory.logs / "etcd.log"
+            settings = _with(settings, "etcd", endpoints=(self._etcd.url,))
+        self.settings = settings
+
+    def _port_of(self, service: Service | None) -> int:
+        """The port that our server had when it ran last, if it is free, else another. Raises `WorldFailure`."""
+        port = urlsplit(service.urls[0]).port if service is not None and service.embedded else None
+        if port is not None and port in PORTS:
+            with contextlib.suppress(Misuse):
+                check_address("127.0.0.1", port)
+                return port
+        return free_port()
+
+    def _servers(self) -> list[EmbeddedServer]:
+        return [server for server in (self._nats, self._etcd) if server is not None]
+
+    def _node(self, name: str) -> EmbeddedServer:
+        return self._member(name, ["node", name, "--logs", str(self.directory.logs)], "", {})
+
+    def _gateway(self, number: int) -> EmbeddedServer:
+        name, port = f"gateway-{number + 1}", self.plan.port + number
+        environment = {"HOLDFAST_GATEWAY__HOST": self.plan.host, "HOLDFAST_GATEWAY__PORT": str(port)}
+        return self._member(name, ["gateway", name], local_url(self.plan.host, port), environment)
+
+    def _member(self, name: str, command: list[str], url: str, more: dict[str, str]) -> EmbeddedServer:
+        return EmbeddedServer(
+            name,
+            [sys.executable, "-m", "holdfast.gateway.cli", *command],
+            url=url,
+            log_path=self.directory.logs / f"{name}.log",
+            ready=_at_once,
+            environment={**os.environ, **self._environment(), **more},
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """What tells a child which cluster it is of."""
+        return {
+            "HOLDFAST_CLUSTER": self.settings.cluster,
+            "HOLDFAST_LEASE_TTL_S": f"{self.settings.lease_ttl_s:g}",
+            "HOLDFAST_NATS__URLS": msgspec.json.encode(self.settings.nats.urls).decode(),
+            "HOLDFAST_ETCD__ENDPOINTS": msgspec.json.encode(self.settings.etcd.endpoints).decode(),
+        }
+
+    def _keep(self, group: asyncio.TaskGroup, child: EmbeddedServer) -> None:
+        keeper = Keeper(child, changed=self._describe, say=self._progress.note)
+        self._keepers[group.create_task(keeper.run())] = keeper
+
+    # --- cluster.json -----------------------------------------------------------------------------------
+
+    def _describe(self, *, running: bool = True) -> None:
+        self.directory.write_cluster(
+            ClusterFile(
+                cluster=self.settings.cluster,
+                version=VERSION,
+                pid=os.getpid(),
+                running=running,
+                started_at=self._started_at,
+                lease_ttl_s=self.settings.lease_ttl_s,
+                nats=_service(self._nats, self.settings.nats.urls),
+                etcd=_service(self._etcd, self.settings.etcd.endpoints),
+                nodes=[Member(node.name, node.pid) for node in self.nodes],
+                gateways=[Member(gateway.name, gateway.pid, gateway.url) for gateway in self.gateways],
+            )
+        )
+
+
+def _service(server: EmbeddedServer | None, urls: tuple[str, ...]) -> Service:
+    return Service(list(urls), server is not None, server.pid if server else None)
+
+
+def _with(settings: Settings, part: str, **values: object) -> Settings:
+    return settings.model_copy(update={part: getattr(settings, part).model_copy(update=values)})
+
+
+async def _at_once() -> bool:
+    """Members join by themselves; the log tells when they have."""
+    return True

@@ -1,0 +1,128 @@
+"""Keeps child processes running: starts them again when they end, slower each time, and says when that is futile.
+
+A child that dies soon after its start again and again has something wrong with it that starting does not mend.
+Until the cluster has come up once (`settled`) that ends everything with the last line of the child's log. Later
+the others go on serving, and the child is tried for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from holdfast.core.errors import WorldFailure
+
+RESTART_FIRST_S = 0.2
+RESTART_MAX_S = 10.0
+"""Between a child's end and its next start: doubling from the first to the largest, in seconds."""
+
+RIGHT_AT_START_S = 3.0
+"""A child that ends within this time of its start died right at start."""
+
+EARLY_DEATHS_MAX = 4
+"""Deaths right at start, in a row, after which starting is futile."""
+
+LOG_TAIL_BYTES = 4096
+
+
+class GivenUp(WorldFailure):
+    """A child can't be brought to run."""
+
+
+class Child(Protocol):
+    """A process that can be started again after it ended (`EmbeddedServer` is one)."""
+
+    name: str
+    log_path: Path
+
+    @property
+    def pid(self) -> int | None: ...
+
+    async def start(self) -> None:
+        """Start it. Raises `WorldFailure`."""
+        ...
+
+    async def wait(self) -> int: ...
+
+    async def stop(self) -> None: ...
+
+    async def kill(self) -> None: ...
+
+
+class Keeper:
+    """Keeps one child running. `running` is set from its first start on; `changed()` is called at every change."""
+
+    def __init__(self, child: Child, *, changed: Callable[[], None], say: Callable[[str], None]) -> None:
+        self.child = child
+        self.running = asyncio.Event()
+        self.settled = False
+        self._changed = changed
+        self._say = say
+
+    async def run(self) -> None:
+        """Start the child, and start it again whenever it ends, until cancelled. Raises `GivenUp`."""
+        loop = asyncio.get_running_loop()
+        early_deaths, wait_s = 0, RESTART_FIRST_S
+        while True:
+            born_s = loop.time()
+            ending = await self._live()
+            self._changed()
+            if loop.time() - born_s >= RIGHT_AT_START_S:
+                early_deaths, wait_s = 0, RESTART_FIRST_S
+            early_deaths += 1
+            if early_deaths >= EARLY_DEATHS_MAX and not self.settled:
+                raise GivenUp(f"{self._futile(ending, early_deaths)}")
+            self._say(f"{self.child.name} ended ({ending}); starting it again in {wait_s:g} s")
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RESTART_MAX_S)
+
+    async def _live(self) -> str:
+        """One life of the child; how it ended."""
+        try:
+            await self.child.start()
+        except WorldFailure:
+            return "it did not come up"
+        self.running.set()
+        self._changed()
+        return describe_ending(await self.child.wait())
+
+    def _futile(self, ending: str, deaths: int) -> str:
+        last = last_line(self.child.log_path)
+        return f"{self.child.name} ended {deaths} times right at its start ({ending}). {self.child.log_path}: {last}"
+
+
+def describe_ending(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exit code {status}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-status).name
+    return f"signal {-status}"
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log file that says something."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            lines = log.read().decode(errors="replace").split("\n")
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(empty)")
+
+
+async def stop_all(children: Iterable[Child], within_s: float) -> None:
+    """End all of them at once: SIGTERM, and SIGKILL for those that have not ended by then."""
+    await asyncio.gather(*(_stop(child, within_s) for child in children))
+
+
+async def _stop(child: Child, within_s: float) -> None:
+    try:
+        async with asyncio.timeout(within_s):
+            await child.stop()
+    except TimeoutError:
+        await child.kill()
