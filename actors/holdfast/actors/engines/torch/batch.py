@@ -31,16 +31,13 @@ def rows_of(spans: Iterable[Span]) -> Iterator[Row]:
 
 
 def tile_of(rows: list[Row], tile_tokens: int, cache: KvCache) -> Tile:
-    """At most `tile_tokens` rows as a tile; padding rows compute token 0 into the sink."""
+    """At most `tile_tokens` rows as a tile; padding rows are of token 0."""
+    device = cache.table.device
     padding = [0] * (tile_tokens - len(rows))
-    columns = torch.tensor(
-        [
-            [row.token for row in rows] + padding,
-            [row.position for row in rows] + padding,
-            [row.slot for row in rows] + [cache.padding_slot] * len(padding),
-        ],
-        device=cache.table.device,
+    places = torch.tensor([[row.position for row in rows], [row.slot for row in rows]], device=device)
+    return Tile(
+        tokens=torch.tensor([row.token for row in rows] + padding, device=device),
+        positions=places[0],
+        slots=places[1],
+        blocks=max(row.position for row in rows) // cache.block_tokens + 1,
     )
-    tokens, positions, slots = columns.unbind(0)
-    blocks = max(row.position for row in rows) // cache.block_tokens + 1
-    return Tile(tokens, positions, slots, blocks)

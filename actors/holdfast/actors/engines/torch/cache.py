@@ -17,9 +17,7 @@ from torch import Tensor
 
 ZERO_BLOCK: Final = 0
 """Holds zeros for ever: what a row reads where its stream has no block."""
-SINK_BLOCK: Final = 1
-"""Where padding rows write. No stream reads it."""
-_FIRST_BLOCK: Final = 2
+_FIRST_BLOCK: Final = 1
 
 
 class BlockPool:
@@ -54,7 +52,7 @@ class KvCache:
     """Keys and values of all layers, in blocks of `block_tokens` tokens, and the table of who reads which.
 
     Each layer's tensor is [keys or values, block, head, token, element]: one index reads whole blocks, ready to
-    be multiplied. The table is [slot, n-th block]; the last slot is the padding rows'.
+    be multiplied. The table is [slot, n-th block].
     """
 
     def __init__(
@@ -75,9 +73,7 @@ class KvCache:
         self.kv_heads = kv_heads
         shape = (2, self.blocks_held, kv_heads, block_tokens, head_dim)
         self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.table = torch.full((slots + 1, slot_blocks_max), ZERO_BLOCK, device=device, dtype=torch.long)
-        self.padding_slot = slots
-        self.table[slots, 0] = SINK_BLOCK
+        self.table = torch.full((slots, slot_blocks_max), ZERO_BLOCK, device=device, dtype=torch.long)
 
     def assign(self, slot: int, blocks: Sequence[int]) -> None:
         """Give the blocks to the slot, wiped.

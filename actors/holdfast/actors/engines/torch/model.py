@@ -3,9 +3,10 @@
 Theory of operation. A row is one token of one stream at one position. Rows are computed in tiles of always the
 same number of rows; missing ones are padding. So every matrix product has the same shape whatever the load is,
 and therefore runs the same kernel with the same order of additions; and within a product of a given shape a
-row's result depends on that row alone. Attention reads the stream's KV blocks as many small products of one
-shape (one for each row, block and head); their partial sums are added in a tree of which a row's masked blocks
-are exact zeros, so its value doesn't depend on how many blocks the longest row of the tile needs.
+row's result depends on that row alone. Attention reads the streams' KV blocks as many small products of one
+shape (one for each row, block and head, however many those are); their partial sums are added in a tree of
+which a row's masked blocks are exact zeros, so its value doesn't depend on how many blocks the longest row of
+the tile needs.
 
 What of this is guaranteed (IEEE addition) and what is only measured (the kernels of BLAS) is told in
 docs/decisions/006-batch-invariant-arithmetic.md; `holdfast.actors.engines.torch.invariance` measures it each
@@ -30,10 +31,10 @@ from holdfast.actors.engines.torch.weights import LayerWeights, Linear, LlamaWei
 
 
 class Tile(NamedTuple):
-    """The rows of one pass, padded: token id, position in its stream, slot in the cache's table. All [row].
+    """The rows of one pass: token ids, padded; positions in the streams and slots in the cache's table, not padded.
 
     A stream's rows come in ascending order, over tiles as within one. `blocks` is how many KV blocks the
-    longest row reads.
+    longest row reads. Padding rows have no place in the cache and no attention.
     """
 
     tokens: Tensor
@@ -75,15 +76,15 @@ class LlamaModel:
     ) -> Tensor:
         config = self.config
         normed = _rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
-        rows = normed.shape[0]
-        qkv = _linear(normed, layer.qkv).view(rows, -1, config.head_dim)
+        padded, rows = hidden.shape[0], view.mask.shape[0]
+        qkv = _linear(normed, layer.qkv)[:rows].view(rows, -1, config.head_dim)
         turned = _rotate(qkv[:, : config.heads + config.kv_heads].float(), *turn)
         queries = turned[:, : config.heads].view(rows, config.kv_heads, -1, config.head_dim)
         queries = queries * config.head_dim**-0.5
         keys_values = torch.cat((turned[:, config.heads :].to(kv.dtype), qkv[:, -config.kv_heads :]), dim=1)
         kv.view(-1, config.head_dim).index_copy_(0, view.write, keys_values.view(-1, config.head_dim))
-        mixed = _attend(queries, kv, view)
-        return _linear(mixed.reshape(rows, -1).to(hidden.dtype), layer.output)
+        mixed = _attend(queries, kv, view).reshape(rows, -1).to(hidden.dtype)
+        return _linear(functional.pad(mixed, (0, 0, 0, padded - rows)), layer.output)
 
     def _mlp(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
         normed = _rms_norm(hidden, layer.mlp_norm, self.config.rms_norm_eps)
