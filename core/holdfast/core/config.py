@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import InvalidConfig
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """Names of clusters, nodes, gateways and applications: lower-case letters, digits and dashes (RFC 1123 label)."""
 
-Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+# Python's `$` would allow a line feed at the end; the pattern itself must stay one that pydantic understands.
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN.removesuffix("$") + r"\Z")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
@@ -53,7 +55,7 @@ def parse_application(text: bytes | str) -> ApplicationConfig:
     """Decode an application from JSON. Raises `InvalidConfig` naming the field."""
     try:
         application = msgspec.json.decode(text, type=ApplicationConfig)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise InvalidConfig(f"application: {error}") from error
     names = [deployment.name for deployment in application.deployments]
     for name in names:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core.config import ApplicationConfig
+from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import CorruptLog, UnknownEventVersion
 from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
@@ -271,19 +272,19 @@ def decode_record(entry: LogEntry) -> Record:
     """
     try:
         event = _DECODER.decode(entry.data)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         event = _lift(entry, error)
     if event.schema != SCHEMA_VERSION:
         event = _lift(entry, None)
     return Record(entry.sequence, entry.subject, event, digest(entry.data))
 
 
-def _lift(entry: LogEntry, error: msgspec.DecodeError | None) -> Event:
+def _lift(entry: LogEntry, error: Exception | None) -> Event:
     where = f"event at sequence {entry.sequence} on {entry.subject}"
     try:
         raw = msgspec.json.decode(entry.data, type=dict[str, Any])
         version = msgspec.convert(raw.get("schema"), int)
-    except msgspec.DecodeError as cause:
+    except UNDECODABLE as cause:
         raise CorruptLog(f"{where} is not an event: {cause}") from cause
     if version > SCHEMA_VERSION:
         raise UnknownEventVersion(
@@ -294,9 +295,19 @@ def _lift(entry: LogEntry, error: msgspec.DecodeError | None) -> Event:
     while version < SCHEMA_VERSION:
         if version not in UPCASTERS:
             raise UnknownEventVersion(f"{where} has schema {version}, which nothing here can lift")
-        raw = UPCASTERS[version](raw)
+        raw = _lift_once(where, raw, version)
         version += 1
-    return msgspec.convert({**raw, "schema": version}, Event)
+    try:
+        return msgspec.convert({**raw, "schema": version}, Event)
+    except msgspec.ValidationError as cause:
+        raise CorruptLog(f"{where} does not fit schema {version} after it was lifted: {cause}") from cause
+
+
+def _lift_once(where: str, raw: dict[str, Any], version: int) -> dict[str, Any]:
+    try:
+        return UPCASTERS[version](raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        raise CorruptLog(f"{where} does not fit schema {version}: {cause!r}") from cause
 
 
 _DECODER = msgspec.json.Decoder(Event)

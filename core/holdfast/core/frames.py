@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import FrameError
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
 
@@ -115,7 +116,7 @@ def decode_from_gateway(body: bytes) -> FromGateway:
     """A frame that a replica received. Raises `FrameError`."""
     try:
         return _FROM_GATEWAY.decode(body)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise FrameError(f"from a gateway: {error}") from error
 
 
@@ -123,7 +124,7 @@ def decode_from_replica(body: bytes) -> FromReplica:
     """A frame that a gateway received. Raises `FrameError`."""
     try:
         return _FROM_REPLICA.decode(body)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise FrameError(f"from a replica: {error}") from error
 
 
@@ -148,7 +149,8 @@ class FrameBuffer:
                 end = start + _LENGTH.size + length
                 if available < end:
                     return
-                yield bytes(memoryview(self._buffer)[start + _LENGTH.size : end])
+                body = bytes(memoryview(self._buffer)[start + _LENGTH.size : end])
                 start = end
+                yield body
         finally:
             del self._buffer[:start]
