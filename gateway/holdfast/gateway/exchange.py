@@ -93,11 +93,11 @@ class Exchange:
         while message["type"] == "http.request":
             part: bytes = message.get("body", b"")
             left -= len(part)
+            self.unread = message.get("more_body", False)
             if left < 0:
                 raise body_too_large(self._settings.body_bytes_max)
             parts.append(part)
-            if not message.get("more_body", False):
-                self.unread = False
+            if not self.unread:
                 return part if len(parts) == 1 else b"".join(parts)
             message = await self._receive()
         raise ClientGone

@@ -45,6 +45,25 @@ _STREAM_NOTE = (
 )
 
 
+def _never(**fields: Json) -> Json:
+    """A rule over several fields: they must not all have such values. One that may be null may be absent."""
+    required = [name for name, schema in fields.items() if None not in schema.get("enum", ())]
+    return {"not": {"required": required, "properties": fields}}
+
+
+_OFF: Json = {"enum": [False, None]}
+_INTEGER: Json = {"type": "integer"}
+_STREAM_OPTIONS_ALONE = _never(stream_options={"type": "object"}, stream=_OFF)
+_CHAT_RULES = (
+    _never(max_tokens=_INTEGER, max_completion_tokens=_INTEGER),
+    _never(top_logprobs=_INTEGER, logprobs=_OFF),
+)
+_COMPLETION_RULES = (
+    _never(echo={"enum": [True]}, logprobs=_INTEGER),
+    _never(echo={"enum": [True]}, prompt={"type": "array", "items": {"not": {"type": "string"}}}),
+)
+
+
 def document(settings: HttpSettings) -> Json:
     """The document for a gateway with these settings: their limits are in its schemas."""
     _, components = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
@@ -52,6 +71,8 @@ def document(settings: HttpSettings) -> Json:
     for name in ("ChatRequest", "CompletionRequest"):
         _limit(schemas[name]["properties"], settings)
     schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"] = _prompt_schemas()
+    schemas["ChatRequest"]["allOf"] = [_STREAM_OPTIONS_ALONE, *_CHAT_RULES]
+    schemas["CompletionRequest"]["allOf"] = [_STREAM_OPTIONS_ALONE, *_COMPLETION_RULES]
     security: Json = {"security": [{"apiKey": []}]} if settings.api_keys else {}
     return {
         "openapi": "3.0.3",

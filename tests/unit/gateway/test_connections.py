@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -35,11 +35,16 @@ async def port(app: App) -> AsyncIterator[int]:
     assert asyncio.all_tasks() - {asyncio.current_task()} <= others, "a task was left behind"
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Turn the loop until the condition holds: what it waits for is told to nobody."""
+    async with asyncio.timeout(SOON_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
 async def outcomes(app: App) -> str:
     """The metrics, once no request is in flight any more."""
-    async with asyncio.timeout(SOON_S):
-        while app.metrics.in_flight:
-            await asyncio.sleep(0)
+    await until(lambda: app.metrics.in_flight == 0)
     return app.metrics.text().decode()
 
 
@@ -52,8 +57,7 @@ async def test_a_client_that_goes_frees_the_engine_at_once(
         await connection.post(CHAT, chat(stream=stream))
         if stream:
             await connection.reader.readuntil(b"\n\n")
-        while not backend.open_sessions:
-            await asyncio.sleep(0)
+        await until(lambda: backend.open_sessions)
     await asyncio.wait_for(backend.left.wait(), SOON_S)
     assert backend.open_sessions == 0
     assert 'outcome="cancelled"' in await outcomes(app)
@@ -108,8 +112,7 @@ async def test_a_client_that_goes_while_sending_is_not_an_error(
         connection.head(CHAT, "content-length: 100")
         connection.writer.write(b"{")
         await connection.writer.drain()
-        while not app.metrics.in_flight:
-            await asyncio.sleep(0)
+        await until(lambda: app.metrics.in_flight)
     assert 'outcome="cancelled"' in await outcomes(app)
     assert "error" not in caplog.text.lower()
 
