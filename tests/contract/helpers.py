@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -14,12 +14,12 @@ PATIENCE_S = 15.0
 POLL_S = 0.01
 
 
-async def eventually(observe: Callable[[], Awaitable[T] | T], *, timeout_s: float = PATIENCE_S) -> T:
-    """Poll until `observe` gives something true."""
+async def eventually(observe: Callable[[], Any], *, timeout_s: float = PATIENCE_S) -> Any:
+    """Poll until `observe` (a function or a coroutine function) gives something true; what it gave."""
     async with asyncio.timeout(timeout_s):
         while True:
             seen = observe()
-            result: T = await seen if isinstance(seen, Awaitable) else seen
+            result = await seen if isinstance(seen, Awaitable) else seen
             if result:
                 return result
             await asyncio.sleep(POLL_S)

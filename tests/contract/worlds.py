@@ -28,6 +28,7 @@ JETSTREAM_FAST: dict[str, Any] = {
     "follow_heartbeat_s": 0.5,
 }
 ETCD_FAST: dict[str, Any] = {
+    "request_timeout_s": 2.0,
     "try_timeout_s": 0.5,
     "retry_wait_min_s": 0.01,
     "retry_wait_max_s": 0.1,
@@ -121,10 +122,20 @@ class JetStreamWorld:
         return log
 
 
+class HealthyLeases(Leases, Protocol):
+    """Leases that tell their health, as both adapters do."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def down_since(self) -> float | None: ...
+
+
 class LeasesWorld(Protocol):
     """A lease server and clients of it."""
 
-    async def client(self) -> Leases: ...
+    async def client(self) -> HealthyLeases: ...
 
     async def crash(self) -> None: ...
 
@@ -139,8 +150,8 @@ class MemoryLeasesWorld:
     def __init__(self) -> None:
         self._server = MemoryLeasesServer()
 
-    async def client(self) -> Leases:
-        return self._server.client()
+    async def client(self) -> HealthyLeases:
+        return self._server.client(request_timeout_s=ETCD_FAST["request_timeout_s"])
 
     async def crash(self) -> None:
         self._server.stop()

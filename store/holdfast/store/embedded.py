@@ -61,6 +61,7 @@ class EmbeddedServer:
         argv: Sequence[str],
         *,
         url: str,
+        ports: Sequence[int] = (),
         log_path: Path,
         ready: Callable[[], Awaitable[bool]],
         environment: dict[str, str] | None = None,
@@ -68,6 +69,7 @@ class EmbeddedServer:
         self.name = name
         self.url = url
         self.log_path = log_path
+        self._ports = tuple(ports)
         self._argv = tuple(argv)
         self._ready = ready
         self._environment = environment
@@ -82,6 +84,10 @@ class EmbeddedServer:
         """Start it and wait until it serves. Raises `WorldFailure` with the end of its log."""
         if self.pid is not None:
             raise Misuse(f"{self.name} is running already, as process {self.pid}")
+        # Looked at beforehand: what answers on a taken port would pass for our server.
+        for port in self._ports:
+            if not is_free(port):
+                raise WorldFailure(f"{self.name} can't listen on port {port}: another process does")
         with open(self.log_path, "ab") as log:  # noqa: ASYNC230 - a local file, opened once
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-S", "-I", "-c", _DIE_WITH_PARENT, str(os.getpid()), *self._argv),
@@ -186,6 +192,7 @@ def nats_server(
         "nats-server",
         [str(binary), "--config", str(config)],
         url=f"nats://{LOOPBACK}:{port}",
+        ports=[port, *([http_port] if http_port else [])],
         log_path=data_dir / "nats-server.log",
         ready=lambda: _nats_ready(port, name),
     )
@@ -229,6 +236,7 @@ def etcd_server(
         "etcd",
         [str(binary), *(f"--{name}={value}" for name, value in flags.items()), *more_flags],
         url=url,
+        ports=[client_port, peer_port],
         log_path=data_dir / "etcd.log",
         ready=lambda: _etcd_ready(client_port, scheme),
         # etcd takes every flag from the environment too, and refuses some double ones.
@@ -255,15 +263,21 @@ def find_binary(name: str) -> Path:
 def free_port(*, besides: int | None = None) -> int:
     """A loopback port that nobody listens on now. Raises `WorldFailure`."""
     for port in random.sample(PORTS, PORT_TRIES_MAX):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            if port != besides:
-                return port
+        if port != besides and is_free(port):
+            return port
     raise WorldFailure(f"no free port found among {PORT_TRIES_MAX} tried between {PORTS.start} and {PORTS.stop}")
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a loopback port now."""
+    with socket.socket() as probe:
+        # Connections that ended a moment ago don't keep a server from listening.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
 
 
 async def _nats_ready(port: int, name: str) -> bool:

@@ -14,7 +14,7 @@ from holdfast.store.settings import JetStreamSettings
 
 logger = logging.getLogger(__name__)
 
-NAME_IN_USE = {10058, 10065}
+NAME_IN_USE = 10058
 NANOSECONDS = 1_000_000_000
 UNLIMITED = -1
 
@@ -109,7 +109,7 @@ async def _info_or_create(api: JetStreamApi) -> dict[str, Any]:
             timeout_s=api.settings.open_timeout_s,
         )
     except ApiError as error:
-        if error.code not in NAME_IN_USE:
+        if error.code != NAME_IN_USE:
             raise
     # Another client created it between our two requests, perhaps with other settings.
     return await api.stream_info(api.settings.open_timeout_s)

@@ -342,6 +342,9 @@ def _options(settings: JetStreamSettings) -> dict[str, Any]:
         "allow_reconnect": False,
         "max_reconnect_attempts": 1,
         "reconnect_time_wait": 0,
+        # Keep nothing back while disconnected. It also takes away a wait for the flush of a full buffer, which
+        # swallows cancellation and never ends when the connection is lost under it.
+        "pending_size": 0,
         "connect_timeout": settings.connect_timeout_s,
         "ping_interval": settings.ping_interval_s,
         "max_outstanding_pings": settings.pings_outstanding,
