@@ -22,7 +22,7 @@ from holdfast.gateway.processes import identify, open_log
 from holdfast.store.jetstream import JetStreamLog
 
 LOOK_S = 0.1
-"""How often the gateways are asked, and the state is looked at, in seconds."""
+"""How often a gateway is asked whether it serves, in seconds."""
 
 GATEWAY_TIMEOUT_S = 1.0
 OPERATOR = "up"
@@ -86,23 +86,21 @@ class _Arrival:
 
     async def _leader(self) -> None:
         self._wait_for("a leader")
-        while not any(self.follower.state.leader_incarnation == node for node in self._incarnations()):
-            await asyncio.sleep(LOOK_S)
-        state = self.follower.state
+        state = await self.follower.until(lambda state: state.leader_incarnation in list(self._incarnations()))
         self._progress.done(f"leader: {state.leader}, epoch {state.epoch}")
 
     async def _replicas(self, application: ApplicationConfig) -> None:
         wanted = sum(deployment.num_replicas for deployment in application.deployments)
         while (ready := self._running()) < wanted or APPLICATION in self.follower.state.requests:
             self._wait_for(f"replicas: {ready} of {wanted} are ready{self._complaint()}")
-            await asyncio.sleep(LOOK_S)
+            await self.follower.change()
         self._progress.done(f"replicas: {wanted} of {wanted} are ready")
 
     async def _gateways(self) -> None:
         async with httpx.AsyncClient(timeout=GATEWAY_TIMEOUT_S, trust_env=False) as client:
             for gateway in self._cluster.gateways:
                 self._wait_for(f"{gateway.name} on {gateway.url}")
-                while not await _healthy(client, gateway.url):
+                while not await _healthy(client, gateway.url):  # noqa: ASYNC110 - it is another process
                     await asyncio.sleep(LOOK_S)
                 self._progress.done(f"{gateway.name}: {gateway.url}")
 

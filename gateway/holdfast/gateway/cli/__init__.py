@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.gateway.cli import members, up
+from holdfast.gateway.cli import members, status, up
 
 app = typer.Typer(
     name="holdfast",
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=up.EPILOG)(up.up)
+app.command(epilog=status.EPILOG)(status.status)
 app.command()(members.node)
 app.command()(members.gateway)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -33,15 +34,15 @@ def guarded(work: Callable[[], _T]) -> _T:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         # Whoever read our output has enough of it. Nothing may be flushed into that pipe any more.
-        sys.stdout = None  # type: ignore[assignment]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_PIPE) from None
     except HoldfastError as error:
         fail(error)
     except BaseExceptionGroup as group:
-        error = first_known(group)
-        if error is None:
+        known = first_known(group)
+        if known is None:
             raise
-        fail(error)
+        fail(known)
 
 
 def fail(error: HoldfastError) -> NoReturn:
@@ -58,9 +59,8 @@ def exit_code(error: HoldfastError) -> int:
 def first_known(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:
     """The first error raised on purpose in a group that holds nothing else."""
     known: HoldfastError | None = None
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            error = first_known(error) or error
+    for member in group.exceptions:
+        error = first_known(member) or member if isinstance(member, BaseExceptionGroup) else member
         if isinstance(error, HoldfastError):
             known = known or error
         elif not isinstance(error, asyncio.CancelledError):

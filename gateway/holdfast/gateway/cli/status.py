@@ -1,0 +1,178 @@
+"""`holdfast status`: how the cluster stands, by its log and its leases."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.gateway.cli.options import DataDirOption, EtcdOption, JsonOption, NatsOption
+from holdfast.gateway.cli.running import execute
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import TypeVar
+
+    from holdfast.core.status import ClusterReport
+    from holdfast.gateway.cli.finding import Found
+    from holdfast.gateway.cli.reading import LeasePicture, LogPicture
+    from holdfast.gateway.data_dir import Service
+
+    _T = TypeVar("_T")
+
+EPILOG = """
+Examples
+
+`holdfast status` shows the cluster that `holdfast up` runs in this directory.
+
+`holdfast status --json | jq .applications` for machines.
+
+`holdfast status --nats nats://a:4222 --etcd http://a:2379` shows a cluster anywhere.
+"""
+
+
+def status(
+    as_json: JsonOption = False,
+    data_dir: DataDirOption = Path(".holdfast"),
+    nats: NatsOption = None,
+    etcd: EtcdOption = None,
+) -> None:
+    """Show servers, leader, nodes, gateways, replicas and applications.
+
+    Read from the log and from the leases. When one of them is away, the rest is shown, and what is missing said.
+    """
+    execute(_status(data_dir, nats, etcd, as_json))
+
+
+async def _status(data_dir: Path, nats: list[str] | None, etcd: list[str] | None, as_json: bool) -> None:
+    from holdfast.core.errors import HoldfastError
+    from holdfast.gateway.cli.finding import find_cluster
+    from holdfast.gateway.cli.reading import read_leases, read_log
+    from holdfast.gateway.cli.tables import print_json
+
+    found = find_cluster(data_dir, nats, etcd)
+    log, leases = await asyncio.gather(_or_error(read_log(found.settings)), _or_error(read_leases(found.settings)))
+    if isinstance(log, HoldfastError) and isinstance(leases, HoldfastError):
+        raise type(log)(f"{log}; and the leases: {leases}")
+    answer = _answer(found, log, leases)
+    if as_json:
+        print_json(answer)
+    else:
+        _show(answer)
+
+
+async def _or_error(reading: Coroutine[Any, Any, _T]) -> _T | Exception:
+    """What was read, or what is wrong with the server."""
+    from holdfast.core.errors import HoldfastError
+
+    try:
+        return await reading
+    except HoldfastError as error:
+        return error
+
+
+def _answer(found: Found, log: LogPicture | Exception, leases: LeasePicture | Exception) -> dict[str, Any]:
+    import msgspec
+
+    from holdfast.core.state import ClusterState
+    from holdfast.core.status import report
+    from holdfast.gateway.cli.reading import lease_view
+
+    cluster, settings = found.cluster, found.settings
+    view = None if isinstance(leases, Exception) else lease_view(leases)
+    state = ClusterState() if isinstance(log, Exception) else log.state
+    seen: ClusterReport = report(state, view)
+    controller = msgspec.to_builtins(seen.controller)
+    if isinstance(log, Exception):
+        leader = view.leader if view else None
+        controller = {
+            "node": leader.node if leader else None,
+            "epoch": leader.epoch if leader else None,
+            "pid": leader.pid if leader else None,
+            "status": "LEADING" if leader else "ELECTING",
+            "message": "known from the leases alone",
+        }
+    return {
+        "cluster": settings.cluster,
+        "degraded": [
+            f"{name} unreachable: {error}" for name, error in (("log", log), ("leases", leases)) if _failed(error)
+        ],
+        "services": {
+            "nats": _service(cluster.nats if cluster else None, settings.nats.urls, log),
+            "etcd": _service(cluster.etcd if cluster else None, settings.etcd.endpoints, leases),
+        },
+        "log": None if isinstance(log, Exception) else msgspec.to_builtins(log.status),
+        **msgspec.to_builtins(seen),
+        "controller": controller,
+    }
+
+
+def _failed(answer: object) -> bool:
+    return isinstance(answer, Exception)
+
+
+def _service(
+    noted: Service | None, urls: tuple[str, ...], answer: LogPicture | LeasePicture | Exception
+) -> dict[str, Any]:
+    from holdfast.gateway.cli.reading import LogPicture
+
+    reached = not isinstance(answer, Exception)
+    version = None
+    if not isinstance(answer, Exception):
+        version = answer.status.server_version if isinstance(answer, LogPicture) else answer.status.version
+    return {
+        "pid": noted.pid if noted else None,
+        "url": urls[0] if isinstance(answer, Exception) else answer.status.url,
+        "urls": list(urls),
+        "embedded": bool(noted and noted.embedded),
+        "reachable": reached,
+        "version": version,
+    }
+
+
+# --- for people -----------------------------------------------------------------------------------------
+
+
+def _show(answer: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    from holdfast.gateway.cli.tables import console, table
+
+    out = console()
+    for problem in answer["degraded"]:
+        out.print(f"[red]degraded:[/] {escape(problem)}")
+    services = answer["services"].items()
+    out.print(
+        table(
+            f"Cluster {answer['cluster']}",
+            ("SERVER", "STATE", "URL", "PID", "VERSION"),
+            [
+                (n, "reachable" if s["reachable"] else "unreachable", s["url"], s["pid"], s["version"])
+                for n, s in services
+            ],
+        )
+    )
+    controller = answer["controller"]
+    columns = ("node", "epoch", "status", "pid", "message")
+    out.print(table("\nController", [name.upper() for name in columns], [[controller[name] for name in columns]]))
+    sections = {
+        "nodes": ("id", "status", "pid", "host", "replicas", "slots", "message"),
+        "gateways": ("id", "status", "pid", "url", "message"),
+        "replicas": ("id", "state", "node", "pid", "address", "message"),
+    }
+    for section, names in sections.items():
+        rows = [[item[name] for name in names] for item in answer[section]]
+        out.print(table(f"\n{section.capitalize()}", [name.upper() for name in names], rows))
+    out.print(
+        table("\nApplications", ("APPLICATION", "MODEL", "STATUS", "REPLICAS", "ENGINE", "MESSAGE"), _rows(answer))
+    )
+
+
+def _rows(answer: dict[str, Any]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for name, application in answer["applications"].items():
+        rows.append([name, "", application["status"], "", "", application["message"]])
+        for model, deployment in application["deployments"].items():
+            count = f"{deployment['replicas_running']}/{deployment['replicas_wanted']}"
+            rows.append(["", model, deployment["status"], count, deployment["engine"], deployment["message"]])
+    return rows
