@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import statistics
 import time
 from typing import Annotated
@@ -25,6 +26,9 @@ from rich.table import Table
 
 EVENTS_BESIDE_TOKENS = 3
 """The role, the finish reason and `[DONE]`."""
+
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
+CHUNKED = -1
 
 TTFT_MARK = b'"content":" '
 
@@ -72,6 +76,7 @@ class Client(asyncio.Protocol):
         self._finished = finished
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._total_bytes = 0
         self._asked_s = 0.0
         self._first_token_s = 0.0
         self.responses: list[Response] = []
@@ -84,7 +89,7 @@ class Client(asyncio.Protocol):
         self._received += data
         if not self._first_token_s and TTFT_MARK in self._received:
             self._first_token_s = time.perf_counter()
-        if data.endswith(b"\r\n0\r\n\r\n") or self._received.endswith(b"\r\n0\r\n\r\n"):
+        if self._complete():
             self._ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -94,9 +99,20 @@ class Client(asyncio.Protocol):
     def _ask(self) -> None:
         assert self._transport is not None
         self._received.clear()
+        self._total_bytes = 0
         self._first_token_s = 0.0
         self._asked_s = time.perf_counter()
         self._transport.write(self._request)
+
+    def _complete(self) -> bool:
+        """Whether the response is all here: by its length where it has one, else by the last chunk."""
+        if not self._total_bytes:
+            head = self._received.find(b"\r\n\r\n")
+            length = CONTENT_LENGTH.search(self._received, 0, max(0, head))
+            self._total_bytes = head + 4 + int(length[1]) if length else CHUNKED
+        if self._total_bytes == CHUNKED:
+            return self._received.endswith(b"\r\n0\r\n\r\n")
+        return len(self._received) >= self._total_bytes
 
     def _ended(self) -> None:
         now_s = time.perf_counter()
