@@ -36,7 +36,7 @@ class TorchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     streams_max: int = 32
     waiting_max: int = 256
     prefill_tokens_max: int = 256
-    tile_tokens: int = 32
+    tile_tokens: int = 16
     threads: int = 1
 
     def __post_init__(self) -> None:
