@@ -24,7 +24,7 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def app(backend: FakeBackend) -> App:
-    return create_app(backend, HttpSettings(body_bytes_max=100_000, body_timeout_s=0.05))
+    return create_app(backend, HttpSettings(body_bytes_max=100_000))
 
 
 @pytest.fixture
@@ -97,8 +97,9 @@ async def test_a_body_far_over_the_limit_gets_its_413_and_the_connection_lives(p
         assert b" 200 " in await connection.reader.readuntil(b"\r\n\r\n")
 
 
-async def test_a_body_that_does_not_come_is_408(app: App, port: int) -> None:
-    async with connected(port) as connection:
+async def test_a_body_that_does_not_come_is_408(backend: FakeBackend) -> None:
+    app = create_app(backend, HttpSettings(body_timeout_s=0.05))
+    async with serving(app) as port, connected(port) as connection:
         connection.head(CHAT, "content-length: 100")
         connection.writer.write(b"{")
         assert b" 408 " in await connection.reader.readuntil(b"\r\n\r\n")
