@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.gateway.cli import members, status, up
+from holdfast.gateway.cli import doctor, leases, log, members, status, up
 
 app = typer.Typer(
     name="holdfast",
@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 app.command(epilog=up.EPILOG)(up.up)
 app.command(epilog=status.EPILOG)(status.status)
+app.add_typer(log.app, name="log")
+app.add_typer(leases.app, name="leases")
+app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command()(members.node)
 app.command()(members.gateway)
 

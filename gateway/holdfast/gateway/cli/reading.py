@@ -111,8 +111,13 @@ def lease_view(picture: LeasePicture) -> LeaseView:
 
 def holder_of(item: KeyValue) -> dict[str, Any]:
     """What stands at a lease key, as `Identity.lease_value` wrote it; empty when somebody else wrote it."""
+    return parse_holder(item.value)
+
+
+def parse_holder(data: bytes) -> dict[str, Any]:
+    """As `holder_of`, of a key's value."""
     try:
-        value = json.loads(item.value)
+        value = json.loads(data)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
