@@ -14,7 +14,7 @@ from collections import deque
 
 import msgspec
 
-from holdfast.actors.engines.base import Engine, StepOutput
+from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
 from holdfast.core.errors import RequestRefused, WrongReplica
@@ -167,7 +167,8 @@ class Replica:
         try:
             prompt_tokens = await self._engine.admit(key, start.request)
         except RequestRefused as refusal:
-            connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, False))
+            retry = refusal.code == ENGINE_OVERLOADED
+            connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
             return set()
         attempts = self._connections.get(connection)
         if attempts is not None:

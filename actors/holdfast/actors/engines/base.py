@@ -16,6 +16,9 @@ from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenL
 FINISH_STOP = "stop"
 FINISH_LENGTH = "length"
 
+ENGINE_OVERLOADED = "engine_overloaded"
+"""The code of a refusal that is about the engine's queue, not about the request: another engine may take it."""
+
 
 class StepOutput(msgspec.Struct):
     """One step's tokens, as parallel lists: stream `keys[i]` got `tokens[i]` at `positions[i]`.

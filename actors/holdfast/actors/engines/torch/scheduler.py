@@ -11,6 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from holdfast.actors.engines.base import ENGINE_OVERLOADED
 from holdfast.actors.engines.torch.cache import BlockPool
 from holdfast.actors.engines.torch.tokenizer import StreamDecoder
 from holdfast.core.errors import RequestRefused
@@ -83,7 +84,7 @@ class Scheduler:
             raise RequestRefused(
                 f"The engine has {self.running} streams running and {self.waiting} waiting, which is its limit. "
                 "Try again later.",
-                code="engine_overloaded",
+                code=ENGINE_OVERLOADED,
             )
 
     def admit(self, stream: Stream) -> None:
