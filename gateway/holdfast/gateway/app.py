@@ -23,11 +23,11 @@ __all__ = ["App", "HttpSettings", "create_app"]
 class App:
     """The ASGI application. `metrics.in_flight` tells a drain how many requests have no end yet."""
 
-    def __init__(self, backend: Backend, settings: HttpSettings) -> None:
-        self.metrics = Metrics(settings.gateway_id)
+    def __init__(self, backend: Backend, settings: HttpSettings, gateway: str) -> None:
+        self.metrics = Metrics(gateway)
         keys = KeyRing(settings)
-        self._stamp = (b"x-holdfast-gateway", settings.gateway_id.encode())
-        self._pages = create_pages(backend, settings, self.metrics, keys)
+        self._stamp = (b"x-holdfast-gateway", gateway.encode())
+        self._pages = create_pages(backend, gateway, self.metrics, keys)
         self._generator = Generator(backend, settings, self.metrics, keys, self._stamp)
         self._forms = {form.route: form for form in (CHAT, COMPLETIONS)}
 
@@ -67,6 +67,6 @@ class App:
             await stamped({"type": "http.response.body", "body": body})
 
 
-def create_app(backend: Backend, settings: HttpSettings | None = None) -> App:
-    """The HTTP side over `backend`. One per gateway; needs a running event loop only to serve."""
-    return App(backend, settings or HttpSettings())
+def create_app(backend: Backend, settings: HttpSettings | None = None, gateway: str = "gateway") -> App:
+    """The HTTP side over `backend`. One per gateway, whose name is `gateway`; needs a loop only to serve."""
+    return App(backend, settings or HttpSettings(), gateway)

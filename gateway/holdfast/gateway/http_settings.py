@@ -12,10 +12,6 @@ class HttpSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gateway_id: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] = Field(
-        default="gateway",
-        description="This gateway's name: in the header `x-holdfast-gateway`, `/health` and the metrics.",
-    )
     api_keys: tuple[SecretStr, ...] = Field(
         default=(),
         description="Keys of which a client must send one as `Authorization: Bearer <key>` on `/v1`. None: open.",

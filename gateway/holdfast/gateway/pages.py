@@ -17,7 +17,6 @@ from starlette.staticfiles import StaticFiles
 from holdfast.core.errors import UnknownModel
 from holdfast.gateway.backend import Backend, ModelInfo
 from holdfast.gateway.exchange import KeyRing
-from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.metrics import CONTENT_TYPE, Metrics
 from holdfast.gateway.openai import HealthReport, Model, ModelList
 from holdfast.gateway.openapi import document
@@ -42,9 +41,9 @@ DOCS_PAGE: Final = """<!DOCTYPE html>
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_pages(backend: Backend, settings: HttpSettings, metrics: Metrics, keys: KeyRing) -> Starlette:
+def create_pages(backend: Backend, gateway: str, metrics: Metrics, keys: KeyRing) -> Starlette:
     """The Starlette application for everything but the generating routes, which it knows only as POST-only."""
-    pages = _Pages(backend, settings, metrics, keys)
+    pages = _Pages(backend, gateway, metrics, keys)
     get = ["GET"]
     routes = [
         Route("/v1/chat/completions", pages.unreachable, methods=["POST"]),
@@ -70,9 +69,9 @@ def create_pages(backend: Backend, settings: HttpSettings, metrics: Metrics, key
 class _Pages:
     """The endpoints, over the backend that they tell about."""
 
-    def __init__(self, backend: Backend, settings: HttpSettings, metrics: Metrics, keys: KeyRing) -> None:
+    def __init__(self, backend: Backend, gateway: str, metrics: Metrics, keys: KeyRing) -> None:
         self._backend = backend
-        self._settings = settings
+        self._gateway = gateway
         self._metrics = metrics
         self._keys = keys
         self._document = msgspec.json.encode(document(settings))
@@ -96,7 +95,7 @@ class _Pages:
         health = self._backend.health()
         report = HealthReport(
             "healthy" if health.healthy else "unhealthy",
-            self._settings.gateway_id,
+            self._gateway,
             health.reasons,
             health.details,
         )

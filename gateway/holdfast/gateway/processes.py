@@ -107,7 +107,7 @@ class GatewayProcess:
         keys = {identity.lease_key: identity.lease_value()}
         self._session = LeaseSession(leases, settings.lease_ttl_s, keys, rng)
         self._serving = Serving(self._follower, settings.cluster, identity.name, settings.serving, rng)
-        app = create_app(self._serving, settings.http.model_copy(update={"gateway_id": identity.name}))
+        app = create_app(self._serving, settings.http, identity.name)
         self._http = HttpServer(app, settings.gateway.host, settings.gateway.port, settings.gateway.backlog)
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from holdfast.gateway.http_settings import HttpSettings
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
 from holdfast.core.config import NAME_PATTERN
 from holdfast.core.errors import InvalidConfig
+from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.serving import ServingSettings
 from holdfast.store.settings import EtcdSettings, JetStreamSettings
 

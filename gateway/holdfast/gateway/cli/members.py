@@ -57,7 +57,7 @@ def gateway(
     address: dict[str, Any] = {"host": host} if host is not None else {}
     if port is not None:
         address["port"] = port
-    more = overrides(nats, etcd, lease_ttl_s) | {"gateway": address, "http": {"gateway_id": name}}
+    more = overrides(nats, etcd, lease_ttl_s) | {"gateway": address}
     settings = guarded(lambda: load_settings(**more))
     execute(_until_told(lambda stop: run_gateway(settings, name, stop)))
 
