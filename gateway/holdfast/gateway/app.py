@@ -27,7 +27,7 @@ class App:
         self.metrics = Metrics(gateway)
         keys = KeyRing(settings)
         self._stamp = (b"x-holdfast-gateway", gateway.encode())
-        self._pages = create_pages(backend, gateway, self.metrics, keys)
+        self._pages = create_pages(backend, settings, gateway, self.metrics, keys)
         self._generator = Generator(backend, settings, self.metrics, keys, self._stamp)
         self._forms = {form.route: form for form in (CHAT, COMPLETIONS)}
 

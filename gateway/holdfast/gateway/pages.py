@@ -41,9 +41,9 @@ DOCS_PAGE: Final = """<!DOCTYPE html>
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_pages(backend: Backend, gateway: str, metrics: Metrics, keys: KeyRing) -> Starlette:
+def create_pages(backend: Backend, settings: HttpSettings, gateway: str, metrics: Metrics, keys: KeyRing) -> Starlette:
     """The Starlette application for everything but the generating routes, which it knows only as POST-only."""
-    pages = _Pages(backend, gateway, metrics, keys)
+    pages = _Pages(backend, settings, gateway, metrics, keys)
     get = ["GET"]
     routes = [
         Route("/v1/chat/completions", pages.unreachable, methods=["POST"]),
@@ -69,7 +69,7 @@ def create_pages(backend: Backend, gateway: str, metrics: Metrics, keys: KeyRing
 class _Pages:
     """The endpoints, over the backend that they tell about."""
 
-    def __init__(self, backend: Backend, gateway: str, metrics: Metrics, keys: KeyRing) -> None:
+    def __init__(self, backend: Backend, settings: HttpSettings, gateway: str, metrics: Metrics, keys: KeyRing) -> None:
         self._backend = backend
         self._gateway = gateway
         self._metrics = metrics
