@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from holdfast.core.errors import UnknownModel
 from holdfast.gateway.backend import Backend, ModelInfo
 from holdfast.gateway.exchange import KeyRing
+from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.metrics import CONTENT_TYPE, Metrics
 from holdfast.gateway.openai import HealthReport, Model, ModelList
 from holdfast.gateway.openapi import document
