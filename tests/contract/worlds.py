@@ -20,6 +20,8 @@ _numbers = itertools.count(1)
 
 # Short waits, so that failures pass quickly; the ratios are those of production.
 JETSTREAM_FAST: dict[str, Any] = {
+    # JetStream reserves a stream's limit on disk, and here are many streams.
+    "max_bytes": 1 << 24,
     "publish_timeout_s": 0.5,
     "append_timeout_s": 8.0,
     "ping_interval_s": 0.2,

@@ -22,6 +22,7 @@ from holdfast.store.backoff import Backoff
 from holdfast.store.settings import EtcdSettings
 
 SERVER_VERSION_MIN = (3, 4)
+STEPS_PER_TRY = 2
 
 # gRPC status codes (google.rpc.Code) as the gateway passes them on.
 INVALID_ARGUMENT = 3
@@ -77,7 +78,6 @@ class EtcdGateway:
         self._client = httpx.AsyncClient(
             verify=_tls_context(settings),
             trust_env=False,
-            timeout=settings.try_timeout_s,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=len(settings.endpoints) * 4),
         )
 
@@ -132,7 +132,7 @@ class EtcdGateway:
     async def lines(self, endpoint: str, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The objects of a streamed answer. Raises `GatewayError`, `httpx.HTTPError` (`ReadTimeout` on silence)."""
         timeout = httpx.Timeout(self.settings.try_timeout_s, read=self.settings.watch_silence_s)
-        headers = await self._headers(endpoint)
+        headers = await self._headers(endpoint, self.settings.try_timeout_s)
         # A member that lost its leader ends the watch instead of keeping quiet.
         headers["Grpc-Metadata-hasleader"] = "true"
         async with self._client.stream(
@@ -159,13 +159,18 @@ class EtcdGateway:
         await self._client.aclose()
 
     async def _try(self, endpoint: str, path: str, payload: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        async with asyncio.timeout(timeout_s):
-            await self._check_version(endpoint)
-            headers = await self._headers(endpoint)
-            return await self._post(endpoint, path, payload, headers)
+        # httpx applies its timeout to connecting, writing and reading each. Ours bounds the whole, a little later:
+        # a TLS handshake that is cancelled from outside leaves its socket open (httpcore 1.0).
+        async with asyncio.timeout(timeout_s * STEPS_PER_TRY):
+            await self._check_version(endpoint, timeout_s)
+            headers = await self._headers(endpoint, timeout_s)
+            return await self._post(endpoint, path, payload, headers, timeout_s)
 
-    async def _post(self, endpoint: str, path: str, payload: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
-        response = await self._client.post(f"{endpoint}/v3/{path}", json=payload, headers=headers)
+    async def _post(
+        self, endpoint: str, path: str, payload: dict[str, Any], headers: dict[str, str], timeout_s: float
+    ) -> dict[str, Any]:
+        url = f"{endpoint}/v3/{path}"
+        response = await self._client.post(url, json=payload, headers=headers, timeout=timeout_s)
         if response.status_code != httpx.codes.OK:
             raise _error(response.content, response.status_code)
         # A streamed answer of one object has it under `result`, and may hold an error despite its status.
@@ -175,17 +180,18 @@ class EtcdGateway:
         result: dict[str, Any] = body.get("result", body)
         return result
 
-    async def _check_version(self, endpoint: str) -> None:
+    async def _check_version(self, endpoint: str, timeout_s: float) -> None:
         """Ask once for each endpoint; older ones have another API. Raises `IncompatibleServer`."""
         if endpoint in self._versions:
             return
-        version = str((await self._client.get(f"{endpoint}/version")).json()["etcdserver"])
+        answer = await self._client.get(f"{endpoint}/version", timeout=timeout_s)
+        version = str(answer.json()["etcdserver"])
         if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < SERVER_VERSION_MIN:
             wanted = ".".join(map(str, SERVER_VERSION_MIN))
             raise IncompatibleServer(f"{endpoint} runs etcd {version}; upgrade it to {wanted} or newer")
         self._versions[endpoint] = version
 
-    async def _headers(self, endpoint: str) -> dict[str, str]:
+    async def _headers(self, endpoint: str, timeout_s: float) -> dict[str, str]:
         """The token, fetched by the first that needs one while the others wait for it."""
         settings = self.settings
         if settings.user is None or settings.password is None:
@@ -194,7 +200,8 @@ class EtcdGateway:
             if self._token is None:
                 login = {"name": settings.user, "password": settings.password.get_secret_value()}
                 try:
-                    self._token = str((await self._post(endpoint, "auth/authenticate", login, {}))["token"])
+                    answer = await self._post(endpoint, "auth/authenticate", login, {}, timeout_s)
+                    self._token = str(answer["token"])
                 except GatewayError as error:
                     if AUTH_DISABLED in error.message:
                         raise InvalidConfig(

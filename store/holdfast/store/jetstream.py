@@ -55,6 +55,7 @@ class JetStreamLog:
         except BaseException:
             await session.close()
             raise
+        log._api.opened = True
         return log
 
     @property

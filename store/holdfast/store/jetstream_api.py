@@ -41,6 +41,7 @@ class JetStreamApi:
     def __init__(self, session: Session, settings: JetStreamSettings) -> None:
         self.session = session
         self.settings = settings
+        self.opened = False
 
     def wire(self, subject: str) -> str:
         """The subject as the server knows it."""
@@ -67,9 +68,10 @@ class JetStreamApi:
             except TimeoutError:
                 problem = "no answer in time"
             except ApiError as error:
-                if error.code in NOT_ENABLED:
+                # Later on it is what a server says that has shut JetStream down for want of disk, say.
+                if error.code in NOT_ENABLED and not self.opened:
                     raise IncompatibleServer(f"JetStream is not enabled for us on the servers: {error}") from error
-                if error.status != TEMPORARY_STATUS:
+                if error.status != TEMPORARY_STATUS and error.code not in NOT_ENABLED:
                     raise
                 problem = str(error)
             await asyncio.sleep(min(backoff.pause_s(), max(0.0, deadline - loop.time())))

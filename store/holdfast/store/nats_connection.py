@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 STATUS_HEADER = "Status"
 NO_RESPONDERS = "503"
 CLOSE_TIMEOUT_S = 3.0
+CANCEL_AGAIN_S = 0.2
 CONNECTION_NAME = "holdfast"
 # Older ones lose or reorder acknowledged messages in some failures (release notes of 2.12.1 to 2.12.3).
 SERVER_VERSION_MIN = (2, 12, 3)
@@ -100,8 +101,9 @@ class _Transport(TcpTransport):
 class Connection:
     """A live connection with requests on it. Once `lost` is set it is of no more use."""
 
-    def __init__(self, client: Client, url: str) -> None:
+    def __init__(self, client: Client, transport: _Transport, url: str) -> None:
         self.url = url
+        self._transport = transport
         self.lost = asyncio.Event()
         self._client = client
         self._inbox = client.new_inbox()
@@ -114,8 +116,9 @@ class Connection:
         """Connect within `connect_timeout_s`. Raises `OSError`, `nats.errors.Error`, `Misuse`."""
         client = Client()
         stall_timeout_s = settings.ping_interval_s * settings.pings_outstanding
-        client._transport = _Transport(stall_timeout_s, require_tls=settings.uses_tls)
-        connection = cls(client, url)
+        transport = _Transport(stall_timeout_s, require_tls=settings.uses_tls)
+        client._transport = transport
+        connection = cls(client, transport, url)
         options = _options(settings)
         try:
             async with asyncio.timeout(settings.connect_timeout_s):
@@ -192,6 +195,8 @@ class Connection:
             await self.close()
 
     async def close(self) -> None:
+        """End at once; what was not sent is dropped."""
+        self._transport.close()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._client.close()
@@ -270,8 +275,11 @@ class Session:
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is None:
             return
-        supervisor.cancel()
-        await asyncio.wait([supervisor])
+        # One cancellation may not do: asyncio.wait_for, which nats-py uses, swallows (until Python 3.12) one that
+        # comes together with what it waits for.
+        while not supervisor.done():
+            supervisor.cancel()
+            await asyncio.wait([supervisor], timeout=CANCEL_AGAIN_S)
         self._set(None)
         if not supervisor.cancelled():
             supervisor.result()
