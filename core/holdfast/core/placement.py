@@ -19,4 +19,6 @@ def choose_node(state: ClusterState, used: Counter[str], avoid: str | None = Non
     more than one replica: what just failed there may well fail there again.
     """
     candidates = [node for node in state.live_nodes() if used[node.id] < node.slots]
-    return min(candidates, key=lambda node: (used[node.id] + (node.id == avoid), node.id), default=None)
+    return min(
+        candidates, key=lambda node: (used[node.id] + (node.id == avoid), node.id == avoid, node.id), default=None
+    )

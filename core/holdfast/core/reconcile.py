@@ -16,6 +16,7 @@ from holdfast.core import events as ev
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.placement import choose_node, occupancy
 from holdfast.core.state import (
+    LOSS_INTERVAL_S,
     ApplicationState,
     ClusterState,
     DeploymentState,
@@ -32,7 +33,7 @@ START_FAILURES_FATAL = 3
 """Starts in a row that failed before a deployment is called failed (it is tried again all the same)."""
 
 LOSS_FRACTION_MAX = 0.2
-"""At most this part of the replicas, but at least one node's, is given up on lease evidence in one round."""
+"""At most this part of the replicas, but at least one node's, is given up on lease evidence in `LOSS_INTERVAL_S`."""
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -62,13 +63,13 @@ class Evidence(msgspec.Struct, frozen=True):
 def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
     """The next decisions. One round's decisions are all derived from `state`; append them in order."""
     goals = [_decide_request(request.application, request.event) for request in state.requests.values()]
-    losses = [*_lost_nodes(state, evidence), *_lost_gateways(state, evidence)]
+    look_again: list[datetime] = []
+    losses = [*_lost_nodes(state, evidence, now, look_again), *_lost_gateways(state, evidence)]
     if goals or losses:
         # Placement must see these first: it is done in the next round, on the state that includes them.
         return Plan(goals + losses)
     used = occupancy(state)
     proposals: list[Proposal] = list(_stop_unwanted(state))
-    look_again: list[datetime] = []
     for application in state.applications.values():
         for deployment in application.deployments.values():
             proposals += _converge(state, application, deployment, used, now, look_again)
@@ -81,21 +82,26 @@ def _decide_request(application: ApplicationConfig | str, cause: str) -> Proposa
     return Proposal(ev.ApplicationDeployed(application), cause)
 
 
-def _lost_nodes(state: ClusterState, evidence: Evidence) -> Iterator[Proposal]:
+def _lost_nodes(
+    state: ClusterState, evidence: Evidence, now: datetime, look_again: list[datetime]
+) -> Iterator[Proposal]:
     """Nodes to give up, smallest first, within the blast radius: leases alone must not empty the cluster."""
     used = occupancy(state)
-    budget = LOSS_FRACTION_MAX * sum(used.values())
+    recent = state.losses if state.losses is not None and state.losses.recent(now) else None
+    given_up = recent.replicas if recent else 0
+    budget = LOSS_FRACTION_MAX * (sum(used.values()) + given_up)
     expired = [
         node
         for node in state.nodes.values()
         if node.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
         and (node.id, node.incarnation) in evidence.nodes_expired
     ]
-    given_up = 0
-    for count, node in enumerate(sorted(expired, key=lambda node: (used[node.id], node.id))):
-        given_up += used[node.id]
-        if count > 0 and given_up > budget:
+    for node in sorted(expired, key=lambda node: (used[node.id], node.id)):
+        if given_up > 0 and used[node.id] and given_up + used[node.id] > budget:
+            if recent:
+                look_again.append(recent.since + timedelta(seconds=LOSS_INTERVAL_S))
             return
+        given_up += used[node.id]
         yield Proposal(ev.NodeLost(node.id, node.incarnation, "its lease expired"), node.event)
 
 

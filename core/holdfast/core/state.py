@@ -40,6 +40,23 @@ class ReplicaStatus(StrEnum):
     EXITED = "EXITED"
 
 
+_ENDS = (MemberStatus.LEFT, MemberStatus.LOST)
+
+LOSS_INTERVAL_S = 5.0
+"""Replicas that are given up with their nodes are summed up over this long, to bound them (seconds)."""
+
+
+class Losses(msgspec.Struct, frozen=True):
+    """How many replicas were given up with their nodes since `since`, in one interval."""
+
+    since: datetime
+    replicas: int
+
+    def recent(self, now: datetime) -> bool:
+        """Whether `now` is in the interval. A clock that went back begins a new one."""
+        return 0 <= (now - self.since).total_seconds() < LOSS_INTERVAL_S
+
+
 class NodeState(msgspec.Struct, frozen=True):
     """A node as the log knows it. `event` is the id of the last event that changed its status."""
 
@@ -129,7 +146,11 @@ class PendingRequest(msgspec.Struct, frozen=True):
 
 
 class ClusterState(msgspec.Struct, frozen=True):
-    """Everything the log says. `ignored` counts decisions of deposed leaders, which change nothing else."""
+    """Everything the log says. `ignored` counts decisions of deposed leaders, which change nothing else.
+
+    `numbered` is how many replicas deployments had placed before they were changed or deleted, by
+    `application.deployment`: one that comes back goes on counting, so that no replica's id is used twice.
+    """
 
     sequence: int = 0
     epoch: int = 0
@@ -141,6 +162,8 @@ class ClusterState(msgspec.Struct, frozen=True):
     replicas: dict[str, ReplicaState] = {}
     requests: dict[str, PendingRequest] = {}
     heads: dict[str, Head] = {}
+    numbered: dict[str, int] = {}
+    losses: Losses | None = None
     ignored: int = 0
 
     def live_nodes(self) -> Iterator[NodeState]:
@@ -216,6 +239,9 @@ def _without(mapping: Mapping[str, _V], key: str) -> dict[str, _V]:
 
 
 def _node_joined(state: ClusterState, event: ev.Event, fact: ev.NodeJoined) -> ClusterState:
+    before = state.nodes.get(fact.node)
+    if before is not None and before.incarnation == event.incarnation:
+        return state
     node = NodeState(
         fact.node,
         event.incarnation,
@@ -235,25 +261,41 @@ def _node_stopping(state: ClusterState, event: ev.Event, fact: ev.NodeStopping) 
 
 
 def _node_left(state: ClusterState, event: ev.Event, fact: ev.NodeLeft) -> ClusterState:
+    if not _takes_part(state, fact.node, event.incarnation):
+        return state
     state = _drop_replicas_on(state, fact.node, event.id, f"node {fact.node} left")
     return _set_node(state, event, fact.node, event.incarnation, MemberStatus.LEFT)
 
 
 def _node_lost(state: ClusterState, event: ev.Event, decision: ev.NodeLost) -> ClusterState:
-    node = state.nodes.get(decision.node)
-    if node is None or node.incarnation != decision.node_incarnation:
+    if not _takes_part(state, decision.node, decision.node_incarnation):
         return state
+    state = _count_losses(state, decision.node, event.time)
     state = _drop_replicas_on(state, decision.node, event.id, f"node {decision.node} lost: {decision.reason}")
     return _set_node(state, event, decision.node, decision.node_incarnation, MemberStatus.LOST)
+
+
+def _count_losses(state: ClusterState, node: str, now: datetime) -> ClusterState:
+    lost = sum(replica.node == node and replica.live for replica in state.replicas.values())
+    if not lost:
+        return state
+    if state.losses is not None and state.losses.recent(now):
+        return msgspec.structs.replace(state, losses=Losses(state.losses.since, state.losses.replicas + lost))
+    return msgspec.structs.replace(state, losses=Losses(now, lost))
+
+
+def _takes_part(state: ClusterState, node_id: str, incarnation: str) -> bool:
+    """Whether this incarnation of the node is in the cluster. Its end is final: late facts don't bring it back."""
+    node = state.nodes.get(node_id)
+    return node is not None and node.incarnation == incarnation and node.status not in _ENDS
 
 
 def _set_node(
     state: ClusterState, event: ev.Event, node_id: str, incarnation: str, status: MemberStatus
 ) -> ClusterState:
-    node = state.nodes.get(node_id)
-    if node is None or node.incarnation != incarnation:
+    if not _takes_part(state, node_id, incarnation):
         return state
-    node = msgspec.structs.replace(node, status=status, event=event.id)
+    node = msgspec.structs.replace(state.nodes[node_id], status=status, event=event.id)
     return msgspec.structs.replace(state, nodes=_with(state.nodes, node_id, node))
 
 
@@ -290,6 +332,10 @@ def _replica_placed(
         ReplicaStatus.STARTING,
         event.id,
     )
+    if not _takes_part(state, decision.node, decision.node_incarnation):
+        # It ended between the plan and this decision: nobody is there to start the replica, or to say that it ended.
+        message = f"node {decision.node} was gone when the replica was placed there"
+        replica = msgspec.structs.replace(replica, status=ReplicaStatus.EXITED, message=message)
     state = msgspec.structs.replace(state, replicas=_with(state.replicas, replica.id, replica))
     placed = msgspec.structs.replace(deployment, replicas_placed=deployment.replicas_placed + 1)
     return _set_deployment(state, application, placed)
@@ -310,11 +356,12 @@ def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) 
     replica = state.replicas.get(fact.replica)
     if replica is None or replica.node_incarnation != event.incarnation:
         return state
-    status = ReplicaStatus.RUNNING if replica.status is ReplicaStatus.STARTING else replica.status
+    starting = replica.status is ReplicaStatus.STARTING
+    status = ReplicaStatus.RUNNING if starting else replica.status
     state = _change_replica(state, event, fact.replica, status=status, address=fact.address, info=fact.info)
     application = state.applications.get(replica.application)
     deployment = application.deployments.get(replica.deployment) if application else None
-    if application is None or deployment is None:
+    if application is None or deployment is None or not starting or replica.revision != deployment.revision:
         return state
     return _set_deployment(
         state, application, msgspec.structs.replace(deployment, start_failures=0, failed_at=None, message="")
@@ -360,7 +407,7 @@ def _change_replica(
 def _count_start_failure(state: ClusterState, event: ev.Event, replica: ReplicaState, message: str) -> ClusterState:
     application = state.applications.get(replica.application)
     deployment = application.deployments.get(replica.deployment) if application else None
-    if application is None or deployment is None:
+    if application is None or deployment is None or replica.revision != deployment.revision:
         return state
     failed = msgspec.structs.replace(
         deployment, start_failures=deployment.start_failures + 1, failed_at=event.time, message=message
@@ -379,6 +426,9 @@ def _set_deployment(state: ClusterState, application: ApplicationState, deployme
 
 
 def _gateway_joined(state: ClusterState, event: ev.Event, fact: ev.GatewayJoined) -> ClusterState:
+    before = state.gateways.get(fact.gateway)
+    if before is not None and before.incarnation == event.incarnation:
+        return state
     gateway = GatewayState(
         fact.gateway,
         event.incarnation,
@@ -404,7 +454,7 @@ def _set_gateway(
     state: ClusterState, event: ev.Event, gateway_id: str, incarnation: str, status: MemberStatus
 ) -> ClusterState:
     gateway = state.gateways.get(gateway_id)
-    if gateway is None or gateway.incarnation != incarnation:
+    if gateway is None or gateway.incarnation != incarnation or gateway.status in _ENDS:
         return state
     gateway = msgspec.structs.replace(gateway, status=status, event=event.id)
     return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway_id, gateway))
@@ -432,12 +482,11 @@ def _delete_requested(state: ClusterState, event: ev.Event, fact: ev.DeleteReque
 def _application_deployed(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeployed) -> ClusterState:
     name = decision.application.name
     before = state.applications.get(name)
+    state = _forget_exited(_remember_numbers(state, before), name)
     deployments = {
-        config.name: _deployment(before.deployments.get(config.name) if before else None, config, event)
-        for config in decision.application.deployments
+        config.name: _deployment(state, before, name, config, event) for config in decision.application.deployments
     }
     application = ApplicationState(name, event.time, event.id, deployments)
-    state = _forget_exited(state, name)
     return msgspec.structs.replace(
         state,
         applications=_with(state.applications, name, application),
@@ -445,20 +494,35 @@ def _application_deployed(state: ClusterState, event: ev.Event, decision: ev.App
     )
 
 
-def _deployment(before: DeploymentState | None, config: DeploymentConfig, event: ev.Event) -> DeploymentState:
+def _deployment(
+    state: ClusterState, application: ApplicationState | None, name: str, config: DeploymentConfig, event: ev.Event
+) -> DeploymentState:
+    before = application.deployments.get(config.name) if application else None
     if before is None:
-        return DeploymentState(config, event.id)
+        # Replicas of a deployment of this name that was deleted may still be there, and are outdated.
+        revision = 1 + max((replica.revision for replica in state.replicas_of(name, config.name)), default=0)
+        return DeploymentState(config, event.id, revision, state.numbered.get(f"{name}.{config.name}", 0))
     revision = before.revision + (config.engine != before.config.engine)
     return DeploymentState(config, event.id, revision, before.replicas_placed)
 
 
 def _application_deleted(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeleted) -> ClusterState:
+    state = _remember_numbers(state, state.applications.get(decision.application))
     state = _forget_exited(state, decision.application)
     return msgspec.structs.replace(
         state,
         applications=_without(state.applications, decision.application),
         requests=_without(state.requests, decision.application),
     )
+
+
+def _remember_numbers(state: ClusterState, application: ApplicationState | None) -> ClusterState:
+    if application is None:
+        return state
+    numbers = {
+        f"{application.name}.{name}": deployment.replicas_placed for name, deployment in application.deployments.items()
+    }
+    return msgspec.structs.replace(state, numbered={**state.numbered, **numbers})
 
 
 def _forget_exited(state: ClusterState, application: str) -> ClusterState:
