@@ -1,0 +1,70 @@
+"""The log on three servers: any one of them may die, the stream's leader included."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest_asyncio
+from tests.contract.helpers import Reading
+from tests.contract.worlds import jetstream_settings
+
+from holdfast.core.ports import Log
+from holdfast.store.embedded import EmbeddedServer, free_port, nats_server
+from holdfast.store.jetstream import JetStreamLog
+from holdfast.store.settings import JetStreamSettings
+
+ELECTION_S = 30.0
+
+
+@pytest_asyncio.fixture
+async def cluster(tmp_path: Path, stack: AsyncExitStack) -> list[EmbeddedServer]:
+    ports = {free_port() for _ in range(3)}
+    while len(ports) < 3:
+        ports.add(free_port())
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    servers = []
+    for port in ports:
+        config = f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{routes}] }}'
+        servers.append(nats_server(tmp_path / str(port), more_config=config))
+    for server in servers:
+        await stack.enter_async_context(server)
+    return servers
+
+
+def settings_for(servers: list[EmbeddedServer]) -> JetStreamSettings:
+    urls = [server.url for server in servers]
+    return jetstream_settings(*urls, replicas=3, append_timeout_s=ELECTION_S, open_timeout_s=ELECTION_S)
+
+
+async def leader(log: JetStreamLog, servers: list[EmbeddedServer]) -> EmbeddedServer:
+    """The server that leads the stream; its name ends in its port."""
+    name = (await log._api.stream_info(ELECTION_S))["cluster"]["leader"]
+    return next(server for server in servers if server.url.endswith(":" + name.removeprefix("holdfast-")))
+
+
+async def write(log: Log, subject: str, count: int) -> None:
+    last = 0
+    for number in range(count):
+        last = await log.append(subject, b"%d" % number, message_id=f"{subject}-{number}", expected_last=last)
+
+
+async def test_the_death_of_the_leader_loses_and_doubles_nothing(
+    cluster: list[EmbeddedServer], stack: AsyncExitStack
+) -> None:
+    settings = settings_for(cluster)
+    log = await JetStreamLog.open(settings)
+    stack.push_async_callback(log.close)
+    assert (await log.status()).replicas == 3
+    async with Reading(log.follow()) as reading, asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(write(log, f"w.{number}", 100))
+        await reading.count(60)
+        victim = await leader(log, cluster)
+        await victim.kill()
+        entries = await reading.count(300, timeout_s=ELECTION_S)
+        await victim.start()
+    assert [entry.sequence for entry in entries] == list(range(1, 301))
+    for number in range(3):
+        assert [e.data for e in entries if e.subject == f"w.{number}"] == [b"%d" % i for i in range(100)]
