@@ -68,7 +68,7 @@ def test_a_record_that_does_not_chain_to_the_one_before_it_on_its_subject_is_ref
     with pytest.raises(CorruptLog, match="does not chain"):
         apply(history.state, forged)
     with pytest.raises(CorruptLog, match="does not chain"):
-        apply(history.state, msgspec.structs.replace(forged, subject="facts.node.b"))
+        apply(history.state, msgspec.structs.replace(forged, subject="facts.node.a"))
 
 
 def test_each_subject_has_its_own_chain(history: History) -> None:
