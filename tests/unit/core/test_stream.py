@@ -128,9 +128,8 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(texts: list[str], sto
         out += len(stream.take())
         if stream.ended:
             return
-        first, rest = "".join(texts[out : out + 1]), "".join(texts[out + 1 : position + 1])
+        held, rest = ("".join(texts[start : position + 1]) for start in (out, out + 1))
         prefixes = [stop[:length] for stop in stops for length in range(1, len(stop))]
-        held = first + rest
         assert not held or any(held.endswith(prefix) and len(prefix) > len(rest) for prefix in prefixes)
 
 
