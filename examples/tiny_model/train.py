@@ -5,6 +5,7 @@ there after ``pip install``, without a download, and whose text a person can jud
 writes a complete Hugging Face directory (Llama layout, bfloat16) that stays under six megabytes.
 
     python -m examples.tiny_model.train
+    python -m examples.tiny_model.tune
 
 The same seed, steps and library versions give the same weights on the same kind of processor. Sizes and rates
 were chosen by measuring on one core: what learns most in half an hour.
@@ -225,11 +226,16 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
 def write_card(folder: Path, recipe: Recipe, facts: dict[str, str], samples: list[tuple[str, str]]) -> None:
     """Fill the card's template with what was measured in this run."""
     template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
-    shown = "\n\n".join(f"Prompt: `{prompt}`\n\n{_quoted(text)}" for prompt, text in samples)
-    values = {**{key: f"{value}" for key, value in asdict(recipe).items()}, **facts, "samples": shown}
+    numbers = {key: f"{value}" for key, value in asdict(recipe).items()}
+    values = {**numbers, **facts, "samples": quoted_samples(samples)}
     for key, value in values.items():
         template = template.replace("{" + key + "}", value)
     (folder / "README.md").write_text(template, encoding="utf-8")
+
+
+def quoted_samples(samples: list[tuple[str, str]]) -> str:
+    """The card's samples: each prompt, and what the model made of it."""
+    return "\n\n".join(f"Prompt: `{prompt}`\n\n{_quoted(text)}" for prompt, text in samples)
 
 
 def _quoted(text: str) -> str:
