@@ -48,6 +48,23 @@ FIELDS = (
     "nonsense",
 )
 
+PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.integers(1, 8),
+    "max_completion_tokens": st.integers(1, 8),
+    "min_tokens": st.integers(0, 2),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0.1, 1),
+    "n": st.integers(1, 3),
+    "seed": st.integers(0, 2**31),
+    "stop": st.text(min_size=1, max_size=3) | st.lists(st.text(min_size=1, max_size=3), max_size=4),
+    "stream": st.booleans(),
+    "presence_penalty": st.floats(-2, 2),
+    "user": st.text(max_size=5),
+    "ignore_eos": st.booleans(),
+    "prompt": st.text(max_size=20) | st.lists(st.text(max_size=5), min_size=1, max_size=3),
+}
+"""What a client may well send, so that many bodies are served, too."""
+
 scalars = (
     st.none()
     | st.booleans()
@@ -86,13 +103,16 @@ def near_valid(draw: st.DrawFn) -> dict[str, Any]:
         "prompt": "hi",
         "max_tokens": 2,
     }
-    body.pop(draw(st.sampled_from(["messages", "prompt", "nonsense"])), None)
-    for field in draw(st.lists(st.sampled_from(FIELDS), max_size=4)):
+    body.pop(draw(st.sampled_from(["messages", "prompt"])), None)
+    for field in draw(st.lists(st.sampled_from(sorted(PLAUSIBLE)), max_size=3)):
+        body[field] = draw(PLAUSIBLE[field])
+    for field in draw(st.lists(st.sampled_from(FIELDS), max_size=2)):
         body[field] = draw(messages if field == "messages" and draw(st.booleans()) else values)
     return body
 
 
 bodies = st.one_of(
+    near_valid().map(lambda body: json.dumps(body).encode("utf-8", "surrogatepass")),
     near_valid().map(lambda body: json.dumps(body).encode("utf-8", "surrogatepass")),
     values.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")),
     st.binary(max_size=60),
