@@ -6,7 +6,9 @@ a lease lives.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
@@ -152,12 +154,24 @@ class ClusterReport(msgspec.Struct, frozen=True):
     applications: dict[str, ApplicationReport]
 
 
+_V = TypeVar("_V")
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A sorting key by which node-2 comes before node-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _in_order(items: dict[str, _V]) -> list[_V]:
+    return [items[name] for name in sorted(items, key=natural_order)]
+
+
 def report(state: ClusterState, leases: LeaseView | None) -> ClusterReport:
     """How the cluster stands by the log, and by the leases where they are known."""
     return ClusterReport(
         controller=_controller(state, leases),
-        nodes=[_node(state, node, leases) for node in state.nodes.values()],
-        gateways=[_gateway(gateway, leases) for gateway in state.gateways.values()],
+        nodes=[_node(state, node, leases) for node in _in_order(state.nodes)],
+        gateways=[_gateway(gateway, leases) for gateway in _in_order(state.gateways)],
         replicas=[
             ReplicaReport(
                 replica.id,
@@ -169,7 +183,7 @@ def report(state: ClusterState, leases: LeaseView | None) -> ClusterReport:
                 replica.address or None,
                 replica.message,
             )
-            for replica in state.replicas.values()
+            for replica in _in_order(state.replicas)
         ],
         applications=_applications(state),
     )

@@ -79,8 +79,6 @@ class LocalCluster:
         self.nodes: list[EmbeddedServer] = []
         self.gateways: list[EmbeddedServer] = []
         self._keepers: dict[asyncio.Task[None], Keeper] = {}
-        os.environ[MARK] = str(directory.path)  # all our descendants inherit it
-        self._build_servers()
 
     def check_ports(self) -> None:
         """Whether the gateways can listen. Raises `Misuse`."""
@@ -89,6 +87,11 @@ class LocalCluster:
             raise Misuse(f"gateways would need ports up to {last}: choose a lower --port")
         for number in range(self.plan.gateways):
             check_address(self.plan.host, self.plan.port + number)
+
+    def prepare(self) -> None:
+        """Find binaries and ports. Raises `Misuse` for a missing binary."""
+        os.environ[MARK] = str(self.directory.path)  # all our descendants inherit it
+        self._build_servers()
 
     async def start_servers(self, group: asyncio.TaskGroup) -> None:
         """Bring up our own servers, and note where those are that were given."""

@@ -20,10 +20,10 @@ RESTART_FIRST_S = 0.2
 RESTART_MAX_S = 10.0
 """Between a child's end and its next start: doubling from the first to the largest, in seconds."""
 
-RIGHT_AT_START_S = 3.0
+RIGHT_AT_START_S = 10.0
 """A child that ends within this time of its start died right at start."""
 
-EARLY_DEATHS_MAX = 4
+EARLY_DEATHS_MAX = 3
 """Deaths right at start, in a row, after which starting is futile."""
 
 LOG_TAIL_BYTES = 4096
@@ -75,7 +75,7 @@ class Keeper:
                 early_deaths, wait_s = 0, RESTART_FIRST_S
             early_deaths += 1
             if early_deaths >= EARLY_DEATHS_MAX and not self.settled:
-                raise GivenUp(f"{self._futile(ending, early_deaths)}")
+                raise GivenUp(self._futile(ending, early_deaths))
             self._say(f"{self.child.name} ended ({ending}); starting it again in {wait_s:g} s")
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, RESTART_MAX_S)

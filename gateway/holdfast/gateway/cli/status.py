@@ -45,20 +45,25 @@ def status(
 
 
 async def _status(data_dir: Path, nats: list[str] | None, etcd: list[str] | None, as_json: bool) -> None:
-    from holdfast.core.errors import HoldfastError
     from holdfast.gateway.cli.finding import find_cluster
-    from holdfast.gateway.cli.reading import read_leases, read_log
     from holdfast.gateway.cli.tables import print_json
 
-    found = find_cluster(data_dir, nats, etcd)
-    log, leases = await asyncio.gather(_or_error(read_log(found.settings)), _or_error(read_leases(found.settings)))
-    if isinstance(log, HoldfastError) and isinstance(leases, HoldfastError):
-        raise type(log)(f"{log}; and the leases: {leases}")
-    answer = _answer(found, log, leases)
+    answer = await collect(find_cluster(data_dir, nats, etcd))
     if as_json:
         print_json(answer)
     else:
         _show(answer)
+
+
+async def collect(found: Found) -> dict[str, Any]:
+    """What `--json` prints. Raises `LogUnavailable` when neither log nor leases can be read."""
+    from holdfast.core.errors import HoldfastError
+    from holdfast.gateway.cli.reading import read_leases, read_log
+
+    log, leases = await asyncio.gather(_or_error(read_log(found.settings)), _or_error(read_leases(found.settings)))
+    if isinstance(log, HoldfastError) and isinstance(leases, HoldfastError):
+        raise type(log)(f"{log}; and the leases: {leases}")
+    return _answer(found, log, leases)
 
 
 async def _or_error(reading: Coroutine[Any, Any, _T]) -> _T | Exception:

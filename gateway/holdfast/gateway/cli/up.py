@@ -96,6 +96,7 @@ async def _run(plan: Plan, settings: Settings, data_dir: Path) -> None:
         with ConsoleProgress() as progress:
             cluster = LocalCluster(plan, settings, directory, progress)
             cluster.check_ports()
+            cluster.prepare()
             await _serve(cluster, progress)
     finally:
         directory.unlock()

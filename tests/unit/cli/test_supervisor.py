@@ -1,0 +1,102 @@
+"""Children that end are started again, and given up when that is futile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from holdfast.core.errors import WorldFailure
+from holdfast.gateway import supervisor
+from holdfast.gateway.supervisor import EARLY_DEATHS_MAX, GivenUp, Keeper, describe_ending, last_line, stop_all
+
+
+class FakeChild:
+    """A child that lives until `ends` is set, or ends at once with `dies`."""
+
+    def __init__(self, log_path: Path, *, dies: int | None = None, fails: bool = False) -> None:
+        self.name = "child-1"
+        self.log_path = log_path
+        self.pid: int | None = None
+        self.starts = 0
+        self.stopped = self.killed = False
+        self.ends = asyncio.Event()
+        self.started = asyncio.Event()
+        self._dies = dies
+        self._fails = fails
+
+    async def start(self) -> None:
+        self.starts += 1
+        self.started.set()
+        if self._fails:
+            raise WorldFailure("it did not serve")
+
+    async def wait(self) -> int:
+        if self._dies is None:
+            await self.ends.wait()
+            self.ends.clear()
+        return self._dies or 0
+
+    async def stop(self) -> None:
+        if self._dies is None:
+            await self.ends.wait()
+        self.stopped = True
+
+    async def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_FIRST_S", 0.0)
+
+
+def keeper(child: FakeChild, said: list[str]) -> Keeper:
+    return Keeper(child, changed=lambda: None, say=said.append)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_child_that_dies_right_at_start_is_given_up_with_its_last_words(tmp_path: Path, fails: bool) -> None:
+    log = tmp_path / "log"
+    log.write_text("starting\nholdfast: settings: bad port\n\n")
+    child = FakeChild(log, dies=2, fails=fails)
+    with pytest.raises(GivenUp, match="bad port"):
+        await keeper(child, []).run()
+    assert child.starts == EARLY_DEATHS_MAX
+
+
+async def test_once_settled_a_child_is_started_again_and_again(tmp_path: Path) -> None:
+    child, said = FakeChild(tmp_path / "log"), list[str]()
+    kept = keeper(child, said)
+    kept.settled = True
+    task = asyncio.create_task(kept.run())
+    for number in range(1, EARLY_DEATHS_MAX + 3):
+        await child.started.wait()
+        child.started.clear()
+        assert child.starts == number
+        assert kept.running.is_set()
+        child.ends.set()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert "exit code 0" in said[0]
+
+
+async def test_what_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
+    willing, stubborn = FakeChild(tmp_path / "a", dies=0), FakeChild(tmp_path / "b")
+    await stop_all([willing, stubborn], 0.01)
+    assert (willing.stopped, willing.killed) == (True, False)
+    assert (stubborn.stopped, stubborn.killed) == (False, True)
+
+
+def test_endings_are_told_in_words() -> None:
+    assert describe_ending(3) == "exit code 3"
+    assert describe_ending(-9) == "SIGKILL"
+
+
+def test_a_log_that_says_nothing_is_no_trouble(tmp_path: Path) -> None:
+    assert "can't be read" in last_line(tmp_path / "none")
+    (tmp_path / "empty").touch()
+    assert last_line(tmp_path / "empty") == "(empty)"
