@@ -349,12 +349,14 @@ def _replica_replaced(state: ClusterState, event: ev.Event, decision: ev.Replica
 
 
 def _replica_started(state: ClusterState, event: ev.Event, fact: ev.ReplicaStarted) -> ClusterState:
+    if _told_of(state, event, fact) is None:
+        return state
     return _change_replica(state, event, fact.replica, pid=fact.pid)
 
 
 def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) -> ClusterState:
-    replica = state.replicas.get(fact.replica)
-    if replica is None or replica.node_incarnation != event.incarnation:
+    replica = _told_of(state, event, fact)
+    if replica is None:
         return state
     starting = replica.status is ReplicaStatus.STARTING
     status = ReplicaStatus.RUNNING if starting else replica.status
@@ -369,8 +371,8 @@ def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) 
 
 
 def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited) -> ClusterState:
-    replica = state.replicas.get(fact.replica)
-    if replica is None or replica.node_incarnation != event.incarnation:
+    replica = _told_of(state, event, fact)
+    if replica is None:
         return state
     if replica.status is ReplicaStatus.STOPPING:
         return msgspec.structs.replace(state, replicas=_without(state.replicas, replica.id))
@@ -386,18 +388,22 @@ def _replica_stop_ordered(state: ClusterState, event: ev.Event, decision: ev.Rep
         return state
     if replica.status is ReplicaStatus.EXITED:
         return msgspec.structs.replace(state, replicas=_without(state.replicas, replica.id))
-    return _change_replica(
-        state, event, replica.id, only_here=False, status=ReplicaStatus.STOPPING, message=decision.reason
-    )
+    return _change_replica(state, event, replica.id, status=ReplicaStatus.STOPPING, message=decision.reason)
 
 
-def _change_replica(
-    state: ClusterState, event: ev.Event, replica_id: str, *, only_here: bool = True, **changes: Any
-) -> ClusterState:
-    """Change a replica's record. `only_here`: the event must come from the node incarnation that runs it."""
-    replica = state.replicas.get(replica_id)
-    if replica is None or (only_here and replica.node_incarnation != event.incarnation):
-        return state
+def _told_of(
+    state: ClusterState, event: ev.Event, fact: ev.ReplicaStarted | ev.ReplicaReady | ev.ReplicaExited
+) -> ReplicaState | None:
+    """The replica, if the fact about it comes from the node incarnation that it was placed on."""
+    replica = state.replicas.get(fact.replica)
+    if replica is None or (replica.node, replica.node_incarnation) != (fact.node, event.incarnation):
+        return None
+    return replica
+
+
+def _change_replica(state: ClusterState, event: ev.Event, replica_id: str, **changes: Any) -> ClusterState:
+    """Change a replica's record, unless the replica has ended."""
+    replica = state.replicas[replica_id]
     if replica.status is ReplicaStatus.EXITED:
         return state
     changed = msgspec.structs.replace(replica, event=event.id, **changes)
