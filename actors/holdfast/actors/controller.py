@@ -100,7 +100,12 @@ class Controller:
                 try:
                     return await self._leases.create(LEADER_KEY, value, lease)
                 except KeyTaken as taken:
-                    await self._wait_for_vacancy(taken.holder)
+                    if taken.holder == value:
+                        # Ours, from a try whose outcome we never learned. A fresh one has an epoch that we know.
+                        await self.resign()
+                        await asyncio.sleep(RETRY_S)
+                    else:
+                        await self._wait_for_vacancy(taken.holder)
             except (LeasesUnavailable, LeaseGone):
                 await asyncio.sleep(RETRY_S)
 
@@ -187,7 +192,9 @@ class Controller:
 
     def _plan(self) -> Plan:
         now_s = asyncio.get_running_loop().time()
-        evidence = Evidence(self._nodes.expired(now_s), self._gateways.expired(now_s))
+        # Whoever decides is alive: a leader whose own lease slipped away asks for a new one, and may be deposed.
+        ourselves = (self._identity.name, self._identity.incarnation)
+        evidence = Evidence(self._nodes.expired(now_s) - {ourselves}, self._gateways.expired(now_s))
         return reconcile(self._follower.state, evidence, self._clock.now())
 
     async def _wait(self, until: datetime | None) -> None:
