@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from holdfast.core.errors import WorldFailure
 from holdfast.core.ports import Process
 
 REPORT_BYTES_MAX = 1024 * 1024
+
+logger = logging.getLogger(__name__)
 
 
 class ReplicaProcess:
@@ -28,7 +31,14 @@ class ReplicaProcess:
     async def messages(self) -> AsyncIterator[bytes]:
         """As `Process.messages`."""
         assert self._process.stdout is not None
-        async for line in self._process.stdout:
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError as error:
+                logger.warning("process %d reports more than %d bytes: %s", self.pid, REPORT_BYTES_MAX, error)
+                continue
+            if not line:
+                return
             yield line
 
     async def wait(self) -> int:

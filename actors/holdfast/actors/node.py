@@ -21,6 +21,7 @@ from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
 from holdfast.actors.writer import DecisionWriter, FactWriter
+from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import HoldfastError, WorldFailure
 from holdfast.core.events import NodeJoined, NodeLeft, NodeStopping, ReplicaExited, ReplicaReady, ReplicaStarted
 from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
@@ -89,6 +90,8 @@ class Node:
             settings.lease_ttl_s,
         )
         self._children: dict[str, _Child] = {}
+        self._taken_up: set[str] = set()
+        self._leaving = False
         self._childless = asyncio.Event()
         self._childless.set()
 
@@ -150,10 +153,16 @@ class Node:
         status = self._here(state)
         if status not in (MemberStatus.ALIVE, MemberStatus.STOPPING):
             raise Superseded(f"the log holds node {self._identity.name} for {status or 'another incarnation'}")
+        # What became of a replica is in the log a while after it happened: nothing is taken up twice.
+        self._taken_up &= state.replicas.keys()
         for replica in state.replicas.values():
-            mine = replica.node_incarnation == self._identity.incarnation
-            if mine and replica.status is ReplicaStatus.STARTING and replica.pid == 0:
+            place = (replica.node, replica.node_incarnation)
+            if place != (self._identity.name, self._identity.incarnation) or replica.id in self._taken_up:
+                continue
+            if replica.status is ReplicaStatus.STARTING:
                 self._start(group, state, replica)
+            elif replica.status is ReplicaStatus.STOPPING:
+                self._disown(replica)
         for replica_id, child in self._children.items():
             known = state.replicas.get(replica_id)
             if known is None or not known.live:
@@ -162,8 +171,9 @@ class Node:
     def _start(self, group: asyncio.TaskGroup, state: ClusterState, replica: ReplicaState) -> None:
         application = state.applications.get(replica.application)
         deployment = application.deployments.get(replica.deployment) if application else None
-        if deployment is None or replica.id in self._children or self._here(state) is MemberStatus.STOPPING:
+        if deployment is None or self._leaving:
             return
+        self._taken_up.add(replica.id)
         specification = ReplicaSpecification(
             cluster=self._identity.cluster,
             replica=replica.id,
@@ -177,6 +187,12 @@ class Node:
         self._childless.clear()
         group.create_task(self._run_replica(child, replica.event))
 
+    def _disown(self, replica: ReplicaState) -> None:
+        """It was told to stop before this node had read that it should start: nobody else can say that it is gone."""
+        self._taken_up.add(replica.id)
+        message = "it was told to stop before it was started"
+        self._facts.record(ReplicaExited(replica.id, self._identity.name, 0, None, None, True, message), replica.event)
+
     # --- one replica ------------------------------------------------------------------------------------
 
     async def _run_replica(self, child: _Child, placed: str) -> None:
@@ -185,8 +201,9 @@ class Node:
         try:
             process = await self._launcher.launch(name, msgspec.json.encode(child.specification))
         except WorldFailure as error:
-            self._children.pop(name, None)
-            self._facts.record(ReplicaExited(name, self._identity.name, 0, None, None, False, str(error)), placed)
+            expected = child.stopping.is_set()
+            self._facts.record(ReplicaExited(name, self._identity.name, 0, None, None, expected, str(error)), placed)
+            self._forget(name)
             return
         child.process = process
         started = self._facts.record(ReplicaStarted(name, self._identity.name, process.pid), placed)
@@ -214,7 +231,7 @@ class Node:
         async for line in process.messages():
             try:
                 report = decode_report.decode(line)
-            except msgspec.DecodeError as error:
+            except UNDECODABLE as error:
                 logger.warning("replica %s reports nonsense: %s", child.specification.replica, error)
                 continue
             if isinstance(report, Ready):
@@ -239,7 +256,7 @@ class Node:
             self._identity.name,
             pid,
             status if status >= 0 else None,
-            signal.Signals(-status).name if status < 0 else None,
+            _signal_name(-status) if status < 0 else None,
             child.stopping.is_set(),
             child.message,
         )
@@ -249,6 +266,7 @@ class Node:
     async def _leave(self, participation: asyncio.Task[None]) -> None:
         """End everything in order: out of placement, then the replicas, then out of the cluster."""
         name = self._identity.name
+        self._leaving = True
         stopping = self._facts.record(NodeStopping(name), None)
         for child in self._children.values():
             child.stopping.set()
@@ -262,3 +280,10 @@ class Node:
         self._facts.record(NodeLeft(name), stopping)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
