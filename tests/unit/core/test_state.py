@@ -273,6 +273,18 @@ def test_a_replica_that_was_told_to_stop_is_forgotten_when_it_ended(running: His
     assert not running.state.replicas
 
 
+def test_what_another_node_says_of_a_replica_is_void_even_if_its_incarnation_is_named_alike(running: History) -> None:
+    before = running.state.replicas
+    running.fact(joined("b"), by="node.b")
+    for fact in (
+        ev.ReplicaStarted("app.tiny.1", "b", 11),
+        ev.ReplicaReady("app.tiny.1", "b", "h:2", INFO),
+        ev.ReplicaExited("app.tiny.1", "b", 11, 1, None, False, ""),
+    ):
+        running.fact(fact, by="node.b")
+    assert running.state.replicas == before
+
+
 def test_an_old_revisions_replica_does_not_clear_a_new_revisions_failures(history: History) -> None:
     history.decide(ev.ApplicationDeployed(application()))
     history.decide(ev.ReplicaPlaced("app.tiny.1", "app", "tiny", "a", "1"))

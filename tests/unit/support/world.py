@@ -63,13 +63,16 @@ class FakeProcess:
         return await asyncio.shield(self._status)
 
     def terminate(self) -> None:
+        if self.status is not None:
+            return
         self.signals.append("TERM")
         if self._stops_after_s is not None:
             asyncio.get_running_loop().call_later(self._stops_after_s, self.ends, 0)
 
     def kill(self) -> None:
-        self.signals.append("KILL")
-        self.ends(-9)
+        if self.status is None:
+            self.signals.append("KILL")
+            self.ends(-9)
 
     def says(self, report: Report | bytes) -> None:
         """Report to the node."""
@@ -162,10 +165,10 @@ class World:
         self.follower = Follower(self.log.client("bystander"))
         self.nodes: list[RunningNode] = []
         self._following: asyncio.Task[None] | None = None
-        identity = identity_of("o", role="operator")
-        self._subject = identity.fact_subject
-        self._operator = Operator(self.log.client("operator"), VirtualClock(), identity, self.follower)
-        self._appender = EventAppender(self.log.client("operator"), VirtualClock(), identity, self._subject)
+        deployer, deleter = (identity_of(name, role="operator") for name in ("o", "p"))
+        self._operator = Operator(self.log.client("o"), VirtualClock(), deployer, self.follower)
+        self._subject = deleter.fact_subject
+        self._appender = EventAppender(self.log.client("p"), VirtualClock(), deleter, self._subject)
 
     async def __aenter__(self) -> World:
         self._following = asyncio.create_task(self.follower.run())

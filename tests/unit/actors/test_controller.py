@@ -1,0 +1,282 @@
+"""There is one leader at a time, the log sees to it, and no single loss leaves the cluster without one for long."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from tests.unit.support.history import application
+from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
+from tests.unit.support.world import World, identity_of
+
+from holdfast.actors.identity import LEADER_KEY
+from holdfast.actors.writer import FactWriter
+from holdfast.core import events as ev
+from holdfast.core.reconcile import LOSS_FRACTION_MAX
+from holdfast.core.state import LOSS_INTERVAL_S, MemberStatus
+
+SLACK_S = 2.5
+"""What looking at leases, and waiting for the leader key, may take on top of a TTL."""
+
+
+async def led_by(world: World, node: str, within_s: float = 60.0) -> float:
+    """Wait until the node leads; when that was."""
+    return await world.until(lambda state: state.leader == node, within_s)
+
+
+def check_one_leader_per_epoch(world: World) -> None:
+    """Epochs grow, each begins with its election, and nobody else decides in it."""
+    epoch, writer = 0, ("", "")
+    for record in world.records():
+        event = record.event
+        if isinstance(event.payload, ev.LeaderElected):
+            assert event.epoch > epoch
+            epoch, writer = event.epoch, (event.writer, event.incarnation)
+        if isinstance(event.payload, ev.Decision):
+            assert (event.epoch, event.writer, event.incarnation) == (epoch, *writer)
+    assert world.state.ignored == 0
+
+
+@virtual_time
+async def test_one_of_several_nodes_leads_and_the_others_stand_by() -> None:
+    async with World() as world:
+        for name in "abc":
+            world.node(name)
+        await world.until(lambda state: len(state.nodes) == 3 and state.leader is not None)
+        await asyncio.sleep(100)
+        assert len(world.happened(ev.LeaderElected)) == 1
+        (leader,) = world.leases.list(LEADER_KEY).items
+        assert world.state.epoch == leader.create_revision
+
+
+@virtual_time
+async def test_a_leader_that_crashes_is_followed_by_another_when_its_lease_is_over() -> None:
+    async with World() as world:
+        leader = world.node("a")
+        await led_by(world, "a")
+        world.node("b")
+        await world.deploy(application(replicas=2))
+        await world.running(2)
+        await leader.crash()
+        crashed_s = now_s()
+        assert await led_by(world, "b") - crashed_s <= world.ttl_s + SLACK_S
+        await world.until(lambda state: state.nodes["a"].status is MemberStatus.LOST)
+        await world.running(2)
+        assert now_s() - crashed_s <= 2 * world.ttl_s + SLACK_S
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_leader_that_leaves_in_order_is_followed_at_once() -> None:
+    async with World() as world:
+        leader = world.node("a")
+        await led_by(world, "a")
+        world.node("b")
+        await asyncio.sleep(10)
+        began_s = now_s()
+        await leader.leave()
+        assert await led_by(world, "b") - began_s < 1.0
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_leader_that_restarts_takes_its_key_from_its_dead_self_without_waiting_for_the_lease() -> None:
+    async with World(ttl_s=60.0) as world:
+        first = world.node("a", "1")
+        await led_by(world, "a")
+        await first.crash()
+        restarted_s = now_s()
+        world.node("a", "2")
+        await world.until(lambda state: state.leader_incarnation == "2")
+        assert now_s() - restarted_s < 1.0
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_key_of_a_node_that_is_not_dead_by_the_log_is_not_taken() -> None:
+    async with World(ttl_s=60.0) as world:
+        first = world.node("a")
+        await led_by(world, "a")
+        world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await first.crash()
+        crashed_s = now_s()
+        led_s = await led_by(world, "b", 120)
+        assert led_s - crashed_s > world.ttl_s / 2 - 1
+
+
+@virtual_time
+async def test_a_leader_that_was_cut_off_and_replaced_has_its_decision_under_way_refused() -> None:
+    """The fence: its decision was sent, lost, and is sent again after the new leader's election."""
+    async with World() as world:
+        stale = world.node("a", latency_s=0.2)
+        await led_by(world, "a")
+        world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await asyncio.sleep(3)
+        await world.deploy(application())
+        # Its follower reads the request 0.2 s later, and its decision is on the wire for another 0.2 s.
+        await asyncio.sleep(0.3)
+        stale.cut()
+        assert not world.happened(ev.ApplicationDeployed)
+        await led_by(world, "b")
+        await world.running(1)
+        stale.heal()
+        await asyncio.sleep(60)
+        assert len(world.happened(ev.ApplicationDeployed)) == 1
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_leader_without_its_lease_steps_down_and_may_lead_again() -> None:
+    async with World() as world:
+        world.node("a")
+        await led_by(world, "a")
+        (key,) = world.leases.list(LEADER_KEY).items
+        world.leases.revoke(key.lease)
+        await world.until(lambda state: state.epoch > key.create_revision)
+        assert world.state.leader == "a"
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_leader_goes_on_deciding_while_the_lease_servers_are_away() -> None:
+    async with World() as world:
+        node = world.node("a")
+        await led_by(world, "a")
+        world.leases.stop()
+        await asyncio.sleep(60)
+        await world.deploy(application(replicas=2))
+        await world.running(2, within_s=1.0)
+        node.launcher.processes[0].ends(-9)
+        await world.until(lambda state: "app.tiny.3" in state.replicas, within_s=1.0)
+        world.leases.start()
+        await asyncio.sleep(60)
+        assert len(world.happened(ev.LeaderElected)) == 1
+        assert not world.happened(ev.NodeLost)
+
+
+@virtual_time
+async def test_nobody_is_given_up_because_the_lease_servers_were_away() -> None:
+    async with World() as world:
+        for name in "abc":
+            world.node(name)
+        await world.until(lambda state: len(state.nodes) == 3 and state.leader is not None)
+        for _ in range(5):
+            world.leases.stop()
+            await asyncio.sleep(30)
+            world.leases.start()
+            await asyncio.sleep(3)
+        await asyncio.sleep(30)
+        assert not world.happened(ev.NodeLost)
+        assert len(world.happened(ev.LeaderElected)) == 1
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.15], ids=["request lost", "answer lost"])
+def test_a_candidate_whose_attempt_had_an_unknown_outcome_leads_in_the_end(after_s: float) -> None:
+    """It may hold the leader key without knowing. Nobody else would ever take it away."""
+
+    @virtual_time
+    async def check() -> None:
+        async with World() as world:
+            world.log.stop()
+            node = world.node("a", latency_s=0.1)
+            create = node.leases.create
+            asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            async def noted(key: str, value: bytes, lease_id: int) -> int:
+                if not asked.done():
+                    asked.set_result(None)
+                return await create(key, value, lease_id)
+
+            node.leases.create = noted  # type: ignore[method-assign]
+            world.log.start()
+            await asked
+            await asyncio.sleep(after_s)
+            world.leases.stop()
+            await asyncio.sleep(30)
+            world.leases.start()
+            back_s = now_s()
+            assert await led_by(world, "a") - back_s < world.ttl_s + SLACK_S
+            check_one_leader_per_epoch(world)
+
+    check()
+
+
+@virtual_time
+async def test_an_election_waits_for_a_log_that_is_away() -> None:
+    async with World() as world:
+        first = world.node("a")
+        await led_by(world, "a")
+        world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        world.log.stop()
+        await first.crash()
+        await asyncio.sleep(120)
+        world.log.start()
+        back_s = now_s()
+        assert await led_by(world, "b") - back_s < 20 + SLACK_S
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_nodes_that_all_lose_their_leases_are_given_up_one_interval_apart() -> None:
+    async with World() as world:
+        world.node("a", slots=0)
+        await led_by(world, "a")
+        others = [world.node(name, slots=4) for name in "bcd"]
+        await world.until(lambda state: len(state.nodes) == 4)
+        await world.deploy(application(replicas=9))
+        await world.running(9)
+        for node in others:
+            await node.crash()
+        times = []
+        for lost in range(1, 4):
+            times.append(
+                await world.until(
+                    lambda state, lost=lost: (  # type: ignore[misc]
+                        sum(node.status is MemberStatus.LOST for node in state.nodes.values()) == lost
+                    )
+                )
+            )
+        assert LOSS_FRACTION_MAX < 1 / 3
+        assert all(later - sooner >= LOSS_INTERVAL_S for sooner, later in itertools.pairwise(times))
+        assert times[-1] - times[0] <= 2 * LOSS_INTERVAL_S + SLACK_S
+
+
+@virtual_time
+async def test_a_gateway_that_is_gone_is_given_up_when_its_lease_is_over() -> None:
+    async with World() as world:
+        world.node("a")
+        await led_by(world, "a")
+        gateway = identity_of("g", role="gateway")
+        leases = world.leases.client()
+        lease = await leases.grant(world.ttl_s)
+        await leases.put(gateway.lease_key, gateway.lease_value(), lease.id)
+        facts = FactWriter(world.log.client(), VirtualClock(), gateway)
+        writing = asyncio.create_task(facts.run())
+        facts.record(ev.GatewayJoined("g", "host", 1, "http://h", "0"), None)
+        lost_s = await world.until(
+            lambda state: "g" in state.gateways and state.gateways["g"].status is MemberStatus.LOST
+        )
+        assert world.ttl_s <= lost_s <= world.ttl_s + SLACK_S
+        writing.cancel()
+
+
+@virtual_time
+async def test_a_cluster_that_was_killed_as_a_whole_comes_back_as_it_was() -> None:
+    async with World() as world:
+        first = [world.node(name, "1") for name in "ab"]
+        await world.until(lambda state: len(state.nodes) == 2)
+        await world.deploy(application(replicas=4))
+        await world.running(4)
+        for node in first:
+            await node.crash()
+        await asyncio.sleep(3600 / 4)
+        back_s = now_s()
+        for name in "ab":
+            world.node(name, "2")
+        await world.until(lambda state: {node.incarnation for node in state.nodes.values()} == {"2"})
+        assert await world.running(4) - back_s < 2.0
+        check_one_leader_per_epoch(world)
