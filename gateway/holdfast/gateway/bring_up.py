@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator
 
 import httpx
@@ -67,7 +66,7 @@ class _Arrival:
                 application = await self._deploy()
                 await self._leader()
                 await self._replicas(application)
-                await self._gateways()
+                await self._gateways(application)
         except TimeoutError:
             raise NotReady(f"not ready after {self._timeout_s:g} s: {self._missing}; {self._logs()}") from None
         return [deployment.name for deployment in application.deployments]
@@ -87,7 +86,9 @@ class _Arrival:
     async def _leader(self) -> None:
         self._wait_for("a leader")
         state = await self.follower.until(lambda state: state.leader_incarnation in list(self._incarnations()))
-        self._progress.done(f"leader: {state.leader}, epoch {state.epoch}")
+        ours = state.leader in {node.name for node in self._cluster.nodes}
+        where = "" if ours else ", as the log has it: no node of this `up`"
+        self._progress.done(f"leader: {state.leader}, epoch {state.epoch}{where}")
 
     async def _replicas(self, application: ApplicationConfig) -> None:
         wanted = sum(deployment.num_replicas for deployment in application.deployments)
@@ -96,11 +97,13 @@ class _Arrival:
             await self.follower.change()
         self._progress.done(f"replicas: {wanted} of {wanted} are ready")
 
-    async def _gateways(self) -> None:
+    async def _gateways(self, application: ApplicationConfig) -> None:
+        """Every gateway has reached every replica: the log may still hold replicas of nodes that died before it."""
+        wanted = {deployment.name: deployment.num_replicas for deployment in application.deployments}
         async with httpx.AsyncClient(timeout=GATEWAY_TIMEOUT_S, trust_env=False) as client:
             for gateway in self._cluster.gateways:
-                self._wait_for(f"{gateway.name} on {gateway.url}")
-                while not await _healthy(client, gateway.url):  # noqa: ASYNC110 - it is another process
+                while lacking := await _lacking(client, gateway.url, wanted):
+                    self._wait_for(f"{gateway.name}: {lacking}{self._complaint()}")
                     await asyncio.sleep(LOOK_S)
                 self._progress.done(f"{gateway.name}: {gateway.url}")
 
@@ -162,7 +165,13 @@ def _deployments(application: ApplicationState | None) -> list[DeploymentState]:
     return list(application.deployments.values()) if application else []
 
 
-async def _healthy(client: httpx.AsyncClient, url: str) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return (await client.get(f"{url}/health")).status_code == httpx.codes.OK
-    return False
+async def _lacking(client: httpx.AsyncClient, url: str, wanted: dict[str, int]) -> str:
+    """What a gateway lacks to serve these models with all their replicas; empty when it lacks nothing."""
+    try:
+        answer = await client.get(f"{url}/health")
+        models = answer.json()["details"]["models"]
+        ready = {name: int(models[name]["replicas_ready"]) for name in wanted}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return f"no answer on {url} yet"
+    short = [f"{ready[name]} of {wanted[name]} replicas of {name}" for name in wanted if ready[name] < wanted[name]]
+    return f"it reaches {', '.join(short)}" if short else ""

@@ -68,9 +68,4 @@ async def _until_told(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stop = asyncio.Event()
     stop_on_signals(stop.set, lambda: os._exit(EXIT_FAILED))
-    task = asyncio.ensure_future(run(stop))
-    told = asyncio.create_task(stop.wait())
-    # While it still waits for its servers nobody listens to `stop`; there is nothing to end in order either.
-    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    await task
+    await run(stop)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -12,11 +14,19 @@ from rich.markup import escape
 from rich.status import Status
 
 
+class _Console(Console):
+    """Falls silent when whoever read our output is gone: a cluster doesn't end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class ConsoleProgress:
     """As `Progress`. Use as a context manager."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._status: Status | None = None
         self._started_s = time.monotonic()
         self._waiting = ""
