@@ -92,7 +92,8 @@ class _Arrival:
 
     async def _replicas(self, application: ApplicationConfig) -> None:
         wanted = sum(deployment.num_replicas for deployment in application.deployments)
-        while (ready := self._running()) < wanted or APPLICATION in self.follower.state.requests:
+        models = {deployment.name for deployment in application.deployments}
+        while (ready := self._running(models)) < wanted or APPLICATION in self.follower.state.requests:
             self._wait_for(f"replicas: {ready} of {wanted} are ready{self._complaint()}")
             await self.follower.change()
         self._progress.done(f"replicas: {wanted} of {wanted} are ready")
@@ -116,11 +117,12 @@ class _Arrival:
             if node.status is MemberStatus.ALIVE and ours.get(node.id, node.pid) == node.pid:
                 yield node.incarnation
 
-    def _running(self) -> int:
+    def _running(self, models: set[str]) -> int:
         here = set(self._incarnations())
         return sum(
             replica.status is ReplicaStatus.RUNNING
             and replica.application == APPLICATION
+            and replica.deployment in models
             and replica.node_incarnation in here
             for replica in self.follower.state.replicas.values()
         )
