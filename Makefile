@@ -8,8 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-# Without a GPU PyTorch's CPU build is enough; PyPI's default build brings gigabytes of CUDA packages.
-TORCH_INDEX ?= $(if $(wildcard /dev/nvidiactl),,https://download.pytorch.org/whl/cpu)
+# An index to look for PyTorch besides PyPI, whose build for Linux brings gigabytes of CUDA packages. Without a GPU:
+#   make up TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -28,8 +29,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed
-	$(BIN)/python examples/bench.py $(ARGS)
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m examples.bench throughput $(ARGS)
+	$(BIN)/python -m examples.bench recovery
+	$(BIN)/python -m examples.bench fold
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -44,7 +47,7 @@ $(VENV)/.installed-dev: $(INPUTS) | $(VENV)/.torch
 	$(PIP) install -e '.[embedded,torch,dev]' -c constraints.txt
 	@touch $@ $(VENV)/.installed
 
-# On its own, so that the other index is asked for this one package only; where it can't be reached, PyPI's is taken.
+# On its own, so that the other index is asked for this one package only.
 $(VENV)/.torch: constraints.txt | $(BIN)/pip
 	$(PIP) install --no-deps --retries 1 $(TORCH) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@touch $@
