@@ -17,7 +17,7 @@ import msgspec
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
-from holdfast.core.errors import RequestRefused, WrongReplica
+from holdfast.core.errors import PeerViolation, RequestRefused, WrongReplica
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
     Admitted,
@@ -56,6 +56,7 @@ class Replica:
         self._connections: dict[Connection, dict[int, int]] = {}
         self._routes: dict[int, _Route] = {}
         self._starts: deque[tuple[Connection, Start]] = deque()
+        self._admitting: tuple[Connection, int] | None = None
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -105,6 +106,8 @@ class Replica:
         theirs = (hello.protocol, hello.cluster, hello.replica)
         if mine != theirs:
             raise WrongReplica(f"gateway {hello.gateway} looks for {theirs}, this is {mine}")
+        if connection in self._connections:
+            raise PeerViolation(f"gateway {hello.gateway} said Hello twice")
         self._connections[connection] = {}
         self._deserted.clear()
         connection.send(Welcome(PROTOCOL_VERSION, self._specification.replica, self._engine.info))
@@ -121,6 +124,8 @@ class Replica:
 
     def _stop(self, connection: Connection, stop: Stop) -> None:
         key = self._connections[connection].pop(stop.attempt, None)
+        if self._admitting == (connection, stop.attempt):
+            self._admitting = None
         if key is None:
             self._starts = deque(
                 (other, start)
@@ -164,6 +169,7 @@ class Replica:
         """Let the engine take the attempt in; its key, unless it was refused."""
         self._keys += 1
         key = self._keys
+        self._admitting = (connection, start.attempt)
         try:
             prompt_tokens = await self._engine.admit(key, start.request)
         except RequestRefused as refusal:
@@ -171,7 +177,7 @@ class Replica:
             connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
             return set()
         attempts = self._connections.get(connection)
-        if attempts is not None:
+        if attempts is not None and self._admitting is not None:
             attempts[start.attempt] = key
             self._routes[key] = _Route(connection, start.attempt)
             connection.send(Admitted(start.attempt, prompt_tokens))
