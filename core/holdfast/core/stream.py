@@ -130,6 +130,12 @@ class Stream:
         else:
             self._become(StreamStatus.WAITING)
 
+    def postponed(self) -> None:
+        """The replica had no room: wait for another attempt, which does not count as one more."""
+        if self.status is StreamStatus.RUNNING:
+            self.attempts -= 1
+            self._become(StreamStatus.WAITING)
+
     def refused(self, refusal: RequestRefused) -> None:
         """No engine will take this request."""
         self.fail(refusal)

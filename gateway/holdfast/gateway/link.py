@@ -78,6 +78,7 @@ class ReplicaLink:
         self._numbers = itertools.count(1)
         self._reported = 0
         self._draining = False
+        self._full = False
         self._lost = asyncio.Event()
         self._welcomed = asyncio.Event()
         self._vacant = asyncio.Event()
@@ -90,7 +91,12 @@ class ReplicaLink:
     @property
     def room(self) -> bool:
         """As `Candidate.room`."""
-        return self.ready and len(self._attempts) < self.in_flight_max
+        return self.ready and not self._full and len(self._attempts) < self.in_flight_max
+
+    @property
+    def places(self) -> int:
+        """How many more streams may be sent here."""
+        return self.in_flight_max - len(self._attempts) if self.room else 0
 
     @property
     def load(self) -> int:
@@ -203,6 +209,7 @@ class ReplicaLink:
         elif isinstance(frame, Admitted):
             run = self._attempts.get(frame.attempt)
             if run is not None:
+                run.waiting_since_s = None
                 run.stream.admitted(frame.prompt_tokens)
         elif isinstance(frame, Refused):
             self._on_refused(frame)
@@ -238,12 +245,18 @@ class ReplicaLink:
     def _on_heartbeat(self, beat: Heartbeat) -> None:
         self._reported = beat.load.running + beat.load.waiting
         self._draining = beat.draining
+        if self._full:
+            self._full = False
+            self._on_capacity(self)
 
     def _on_refused(self, frame: Refused) -> None:
         run = self._attempts.pop(frame.attempt, None)
         if run is None:
             return
         if frame.retry:
+            # It has no room just now: nothing more goes there until it told its load again.
+            self._full = True
+            run.stream.postponed()
             self._on_orphans([run], StreamLost(f"replica {self.replica}: {frame.message}"))
         else:
             run.refused(RequestRefused(frame.message, code=frame.code, param=frame.param))
@@ -261,6 +274,7 @@ class ReplicaLink:
         self._welcomed.clear()
         self._lost.set()
         self._reported = 0
+        self._full = False
         orphans = list(self._attempts.values())
         self._attempts.clear()
         if orphans:

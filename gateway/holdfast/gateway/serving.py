@@ -56,6 +56,7 @@ class _Pool:
         self.config = config
         self.links: list[ReplicaLink] = []
         self.queue: deque[StreamRun] = deque()
+        self.closed = False
 
 
 class Serving:
@@ -104,7 +105,7 @@ class Serving:
         if self.draining:
             raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
         free = pool.config.max_queued_requests - len(pool.queue)
-        if len(choices) > free and not any(link.room for link in pool.links):
+        if len(choices) > free and len(choices) > free + sum(link.places for link in pool.links):
             raise Overloaded(
                 f"{len(pool.queue)} requests wait for a replica of `{model}` already; at most "
                 f"{pool.config.max_queued_requests} may.",
@@ -149,7 +150,9 @@ class Serving:
         for name in self._pools.keys() - goals.keys():
             self._close_pool(name)
         for name, config in goals.items():
-            self._pools.setdefault(name, _Pool(config)).config = config
+            pool = self._pools.setdefault(name, _Pool(config))
+            if pool.config != config:
+                self._reconfigure(pool, config)
         for replica in state.replicas.values():
             if replica.status is ReplicaStatus.RUNNING and replica.id not in self._links:
                 self._open_link(replica, group)
@@ -157,6 +160,12 @@ class Serving:
             known = state.replicas.get(replica_id)
             if known is None or known.status is not ReplicaStatus.RUNNING:
                 self._retire(link)
+
+    def _reconfigure(self, pool: _Pool, config: DeploymentConfig) -> None:
+        pool.config = config
+        for link in pool.links:
+            link.in_flight_max = config.max_ongoing_requests
+        self._pump(pool)
 
     def _open_link(self, replica: ReplicaState, group: asyncio.TaskGroup) -> None:
         pool = self._pools.get(replica.deployment)
@@ -184,11 +193,12 @@ class Serving:
 
     def _close_pool(self, name: str) -> None:
         pool = self._pools.pop(name)
+        pool.closed = True
         for link in list(pool.links):
             self._links.pop(link.replica, None)
             link.retire()
         while pool.queue:
-            self._drop(pool.queue.popleft(), UnknownModel(name))
+            pool.queue[0].fail(UnknownModel(name))
 
     # --- streams ----------------------------------------------------------------------------------------
 
@@ -206,7 +216,11 @@ class Serving:
         return True
 
     def _enqueue(self, run: StreamRun, pool: _Pool, *, first: bool) -> None:
-        run.waiting = asyncio.get_running_loop().call_later(self._settings.replica_wait_s, self._give_up, run, pool)
+        loop = asyncio.get_running_loop()
+        if run.waiting_since_s is None:
+            run.waiting_since_s = loop.time()
+        run.waiting = loop.call_at(run.waiting_since_s + self._settings.replica_wait_s, self._give_up, run, pool)
+        run.queue = pool.queue
         if first:
             pool.queue.appendleft(run)
         else:
@@ -214,50 +228,40 @@ class Serving:
 
     def _pump(self, pool: _Pool) -> None:
         """Let queued streams begin while there is room."""
-        while pool.queue and self._begin(pool.queue[0], pool):
-            run = pool.queue.popleft()
-            if run.waiting is not None:
-                run.waiting.cancel()
-                run.waiting = None
+        while pool.queue:
+            run = pool.queue[0]
+            if not self._begin(run, pool):
+                return
+            run.leave_queue()
 
     def _migrate(self, runs: list[StreamRun], cause: Exception) -> None:
         """These lost their replica: on to another."""
         for run in runs:
             run.link = None
+            had_begun = run.stream.status is StreamStatus.RUNNING
             run.stream.lost(cause)
             pool = self._pool_of.get(run)
-            if run.stream.status is not StreamStatus.WAITING or pool is None:
+            if run.stream.status is not StreamStatus.WAITING or pool is None or pool.closed:
                 run.fail(cause)
                 continue
-            self.migrations += 1
+            self.migrations += had_begun
             if not self._begin(run, pool):
                 self._enqueue(run, pool, first=True)
 
     def _give_up(self, run: StreamRun, pool: _Pool) -> None:
-        pool.queue.remove(run)
         waited_s = self._settings.replica_wait_s
         message = f"No replica of `{pool.config.name}` could take the request within {waited_s:g} seconds."
-        self._drop(run, NoReplica(message, RETRY_AFTER_S))
-
-    def _drop(self, run: StreamRun, cause: Exception) -> None:
-        if run.waiting is not None:
-            run.waiting.cancel()
-            run.waiting = None
-        run.fail(cause)
+        run.fail(NoReplica(message, RETRY_AFTER_S))
 
     def _withdraw(self, run: StreamRun) -> None:
         """The client is done with it, or gone."""
-        pool = self._pool_of.pop(run, None)
+        self._pool_of.pop(run, None)
         if not self._pool_of:
             self._idle.set()
         if run.link is not None:
             link, run.link = run.link, None
             link.end(run)
-        if run.waiting is not None:
-            run.waiting.cancel()
-            run.waiting = None
-            if pool is not None and run in pool.queue:
-                pool.queue.remove(run)
+        run.leave_queue()
 
     def _model(self, state: ClusterState, application: ApplicationState, config: DeploymentConfig) -> ModelInfo:
         replicas = list(state.replicas_of(application.name, config.name))

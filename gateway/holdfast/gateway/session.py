@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,24 @@ if TYPE_CHECKING:
 
 
 class StreamRun:
-    """A stream and the attempt that runs it now. `link` is None while it waits for a replica."""
+    """A stream and the attempt that runs it now. `link` is None while it waits for a replica.
 
-    __slots__ = ("_session", "attempt", "choice", "link", "reported", "stops", "stream", "waiting")
+    `queue` is where it waits, `waiting` ends that wait, and `waiting_since_s` is when it began: a replica
+    that turns it away does not begin it anew.
+    """
+
+    __slots__ = (
+        "_session",
+        "attempt",
+        "choice",
+        "link",
+        "queue",
+        "reported",
+        "stops",
+        "stream",
+        "waiting",
+        "waiting_since_s",
+    )
 
     def __init__(self, session: StreamSession, choice: int, stream: Stream, stops: bool) -> None:
         self._session = session
@@ -28,7 +44,18 @@ class StreamRun:
         self.link: ReplicaLink | None = None
         self.attempt = 0
         self.reported = False
+        self.queue: deque[StreamRun] | None = None
         self.waiting: asyncio.TimerHandle | None = None
+        self.waiting_since_s: float | None = None
+
+    def leave_queue(self) -> None:
+        """Wait no longer, if it does."""
+        if self.waiting is not None:
+            self.waiting.cancel()
+            self.waiting = None
+        queue, self.queue = self.queue, None
+        if queue is not None:
+            queue.remove(self)
 
     def token(self, position: int, token: int, text: str, logprob: TokenLogprob | None) -> None:
         """A token came in for the current attempt."""
@@ -53,6 +80,7 @@ class StreamRun:
 
     def fail(self, cause: Exception) -> None:
         """It can't go on."""
+        self.leave_queue()
         link, self.link = self.link, None
         if link is not None:
             link.end(self)
