@@ -298,3 +298,15 @@ def test_an_attempt_can_not_begin_while_another_runs_or_after_the_end() -> None:
     stream.finished(FINISH_LENGTH)
     with pytest.raises(AssertionError, match="FINISHED to RUNNING"):
         stream.start()
+
+
+def test_a_replica_without_room_costs_no_attempt() -> None:
+    stream = Stream(EngineRequest(prompt="x"), migrations_max=0)
+    for _ in range(10):
+        stream.start()
+        stream.postponed()
+        assert stream.status is StreamStatus.WAITING
+    stream.postponed()
+    stream.start()
+    stream.lost(LOST)
+    assert stream.status is StreamStatus.FAILED
