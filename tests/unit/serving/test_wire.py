@@ -21,6 +21,7 @@ from tests.unit.support.replicas import (
     replicas_ready,
 )
 
+from holdfast.actors import wire
 from holdfast.actors.wire import Connection
 from holdfast.core.errors import NoReplica
 from holdfast.core.frames import (
@@ -292,3 +293,49 @@ async def test_frames_arrive_whole_through_a_connection_that_trickles(site: Site
             seen += await reader.read(4096)
     writer.close()
     await replica.kill()
+
+
+async def test_a_peer_that_does_not_read_is_cut_when_too_much_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "WRITE_BUFFER_MAX_BYTES", 1 << 20)
+    made: list[Connection] = []
+
+    def connection() -> Connection:
+        made.append(Connection(lambda _connection, _body: None, lambda _connection: None))
+        return made[0]
+
+    server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
+    _reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2], limit=1024)
+    await eventually(lambda: bool(made))
+    for _ in range(200):
+        made[0].send(Refused(1, "", "x" * (1 << 17), None, True))
+        await asyncio.sleep(0)
+        if made[0].congested:
+            break
+    assert made[0].open, "to be behind is no reason yet"
+    for _ in range(200):
+        made[0].send(Refused(1, "", "x" * (1 << 17), None, True))
+    assert not made[0].open
+    await made[0].drained()
+    writer.transport.abort()
+    server.close()
+
+
+async def test_a_peer_that_reads_again_is_no_longer_congested() -> None:
+    made: list[Connection] = []
+
+    def connection() -> Connection:
+        made.append(Connection(lambda _connection, _body: None, lambda _connection: None))
+        return made[0]
+
+    server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2], limit=1024)
+    await eventually(lambda: bool(made))
+    while not made[0].congested:
+        made[0].send(Refused(1, "", "x" * (1 << 17), None, True))
+        await asyncio.sleep(0)
+    draining = asyncio.create_task(made[0].drained())
+    while not draining.done():
+        await reader.read(1 << 20)
+    assert made[0].open
+    writer.transport.abort()
+    server.close()

@@ -1,0 +1,69 @@
+"""Real replica processes: started with what they need to know, heard, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from holdfast.actors.launcher import ProcessLauncher, ReplicaProcess
+from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
+from holdfast.core.config import EngineConfig
+from holdfast.core.errors import WorldFailure
+
+
+def specification(**arguments: object) -> bytes:
+    engine = EngineConfig("mock", dict(arguments))
+    return msgspec.json.encode(ReplicaSpecification("test", "app.tiny.1", "tiny", "127.0.0.1", engine, 1.0))
+
+
+async def test_a_replica_process_reports_that_it_is_ready_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    process = await ProcessLauncher(tmp_path).launch("app.tiny.1", specification(kv_blocks=7))
+    reports = process.messages()
+    ready = decode_report.decode(await anext(reports))
+    assert isinstance(ready, Ready)
+    assert (ready.info.model, ready.info.kv_blocks) == ("tiny", 7)
+    assert ready.address.startswith("127.0.0.1:")
+    process.terminate()
+    assert await process.wait() == 0
+    assert [line async for line in reports] == []
+    process.terminate()
+    process.kill()
+    assert (tmp_path / "app.tiny.1.log").exists()
+
+
+async def test_a_replica_process_with_a_wrong_argument_says_so_and_exits_with_2(tmp_path: Path) -> None:
+    process = await ProcessLauncher(tmp_path).launch("app.tiny.1", specification(kv_block=7))
+    (report,) = [decode_report.decode(line) async for line in process.messages()]
+    assert isinstance(report, Failed)
+    assert "kv_block" in report.message
+    assert await process.wait() == 2
+
+
+async def test_a_process_that_is_killed_ends_by_its_signal(tmp_path: Path) -> None:
+    process = await ProcessLauncher(tmp_path).launch("app.tiny.1", specification())
+    process.kill()
+    assert await process.wait() == -9
+    assert [line async for line in process.messages()] == []
+
+
+async def test_where_no_log_can_be_written_nothing_is_started(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WorldFailure, match=r"app\.tiny\.1 could not be started"):
+        await ProcessLauncher(tmp_path / "file").launch("app.tiny.1", specification())
+
+
+async def test_an_endless_line_is_skipped_and_the_next_one_heard(caplog: pytest.LogCaptureFixture) -> None:
+    script = "print('x' * 10_000, flush=True); print('fine', flush=True)"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, limit=1024
+    )
+    with caplog.at_level(logging.WARNING):
+        lines = [line async for line in ReplicaProcess(child).messages()]
+    assert lines[-1] == b"fine\n"
+    assert "reports more than" in caplog.text
+    await child.wait()
