@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from holdfast.core.config import ApplicationConfig
+from holdfast.core.placement import occupancy
 from holdfast.core.reconcile import START_FAILURES_FATAL
 from holdfast.core.state import (
     ApplicationState,
@@ -218,9 +219,10 @@ def _lease_missing(member: NodeState | GatewayState, leases: LeaseView | None) -
 
 
 def _node(state: ClusterState, node: NodeState, leases: LeaseView | None) -> NodeReport:
-    placed = sum(replica.node_incarnation == node.incarnation for replica in state.replicas.values())
     message = "its lease is missing" if _lease_missing(node, leases) else ""
-    return NodeReport(node.id, node.pid, node.status, node.host, node.slots, placed, node.version, message)
+    return NodeReport(
+        node.id, node.pid, node.status, node.host, node.slots, occupancy(state)[node.id], node.version, message
+    )
 
 
 _GATEWAY_STATUS = {
@@ -303,7 +305,5 @@ def _deployment(state: ClusterState, application: ApplicationState, deployment: 
 
 def _room(state: ClusterState) -> bool:
     """Whether some live node has a free slot."""
-    return any(
-        node.slots > sum(replica.node_incarnation == node.incarnation for replica in state.replicas.values())
-        for node in state.live_nodes()
-    )
+    used = occupancy(state)
+    return any(node.slots > used[node.id] for node in state.live_nodes())
