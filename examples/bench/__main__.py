@@ -1,6 +1,7 @@
 """`python -m examples.bench`: what one machine can do. `make bench` runs all of it."""
 
 import typer
+
 from examples.bench.fold import fold
 from examples.bench.recovery import recovery
 from examples.bench.throughput import throughput

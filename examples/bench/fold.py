@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import track
 
 from holdfast.core import events as ev
+from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
 from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
-from holdfast.core.state import ClusterState, apply
+from holdfast.core.state import apply
 
 ROUNDS = 5
 

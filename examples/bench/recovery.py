@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from examples.bench.cluster import POLL_S, own_cluster, replicas_ready
 from rich.console import Console
 from rich.progress import track
+
+from examples.bench.cluster import POLL_S, own_cluster, replicas_ready
 
 RECOVERY_TIMEOUT_S = 60.0
 

@@ -19,10 +19,11 @@ from typing import Annotated
 import msgspec
 import typer
 import uvloop
-from examples.bench.cluster import own_cluster
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+from examples.bench.cluster import own_cluster
 
 EVENTS_BESIDE_TOKENS = 3
 """The role, the finish reason and `[DONE]`."""

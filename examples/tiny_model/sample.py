@@ -1,7 +1,7 @@
 """Print what the tiny model writes, so that a person can judge it.
 
-    python -m examples.tiny_model.sample
-    python -m examples.tiny_model.sample --chat "Tell me a story about a dog."
+python -m examples.tiny_model.sample
+python -m examples.tiny_model.sample --chat "Tell me a story about a dog."
 """
 
 from __future__ import annotations

@@ -24,10 +24,11 @@ from typing import Annotated
 
 import torch
 import typer
-from examples.tiny_model import corpus, sample
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from examples.tiny_model import corpus, sample
 
 SPECIAL_TOKENS = ("<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 BEGIN, END = 0, 1
@@ -164,9 +165,7 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], recipe: Recipe) -
     return sum(recent) / len(recent)
 
 
-def train_step(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: torch.Tensor, rate: float
-) -> float:
+def train_step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: torch.Tensor, rate: float) -> float:
     """One gradient step at the given learning rate; returns the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -19,9 +19,10 @@ from typing import Annotated
 
 import torch
 import typer
-from examples.tiny_model import corpus, sample, train
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
+
+from examples.tiny_model import corpus, sample, train
 
 LESSONS = (
     (12.0, corpus.story_turn),

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
 from tests.acceptance.conftest import Cluster
 
 BODIES = 10_000

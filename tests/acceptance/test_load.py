@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import httpx
 import msgspec
-from tests.acceptance.conftest import Cluster
 
 from holdfast.actors.engines.mock import mock_text
 from holdfast.core.requests import EngineRequest, Sampling
+from tests.acceptance.conftest import Cluster
 
 STREAMS = 64
 TOKENS = 256

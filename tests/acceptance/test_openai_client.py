@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 from openai import OpenAI
+
 from tests.acceptance.conftest import Cluster
 
 MODEL = "holdfast-tiny"

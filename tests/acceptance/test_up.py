@@ -14,6 +14,7 @@ import httpx
 import nats
 import psutil
 import pytest
+
 from tests.acceptance.conftest import Cluster, Start, Status, holdfast, until
 
 ORDERLY_STOP_S = 10.0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+
+from holdfast.store.embedded import etcd_server, nats_server
 from tests.contract.worlds import (
     EtcdWorld,
     JetStreamWorld,
@@ -16,8 +18,6 @@ from tests.contract.worlds import (
     MemoryLeasesWorld,
     MemoryLogWorld,
 )
-
-from holdfast.store.embedded import etcd_server, nats_server
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

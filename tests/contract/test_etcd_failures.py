@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.helpers import Certificates, Reading, eventually
-from tests.contract.proxy import TcpProxy
-from tests.contract.worlds import compact, etcd_settings
 
 from holdfast.core.errors import IncompatibleServer, InvalidConfig, KeyTaken, LeaseGone, LeasesUnavailable
 from holdfast.core.ports import KeyChange
@@ -21,6 +18,9 @@ from holdfast.store.embedded import EmbeddedServer, etcd_server, free_port
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import EtcdGateway, encoded
 from holdfast.store.settings import EtcdSettings
+from tests.contract.helpers import Certificates, Reading, eventually
+from tests.contract.proxy import TcpProxy
+from tests.contract.worlds import compact, etcd_settings
 
 DEAD = "http://127.0.0.1:9"
 SECRET = "s3cret-of-the-test"

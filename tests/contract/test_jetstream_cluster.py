@@ -7,13 +7,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest_asyncio
-from tests.contract.helpers import Reading
-from tests.contract.worlds import jetstream_settings
 
 from holdfast.core.ports import Log
 from holdfast.store.embedded import EmbeddedServer, free_port, nats_server
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.settings import JetStreamSettings
+from tests.contract.helpers import Reading
+from tests.contract.worlds import jetstream_settings
 
 ELECTION_S = 30.0
 

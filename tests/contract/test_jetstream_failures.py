@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.contract.helpers import Reading, eventually
-from tests.contract.proxy import TcpProxy
-from tests.contract.worlds import jetstream_settings
 
 from holdfast.core.errors import CorruptLog, LogUnavailable, WrongLastSequence
 from holdfast.store.embedded import EmbeddedServer, nats_server
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.jetstream_api import API
 from holdfast.store.settings import JetStreamSettings
+from tests.contract.helpers import Reading, eventually
+from tests.contract.proxy import TcpProxy
+from tests.contract.worlds import jetstream_settings
 
 DIAL_TRIES = 70
 

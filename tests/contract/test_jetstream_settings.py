@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.helpers import Certificates
-from tests.contract.worlds import jetstream_settings
 
 from holdfast.core.errors import IncompatibleServer, InvalidConfig, LogUnavailable
 from holdfast.store.embedded import nats_server
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.jetstream_stream import stream_config
 from holdfast.store.settings import JetStreamSettings
+from tests.contract.helpers import Certificates
+from tests.contract.worlds import jetstream_settings
 
 SECRET = "s3cret-of-the-test"
 

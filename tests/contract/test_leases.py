@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from tests.contract.helpers import Reading, eventually
-from tests.contract.worlds import LeasesWorld
 
 from holdfast.core.errors import KeyTaken, LeaseGone, LeasesUnavailable
 from holdfast.core.ports import KeyChange, Leases
+from tests.contract.helpers import Reading, eventually
+from tests.contract.worlds import LeasesWorld
 
 LONG_S = 60
 SHORT_S = 2

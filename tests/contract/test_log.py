@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.contract.helpers import Reading
-from tests.contract.worlds import LogWorld
 
 from holdfast.core.errors import CorruptLog, LogFull, LogUnavailable, Misuse, WrongLastSequence
 from holdfast.core.ports import Log, LogEntry
+from tests.contract.helpers import Reading
+from tests.contract.worlds import LogWorld
 
 
 async def write(log: Log, subject: str, count: int, *, last: int = 0, tag: str = "m") -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+
 from tests.acceptance.conftest import Cluster
 from tests.acceptance.test_load import expected_text, stream_text
 

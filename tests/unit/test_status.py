@@ -8,9 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
-from holdfast.core.reconcile import START_FAILURES_FATAL
-from holdfast.core.state import (
+from holdfast.core.cluster import (
     ApplicationState,
     ClusterState,
     DeploymentState,
@@ -21,6 +19,8 @@ from holdfast.core.state import (
     ReplicaState,
     ReplicaStatus,
 )
+from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
+from holdfast.core.reconcile import START_FAILURES_FATAL
 from holdfast.core.status import (
     ApplicationStatus,
     ClusterReport,

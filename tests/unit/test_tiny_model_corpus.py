@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from examples.tiny_model.corpus import (
     THEMES,
     Document,

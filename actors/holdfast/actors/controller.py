@@ -17,12 +17,12 @@ from holdfast.actors.follower import Follower
 from holdfast.actors.identity import DECISIONS, LEADER_KEY, Identity
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.writer import DecisionWriter
+from holdfast.core.cluster import ClusterState, Head, MemberStatus
 from holdfast.core.detector import LeaseEvidence, Member
 from holdfast.core.errors import KeyTaken, LeaseGone, LeasesUnavailable, LogUnavailable, WrongLastSequence
 from holdfast.core.events import LeaderElected
 from holdfast.core.ports import Clock, KeyValue, Leases
 from holdfast.core.reconcile import Evidence, Plan, reconcile
-from holdfast.core.state import ClusterState, Head, MemberStatus
 
 RETRY_S = 0.3
 VACANCY_POLL_S = 2.0
@@ -68,7 +68,7 @@ class Controller:
     async def run(self) -> None:
         """Campaign and lead until cancelled."""
         while True:
-            epoch = await self._campaign()
+            epoch = await self._epoch(await self._campaign())
             logger.info("%s leads with epoch %d", self._identity.name, epoch)
             self._lease_lost = False
             self._nodes = LeaseEvidence(self._ttl_s)
@@ -108,6 +108,22 @@ class Controller:
                         await self._wait_for_vacancy(taken.holder)
             except (LeasesUnavailable, LeaseGone):
                 await asyncio.sleep(RETRY_S)
+
+    async def _epoch(self, revision: int) -> int:
+        """The epoch to lead with: the leader key's revision, unless the log has seen as high a one.
+
+        Then either somebody was elected after us, which the first append will tell, or the lease servers lost
+        their data and began to count anew: only the holder of the key goes on, above all that the log has seen.
+        """
+        seen = self._follower.state.epoch
+        if revision > seen:
+            return revision
+        with contextlib.suppress(LeasesUnavailable):
+            for item in (await self._leases.list(LEADER_KEY)).items:
+                if self._is_ours(item) and item.create_revision == revision:
+                    logger.warning("the lease servers' revision %d is below epoch %d of the log", revision, seen)
+                    return seen + 1
+        return revision
 
     async def _wait_for_vacancy(self, holder: bytes) -> None:
         """Return when it is worth trying for the leader key again. Raises `LeasesUnavailable`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from holdfast.core.cluster import ClusterState
 from holdfast.core.events import Record, decode_record
 from holdfast.core.ports import Log
-from holdfast.core.state import ClusterState, apply
+from holdfast.core.state import apply
 
 
 class Follower:

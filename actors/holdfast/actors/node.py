@@ -21,11 +21,11 @@ from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
 from holdfast.actors.writer import DecisionWriter, FactWriter
+from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import HoldfastError, WorldFailure
 from holdfast.core.events import NodeJoined, NodeLeft, NodeStopping, ReplicaExited, ReplicaReady, ReplicaStarted
 from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
-from holdfast.core.state import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
 
 STOP_MARGIN_S = 1.0
 """A replica that is told to stop gets this much longer than its own timeout before it is killed."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from holdfast.actors.follower import Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.writer import EventAppender
+from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.errors import WrongLastSequence
 from holdfast.core.events import DeployRequested, Fact
 from holdfast.core.ports import Clock, Log
-from holdfast.core.state import ClusterState
 
 APPEND_TRIES_MAX = 10
 """Two operators of the same name may append at once; the later one reads and tries again, this often at most."""

@@ -14,6 +14,7 @@ from collections import deque
 import msgspec
 
 from holdfast.actors.identity import DECISIONS, Identity
+from holdfast.core.cluster import Head
 from holdfast.core.errors import LogUnavailable
 from holdfast.core.events import (
     GENESIS,
@@ -27,7 +28,6 @@ from holdfast.core.events import (
     type_name,
 )
 from holdfast.core.ports import Clock, Log
-from holdfast.core.state import Head
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0

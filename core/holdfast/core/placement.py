@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from holdfast.core.state import ClusterState, NodeState, ReplicaStatus
+from holdfast.core.cluster import ClusterState, NodeState, ReplicaStatus
 
 
 def occupancy(state: ClusterState) -> Counter[str]:

@@ -13,9 +13,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from holdfast.core import events as ev
-from holdfast.core.config import ApplicationConfig
-from holdfast.core.placement import choose_node, occupancy
-from holdfast.core.state import (
+from holdfast.core.cluster import (
     LOSS_INTERVAL_S,
     ApplicationState,
     ClusterState,
@@ -24,6 +22,8 @@ from holdfast.core.state import (
     ReplicaState,
     ReplicaStatus,
 )
+from holdfast.core.config import ApplicationConfig
+from holdfast.core.placement import choose_node, occupancy
 
 START_BACKOFF_FIRST_S = 0.5
 START_BACKOFF_MAX_S = 30.0

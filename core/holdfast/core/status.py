@@ -12,10 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from holdfast.core.config import ApplicationConfig
-from holdfast.core.placement import occupancy
-from holdfast.core.reconcile import START_FAILURES_FATAL
-from holdfast.core.state import (
+from holdfast.core.cluster import (
     ApplicationState,
     ClusterState,
     DeploymentState,
@@ -24,6 +21,9 @@ from holdfast.core.state import (
     NodeState,
     ReplicaStatus,
 )
+from holdfast.core.config import ApplicationConfig
+from holdfast.core.placement import occupancy
+from holdfast.core.reconcile import START_FAILURES_FATAL
 
 
 class ApplicationStatus(StrEnum):

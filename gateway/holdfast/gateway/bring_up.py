@@ -10,11 +10,11 @@ import httpx
 from holdfast.actors.clock import SystemClock
 from holdfast.actors.follower import Follower
 from holdfast.actors.operator import Operator
+from holdfast.core.cluster import ApplicationState, ClusterState, DeploymentState, MemberStatus, ReplicaStatus
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.errors import WorldFailure
 from holdfast.core.events import ReplicaExited
 from holdfast.core.reconcile import START_FAILURES_FATAL
-from holdfast.core.state import ApplicationState, ClusterState, DeploymentState, MemberStatus, ReplicaStatus
 from holdfast.gateway.goal import APPLICATION, application_for
 from holdfast.gateway.local_cluster import LocalCluster, Progress
 from holdfast.gateway.processes import identify, open_log

@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.actors.follower import Follower
+from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.errors import NoReplica, Overloaded, UnknownModel
 from holdfast.core.requests import EngineRequest
 from holdfast.core.routing import choose
-from holdfast.core.state import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.stream import StreamStatus
 from holdfast.gateway.backend import Health, ModelInfo
 from holdfast.gateway.link import LinkSettings, ReplicaLink

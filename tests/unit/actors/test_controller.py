@@ -6,15 +6,15 @@ import asyncio
 import itertools
 
 import pytest
-from tests.unit.support.history import application
-from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
-from tests.unit.support.world import World, identity_of
 
 from holdfast.actors.identity import LEADER_KEY
 from holdfast.actors.writer import FactWriter
 from holdfast.core import events as ev
+from holdfast.core.cluster import LOSS_INTERVAL_S, MemberStatus
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
-from holdfast.core.state import LOSS_INTERVAL_S, MemberStatus
+from tests.unit.support.history import application
+from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
+from tests.unit.support.world import World, identity_of
 
 SLACK_S = 2.5
 """What looking at leases, and waiting for the leader key, may take on top of a TTL."""

@@ -7,10 +7,9 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.unit.support.virtual_time import now_s, settle, virtual_time
-
 from holdfast.actors.leasing import JITTER, LeaseSession
 from holdfast.store.memory_leases import MemoryLeases, MemoryLeasesServer
+from tests.unit.support.virtual_time import now_s, settle, virtual_time
 
 TTL_S = 10.0
 KEYS = {"nodes/a/1": b"a", "other": b"o"}

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from tests.unit.support.strategies import SOME
-from tests.unit.support.virtual_time import VirtualLoop, now_s, virtual_time
 
 from holdfast.actors.engines.base import FINISH_LENGTH, FINISH_STOP, StepOutput
 from holdfast.actors.engines.mock import (
     CRASH_MARKER,
     TOKENS_WITHOUT_LIMIT,
-    WORDS,
     MockEngine,
     mock_text,
     parse_settings,
 )
+from holdfast.actors.engines.words import WORDS
 from holdfast.core.errors import InvalidConfig, RequestRefused
 from holdfast.core.requests import EngineRequest, Sampling
+from tests.unit.support.strategies import SOME
+from tests.unit.support.virtual_time import VirtualLoop, now_s, virtual_time
 
 
 def engine_of(**arguments: Any) -> MockEngine:

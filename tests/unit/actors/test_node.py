@@ -6,17 +6,17 @@ import asyncio
 import logging
 
 import pytest
-from tests.unit.support.history import INFO, application
-from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
-from tests.unit.support.world import FakeProcess, World, identity_of
 
 from holdfast.actors.node import STOP_MARGIN_S, Superseded
 from holdfast.actors.specification import Failed, Ready
 from holdfast.actors.writer import EventAppender, FactWriter
 from holdfast.core import events as ev
+from holdfast.core.cluster import MemberStatus, ReplicaStatus
 from holdfast.core.errors import WrongLastSequence
 from holdfast.core.reconcile import START_BACKOFF_FIRST_S
-from holdfast.core.state import MemberStatus, ReplicaStatus
+from tests.unit.support.history import INFO, application
+from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
+from tests.unit.support.world import FakeProcess, World, identity_of
 
 GRACE_S = 3.0
 

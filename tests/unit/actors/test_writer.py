@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.support.virtual_time import VirtualClock, now_s, settle, virtual_time
-from tests.unit.support.world import identity_of
 
 from holdfast.actors.identity import DECISIONS
 from holdfast.actors.writer import OUTBOX_FACTS_MAX, RETRY_MAX_S, DecisionWriter, FactWriter
+from holdfast.core.cluster import ClusterState, Head
 from holdfast.core.errors import WrongLastSequence
 from holdfast.core.events import GENESIS, LeaderElected, NodeLeft, NodeStopping, Record, decode_record
-from holdfast.core.state import ClusterState, Head, apply
+from holdfast.core.state import apply
 from holdfast.store.memory import MemoryLog, MemoryLogServer
+from tests.unit.support.virtual_time import VirtualClock, now_s, settle, virtual_time
+from tests.unit.support.world import identity_of
 
 LATENCY_S = 0.1
 

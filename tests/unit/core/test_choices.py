@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.support.history import History
-from tests.unit.support.strategies import MANY, SOME
 
 from holdfast.core import events as ev
 from holdfast.core.detector import LeaseEvidence
 from holdfast.core.placement import choose_node
 from holdfast.core.routing import choose
+from tests.unit.support.history import History
+from tests.unit.support.strategies import MANY, SOME
 
 TTL_S = 5.0
 A, B = ("a", "1"), ("b", "1")

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.support.strategies import SOME, of_type
 
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig, check_name, parse_application
 from holdfast.core.errors import InvalidConfig
+from tests.unit.support.strategies import SOME, of_type
 
 
 def raw(**changes: Any) -> str:

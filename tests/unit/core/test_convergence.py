@@ -12,13 +12,13 @@ from datetime import timedelta
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.unit.support.history import INFO, History
 
 from holdfast.core import events as ev
+from holdfast.core.cluster import ClusterState, DeploymentState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
 from holdfast.core.placement import occupancy
 from holdfast.core.reconcile import LOSS_FRACTION_MAX, Evidence, Plan, Proposal, reconcile
-from holdfast.core.state import ClusterState, DeploymentState, MemberStatus, ReplicaState, ReplicaStatus
+from tests.unit.support.history import INFO, History
 
 NODES = ("a", "b", "c")
 GATEWAYS = ("g", "h")

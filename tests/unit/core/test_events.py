@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.support.strategies import FEW, SOME, TEXT, of_type
-from tests.unit.support.virtual_time import EPOCH
 
 from holdfast.core import events as ev
 from holdfast.core.errors import CorruptLog, UnknownEventVersion
 from holdfast.core.ports import LogEntry
+from tests.unit.support.strategies import FEW, SOME, TEXT, of_type
+from tests.unit.support.virtual_time import EPOCH
 
 PAYLOADS = get_args(ev.FactTypes) + get_args(ev.DecisionTypes)
 ENVELOPES = of_type(ev.Event)

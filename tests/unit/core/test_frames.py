@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.support.strategies import MANY, SOME, of_type
 
 from holdfast.core import frames
 from holdfast.core.errors import FrameError, PeerViolation
+from tests.unit.support.strategies import MANY, SOME, of_type
 
 FROM_GATEWAY = get_args(frames.FromGateway)
 FROM_REPLICA = get_args(frames.FromReplica)

@@ -6,11 +6,11 @@ import itertools
 from datetime import timedelta
 
 import pytest
-from tests.unit.support.history import INFO, History, application
 
 from holdfast.core import events as ev
+from holdfast.core.cluster import LOSS_INTERVAL_S, ReplicaStatus
 from holdfast.core.reconcile import START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S, Evidence, Plan, reconcile
-from holdfast.core.state import LOSS_INTERVAL_S, ReplicaStatus
+from tests.unit.support.history import INFO, History, application
 
 
 class Cluster(History):

@@ -8,12 +8,13 @@ import sys
 
 import msgspec
 import pytest
-from tests.unit.support.history import DECISIONS, INFO, History, application
 
 from holdfast.core import events as ev
+from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaStatus
 from holdfast.core.errors import CorruptLog
 from holdfast.core.reconcile import Evidence, reconcile
-from holdfast.core.state import ClusterState, MemberStatus, ReplicaStatus, apply, state_hash
+from holdfast.core.state import apply, state_hash
+from tests.unit.support.history import DECISIONS, INFO, History, application
 
 LOST_A = ev.NodeLost("a", "1", "its lease expired")
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.support.strategies import MANY
 
 from holdfast.core.errors import PeerViolation, RequestRefused, StreamLost
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP, Piece, Stream, StreamStatus
+from tests.unit.support.strategies import MANY
 
 LOST = StreamLost("the replica is gone")
 LETTERS = st.text("ab", max_size=3)

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import msgspec
 import pydantic
 import uvloop
-from tests.unit.gateway.server import free_port, serving
 
 from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import Piece
@@ -29,6 +28,7 @@ from holdfast.gateway.backend import Delta, Health, ModelInfo, Session
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.openai import ChatRequest
 from holdfast.gateway.sse import ChatEncoder, Head
+from tests.unit.gateway.server import free_port, serving
 
 CONNECTIONS = 32
 SECONDS = 5.0

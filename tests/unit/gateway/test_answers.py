@@ -4,8 +4,6 @@ import re
 from typing import Any
 
 import pytest
-from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion, converse
-from tests.unit.gateway.fakes import NATURAL_END, FakeBackend, text_of
 
 from holdfast.core.errors import (
     DeadlineExceeded,
@@ -16,6 +14,8 @@ from holdfast.core.errors import (
 )
 from holdfast.core.sampling import derive
 from holdfast.gateway.app import App, HttpSettings, create_app
+from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion, converse
+from tests.unit.gateway.fakes import NATURAL_END, FakeBackend, text_of
 
 
 @pytest.fixture

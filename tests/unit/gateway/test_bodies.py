@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.gateway.client import CHAT, COMPLETIONS, Answer, ask, chat, completion
-from tests.unit.gateway.fakes import FakeBackend
 
 from holdfast.gateway.app import create_app
 from holdfast.gateway.openai import ChatRequest, CompletionRequest
+from tests.unit.gateway.client import CHAT, COMPLETIONS, Answer, ask, chat, completion
+from tests.unit.gateway.fakes import FakeBackend
 
 scalars = (
     st.none()

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+
+from holdfast.gateway.app import App, HttpSettings, create_app
 from tests.unit.gateway.client import CHAT, chat, connected
 from tests.unit.gateway.fakes import FakeBackend
 from tests.unit.gateway.server import serving
-
-from holdfast.gateway.app import App, HttpSettings, create_app
 
 SOON_S = 5.0
 

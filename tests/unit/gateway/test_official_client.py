@@ -8,12 +8,12 @@ from typing import Any
 
 import openai
 import pytest
-from tests.unit.gateway.fakes import NATURAL_END, FakeBackend, text_of
-from tests.unit.gateway.server import serving
 
 from holdfast.core.errors import DeadlineExceeded, NoReplica, Overloaded, RequestRefused, StreamLost
 from holdfast.core.sampling import derive
 from holdfast.gateway.app import HttpSettings, create_app
+from tests.unit.gateway.fakes import NATURAL_END, FakeBackend, text_of
+from tests.unit.gateway.server import serving
 
 KEY = "key-1"
 MESSAGES: list[Any] = [{"role": "user", "content": "hold fast"}]

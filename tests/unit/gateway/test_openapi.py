@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from hypothesis import assume, settings
-from tests.unit.gateway.fakes import FakeBackend
 
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.openapi import document
+from tests.unit.gateway.fakes import FakeBackend
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(FakeBackend()))

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.gateway.client import chat, completion
 
 from holdfast.core.errors import RequestRefused
 from holdfast.core.sampling import derive
 from holdfast.gateway.app import HttpSettings
 from holdfast.gateway.asking import Asked, ask_chat, ask_completion
+from tests.unit.gateway.client import chat, completion
 
 SETTINGS = HttpSettings(n_max=4, choices_max=6, stop_chars_max=8)
 USER = {"role": "user", "content": "x"}

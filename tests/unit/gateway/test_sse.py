@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.gateway.client import parse_events
 
 from holdfast.core.requests import TokenLogprob
 from holdfast.core.stream import Piece
 from holdfast.gateway.backend import Delta
 from holdfast.gateway.openai import Usage
 from holdfast.gateway.sse import ChatEncoder, CompletionEncoder, Encoder, Head
+from tests.unit.gateway.client import parse_events
 
 ENCODERS = (ChatEncoder, CompletionEncoder)
 texts = st.lists(st.lists(st.text(), max_size=5), max_size=5)

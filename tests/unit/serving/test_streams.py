@@ -6,17 +6,6 @@ import asyncio
 import random
 
 import pytest
-from tests.unit.support.history import application
-from tests.unit.support.replicas import (
-    Answer,
-    Site,
-    answer_to,
-    ask,
-    engine_of,
-    eventually,
-    opened,
-    replicas_ready,
-)
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED
 from holdfast.actors.engines.mock import MockEngine, mock_text, parse_settings
@@ -30,6 +19,17 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import ApplicationDeleted, ReplicaStopOrdered
 from holdfast.core.requests import EngineRequest, Sampling
+from tests.unit.support.history import application
+from tests.unit.support.replicas import (
+    Answer,
+    Site,
+    answer_to,
+    ask,
+    engine_of,
+    eventually,
+    opened,
+    replicas_ready,
+)
 
 
 @pytest.fixture

@@ -7,19 +7,6 @@ import contextlib
 from collections.abc import Callable
 
 import pytest
-from tests.unit.support.history import INFO, application
-from tests.unit.support.replicas import (
-    CLUSTER,
-    Answer,
-    LocalReplica,
-    Site,
-    answer_to,
-    ask,
-    engine_of,
-    eventually,
-    opened,
-    replicas_ready,
-)
 
 from holdfast.actors import wire
 from holdfast.actors.wire import Connection
@@ -37,6 +24,19 @@ from holdfast.core.frames import (
     decode_from_gateway,
     decode_from_replica,
     encode,
+)
+from tests.unit.support.history import INFO, application
+from tests.unit.support.replicas import (
+    CLUSTER,
+    Answer,
+    LocalReplica,
+    Site,
+    answer_to,
+    ask,
+    engine_of,
+    eventually,
+    opened,
+    replicas_ready,
 )
 
 NAME = "app.tiny.1"

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.contract.helpers import eventually
 
 from holdfast.core.errors import Misuse, WorldFailure
 from holdfast.store import embedded
 from holdfast.store.embedded import EmbeddedServer, etcd_server, find_binary, free_port, nats_server
+from tests.contract.helpers import eventually
 
 PARENT = """
 import asyncio, sys

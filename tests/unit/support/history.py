@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from tests.unit.support.virtual_time import EPOCH
-
+from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
 from holdfast.core.events import (
     SCHEMA_VERSION,
@@ -19,7 +18,8 @@ from holdfast.core.events import (
 )
 from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
-from holdfast.core.state import ClusterState, apply
+from holdfast.core.state import apply
+from tests.unit.support.virtual_time import EPOCH
 
 DECISIONS = "decisions"
 INFO = EngineInfo("tiny", 2048, 64, 8, True, "none")

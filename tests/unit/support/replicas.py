@@ -8,20 +8,19 @@ import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from tests.unit.support.history import INFO, History
-
 from holdfast.actors.engines.mock import MockEngine, mock_text, parse_settings
 from holdfast.actors.follower import Follower
 from holdfast.actors.replica import Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.core import events as ev
+from holdfast.core.cluster import ReplicaStatus
 from holdfast.core.config import ApplicationConfig, EngineConfig
 from holdfast.core.events import Event, encode_event
 from holdfast.core.requests import EngineRequest
-from holdfast.core.state import ReplicaStatus
 from holdfast.gateway.backend import Delta, Session
 from holdfast.gateway.serving import Serving, ServingSettings
 from holdfast.store.memory import MemoryLogServer
+from tests.unit.support.history import INFO, History
 
 CLUSTER = "test"
 PATIENCE_S = 10.0

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
-from tests.unit.support.history import INFO
-from tests.unit.support.virtual_time import VirtualClock, now_s
 
 from holdfast.actors.follower import Follower
 from holdfast.actors.identity import Identity
@@ -18,13 +16,15 @@ from holdfast.actors.node import Node, NodeSettings
 from holdfast.actors.operator import Operator
 from holdfast.actors.specification import Ready, ReplicaSpecification, Report, encode_report
 from holdfast.actors.writer import EventAppender
+from holdfast.core.cluster import ClusterState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.errors import WorldFailure
 from holdfast.core.events import DeleteRequested, Payload, Record, decode_record
 from holdfast.core.ports import Process
-from holdfast.core.state import ClusterState, ReplicaStatus
 from holdfast.store.memory import MemoryLog, MemoryLogServer
 from holdfast.store.memory_leases import MemoryLeases, MemoryLeasesServer
+from tests.unit.support.history import INFO
+from tests.unit.support.virtual_time import VirtualClock, now_s
 
 TTL_S = 5.0
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.torch_engine.running import load
 
 from holdfast.actors.engines.torch.config import RopeConfig, read_config
 from holdfast.actors.engines.torch.settings import read_settings
 from holdfast.core.errors import InvalidConfig
+from tests.unit.torch_engine.running import load
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

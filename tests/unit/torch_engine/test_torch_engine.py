@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from tests.unit.torch_engine.models import CONTEXT_TOKENS, END, make_model
-from tests.unit.torch_engine.running import Recorder, load, run, run_alone, run_one, run_to_end
 
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.engines.torch.engine import TorchEngine, load_engine
 from holdfast.actors.engines.torch.settings import read_settings
 from holdfast.core.errors import RequestRefused
 from holdfast.core.requests import EngineLoad, EngineRequest, Sampling
+from tests.unit.torch_engine.models import CONTEXT_TOKENS, END, make_model
+from tests.unit.torch_engine.running import Recorder, load, run, run_alone, run_one, run_to_end
 
 GREEDY = Sampling(temperature=0)
 PROMPT = [5, 6, 7, 8, 9]

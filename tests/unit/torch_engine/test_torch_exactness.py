@@ -15,8 +15,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.torch_engine.models import SHIPPED, make_model
-from tests.unit.torch_engine.running import Recorded, Recorder, load, run_alone, run_one, run_to_end
 
 from holdfast.actors.engines.torch import engine as engine_module
 from holdfast.actors.engines.torch.batch import Row, tile_of
@@ -24,6 +22,8 @@ from holdfast.actors.engines.torch.cache import KvCache
 from holdfast.actors.engines.torch.engine import TorchEngine
 from holdfast.actors.engines.torch.model import Tile
 from holdfast.core.requests import EngineRequest, Sampling
+from tests.unit.torch_engine.models import SHIPPED, make_model
+from tests.unit.torch_engine.running import Recorded, Recorder, load, run_alone, run_one, run_to_end
 
 PREFILLS = (1, 3, 16, 37, 256)
 TEXT = "A stream of tokens, größer und größer 🙂 "

@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from tests.unit.torch_engine.models import SHIPPED, logits_of, make_model
-from tests.unit.torch_engine.running import run_alone
 from transformers import LlamaForCausalLM
 
 from holdfast.actors.engines.torch.config import LlamaConfig, read_config
 from holdfast.actors.engines.torch.weights import read_weights
 from holdfast.core.errors import InvalidConfig
 from holdfast.core.requests import EngineRequest, Sampling
+from tests.unit.torch_engine.models import SHIPPED, logits_of, make_model
+from tests.unit.torch_engine.running import run_alone
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

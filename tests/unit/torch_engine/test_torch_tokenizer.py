@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.torch_engine.models import SHIPPED, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +17,7 @@ from holdfast.actors.engines.torch.chat import ChatTemplate
 from holdfast.actors.engines.torch.tokenizer import ModelTokenizer
 from holdfast.core.errors import InvalidConfig, RequestRefused
 from holdfast.core.requests import Message
+from tests.unit.torch_engine.models import SHIPPED, make_tokenizer
 
 
 @pytest.fixture(scope="module")

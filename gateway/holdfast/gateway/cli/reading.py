@@ -12,9 +12,9 @@ import msgspec
 
 from holdfast.actors.follower import Follower
 from holdfast.actors.identity import LEADER_KEY
+from holdfast.core.cluster import ClusterState
 from holdfast.core.errors import LogUnavailable
 from holdfast.core.ports import KeyValue, LeaseInfo, LeasesStatus, LogStatus
-from holdfast.core.state import ClusterState
 from holdfast.core.status import LeaderHeld, LeaseView
 from holdfast.gateway.processes import open_leases
 from holdfast.gateway.settings import Settings

@@ -79,7 +79,7 @@ async def _or_error(reading: Coroutine[Any, Any, _T]) -> _T | Exception:
 def _answer(found: Found, log: LogPicture | Exception, leases: LeasePicture | Exception) -> dict[str, Any]:
     import msgspec
 
-    from holdfast.core.state import ClusterState
+    from holdfast.core.cluster import ClusterState
     from holdfast.core.status import report
     from holdfast.gateway.cli.reading import lease_view
 

@@ -1,0 +1,175 @@
+"""What a cluster is: the records that the fold of the log is made of. `state.py` folds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from holdfast.core.config import ApplicationConfig, DeploymentConfig
+from holdfast.core.events import GENESIS
+from holdfast.core.requests import EngineInfo
+
+
+class MemberStatus(StrEnum):
+    """Whether a node or a gateway takes part."""
+
+    ALIVE = "ALIVE"
+    STOPPING = "STOPPING"
+    LEFT = "LEFT"
+    LOST = "LOST"
+
+
+class ReplicaStatus(StrEnum):
+    """A replica's life. The first three are Ray Serve's; EXITED waits for the controller to replace it."""
+
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    EXITED = "EXITED"
+
+
+LOSS_INTERVAL_S = 5.0
+"""Replicas that are given up with their nodes are summed up over this long, to bound them (seconds)."""
+
+
+class Losses(msgspec.Struct, frozen=True):
+    """How many replicas were given up with their nodes since `since`, in one interval."""
+
+    since: datetime
+    replicas: int
+
+    def recent(self, now: datetime) -> bool:
+        """Whether `now` is in the interval. A clock that went back begins a new one."""
+        return 0 <= (now - self.since).total_seconds() < LOSS_INTERVAL_S
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """A node as the log knows it. `event` is the id of the last event that changed its status."""
+
+    id: str
+    incarnation: str
+    status: MemberStatus
+    host: str
+    pid: int
+    version: str
+    slots: int
+    event: str
+
+
+class GatewayState(msgspec.Struct, frozen=True):
+    """A gateway as the log knows it."""
+
+    id: str
+    incarnation: str
+    status: MemberStatus
+    host: str
+    pid: int
+    url: str
+    version: str
+    event: str
+
+
+class DeploymentState(msgspec.Struct, frozen=True):
+    """A deployment: its goal and what its replicas' starts have come to.
+
+    `revision` counts changes of the engine; replicas of an older one are replaced. `replicas_placed` counts all
+    replicas ever placed, which numbers the next. `start_failures` counts starts in a row that ended before the
+    replica was ready, the last at `failed_at`.
+    """
+
+    config: DeploymentConfig
+    event: str
+    revision: int = 1
+    replicas_placed: int = 0
+    start_failures: int = 0
+    failed_at: datetime | None = None
+    message: str = ""
+
+
+class ApplicationState(msgspec.Struct, frozen=True):
+    """An application: what was asked for, and its deployments by name."""
+
+    name: str
+    deployed_at: datetime
+    event: str
+    deployments: dict[str, DeploymentState]
+
+
+class ReplicaState(msgspec.Struct, frozen=True):
+    """A replica from its placement until it is gone and replaced. `event` is the last event about it."""
+
+    id: str
+    application: str
+    deployment: str
+    revision: int
+    node: str
+    node_incarnation: str
+    status: ReplicaStatus
+    event: str
+    pid: int = 0
+    address: str = ""
+    info: EngineInfo | None = None
+    message: str = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it runs or is about to, and is meant to go on."""
+        return self.status in (ReplicaStatus.STARTING, ReplicaStatus.RUNNING)
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last event of a subject."""
+
+    sequence: int
+    digest: str
+
+
+class PendingRequest(msgspec.Struct, frozen=True):
+    """What an operator asked for and the controller has not decided yet."""
+
+    event: str
+    application: ApplicationConfig | str
+
+
+class ClusterState(msgspec.Struct, frozen=True):
+    """Everything the log says. `ignored` counts decisions of deposed leaders, which change nothing else.
+
+    `numbered` is how many replicas deployments had placed before they were changed or deleted, by
+    `application.deployment`: one that comes back goes on counting, so that no replica's id is used twice.
+    """
+
+    sequence: int = 0
+    epoch: int = 0
+    leader: str | None = None
+    leader_incarnation: str | None = None
+    nodes: dict[str, NodeState] = {}
+    gateways: dict[str, GatewayState] = {}
+    applications: dict[str, ApplicationState] = {}
+    replicas: dict[str, ReplicaState] = {}
+    requests: dict[str, PendingRequest] = {}
+    heads: dict[str, Head] = {}
+    numbered: dict[str, int] = {}
+    losses: Losses | None = None
+    ignored: int = 0
+
+    def live_nodes(self) -> Iterator[NodeState]:
+        """Nodes that can be given replicas."""
+        return (node for node in self.nodes.values() if node.status is MemberStatus.ALIVE)
+
+    def replicas_of(self, application: str, deployment: str) -> Iterator[ReplicaState]:
+        """All replicas of a deployment that the cluster has not done with, oldest first."""
+        return (
+            replica
+            for replica in self.replicas.values()
+            if replica.deployment == deployment and replica.application == application
+        )
+
+    def head(self, subject: str) -> Head:
+        """The last event on a subject; sequence 0 if there is none."""
+        return self.heads.get(subject, _NO_HEAD)
+
+
+_NO_HEAD = Head(0, GENESIS)
