@@ -12,6 +12,7 @@ from holdfast.actors.writer import FactWriter
 from holdfast.core import events as ev
 from holdfast.core.cluster import LOSS_INTERVAL_S, MemberStatus
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
+from holdfast.store.memory_leases import MemoryLeasesServer
 from tests.unit.support.history import application
 from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
 from tests.unit.support.world import World, identity_of
@@ -279,4 +280,23 @@ async def test_a_cluster_that_was_killed_as_a_whole_comes_back_as_it_was() -> No
             world.node(name, "2")
         await world.until(lambda state: {node.incarnation for node in state.nodes.values()} == {"2"})
         assert await world.running(4) - back_s < 2.0
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_cluster_whose_lease_servers_lost_their_data_is_led_on_above_every_epoch_that_it_has_seen() -> None:
+    async with World() as world:
+        world.node("a", "1")
+        await led_by(world, "a")
+        for incarnation in ("2", "3"):
+            await world.nodes[-1].crash()
+            world.node("a", incarnation)
+            await world.until(lambda state, now=incarnation: state.leader_incarnation == now)  # type: ignore[misc]
+        before = world.state.epoch
+        await world.nodes[-1].crash()
+        world.leases = MemoryLeasesServer()
+        world.node("a", "4")
+        await world.until(lambda state: state.leader_incarnation == "4")
+        (leader,) = world.leases.list(LEADER_KEY).items
+        assert leader.create_revision <= before < world.state.epoch
         check_one_leader_per_epoch(world)
