@@ -44,7 +44,7 @@ class Asked:
     """A request, checked and translated: `prompts` groups of equally many `choices`, run as one session.
 
     `echo` is the text that goes before each prompt's answers, if any. `seed` is the first choice's.
-    `logprobs` is as in `EngineRequest`.
+    `logprobs` is as in `EngineRequest`. `calls`: the answers may hold tool calls.
     """
 
     model: str
@@ -56,6 +56,7 @@ class Asked:
     logprobs: int
     prompts: int = 1
     echo: list[str] | None = None
+    calls: bool = False
 
 
 def ask_chat(body: bytes, settings: HttpSettings) -> Asked:

@@ -21,7 +21,8 @@ from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.metrics import Metrics, ModelMetrics
 from holdfast.gateway.openai import Usage
 from holdfast.gateway.problems import problem_of
-from holdfast.gateway.sse import ChatEncoder, CompletionEncoder, Encoder, Head
+from holdfast.gateway.sse import CompletionEncoder, Encoder, Head
+from holdfast.gateway.tool_stream import chat_encoder
 from holdfast.gateway.watch import DisconnectWatch
 
 OK = "ok"
@@ -40,7 +41,7 @@ class Form:
     answer: Callable[[Head, Collected, Usage], bytes]
 
 
-CHAT = Form("/v1/chat/completions", "chatcmpl", ask_chat, ChatEncoder, chat_answer)
+CHAT = Form("/v1/chat/completions", "chatcmpl", ask_chat, chat_encoder, chat_answer)
 COMPLETIONS = Form("/v1/completions", "cmpl", ask_completion, CompletionEncoder, completion_answer)
 
 
@@ -141,6 +142,7 @@ class Generator:
             asked.include_usage,
             asked.logprobs,
             asked.echo or (),
+            asked.calls,
         )
         async with session:
             try:

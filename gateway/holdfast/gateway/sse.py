@@ -32,7 +32,7 @@ _OPEN_CHAT: Final = b'"delta":{"role":"assistant","content":""},"finish_reason":
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What all events of a response share."""
+    """What all events of a response share. `calls`: its text may hold tool calls, to be told apart from it."""
 
     id: str
     created: int
@@ -40,13 +40,14 @@ class Head:
     include_usage: bool
     logprobs: int
     echo: Sequence[str] = ()
+    calls: bool = False
 
     def echo_of(self, choice: int, choices: int) -> str:
         """The prompt's text that goes before one of `choices` answers; nothing where no echo was asked for."""
         return self.echo[choice * len(self.echo) // choices] if self.echo else ""
 
 
-class _Frame:
+class Frame:
     """One choice's constant bytes, and how far it has come."""
 
     __slots__ = ("after", "bare", "before", "between", "count", "offset")
@@ -67,14 +68,15 @@ class _Frame:
 class Encoder:
     """Encodes one response's events. `ended` once every choice has its finish reason."""
 
-    __slots__ = ("_created", "_frames", "_head", "_last", "_open", "ended")
+    __slots__ = ("_created", "_frames", "_head", "_last", "_open", "_plain", "ended")
 
     OBJECT = ""
 
     def __init__(self, head: Head, choices: int) -> None:
         self._head = head
-        self._frames: list[_Frame | None] = [None] * choices
+        self._frames: list[Frame | None] = [None] * choices
         self._open = choices
+        self._plain = head.logprobs < 0 and not head.calls
         self._created = b'{"id":"%b","object":"%b","created":%d,"model":%b,"choices":[' % (
             head.id.encode(),
             self.OBJECT.encode(),
@@ -90,13 +92,13 @@ class Encoder:
         for delta in deltas:
             frame = self._frames[delta.choice] or self._start(delta.choice, out)
             if delta.pieces:
-                if self._head.logprobs >= 0:
-                    self._with_logprobs(frame, delta.pieces, out)
-                else:
+                if self._plain:
                     _append_texts(frame, delta.pieces, out)
+                else:
+                    self._append_pieces(frame, delta.pieces, out)
                 frame.count = delta.pieces[-1].count
             if delta.finish_reason is not None:
-                out.append(frame.event(self._finish(delta.finish_reason)))
+                out.append(frame.event(self._finish(frame, delta.finish_reason)))
                 self._open -= 1
             self._last = delta.choice
         self.ended = self._open == 0
@@ -118,17 +120,17 @@ class Encoder:
         frame = self._frames[self._last]
         return b"%b.%d:%d" % (self._head.id.encode(), self._last, frame.count if frame is not None else 0)
 
-    def _start(self, choice: int, out: list[bytes]) -> _Frame:
+    def _start(self, choice: int, out: list[bytes]) -> Frame:
         frame = self._frame(choice)
         self._frames[choice] = frame
         self._opening(frame, choice, out)
         return frame
 
-    def _frame(self, choice: int) -> _Frame:
+    def _frame(self, choice: int) -> Frame:
         before = b"id: %b.%d:" % (self._head.id.encode(), choice)
         bare = b'\ndata: %b{"index":%d,' % (self._created, choice)
         between, after = self._around_text()
-        return _Frame(before, bare, bare + between, after + self._tail() + b"\n\n")
+        return Frame(before, bare, bare + between, after + self._tail() + b"\n\n")
 
     def _tail(self) -> bytes:
         return _NULL_USAGE + b"}" if self._head.include_usage else b"}"
@@ -137,14 +139,14 @@ class Encoder:
         """What stands in the choice before a token's text and behind it, up to the end of the choices."""
         raise NotImplementedError
 
-    def _opening(self, frame: _Frame, choice: int, out: list[bytes]) -> None:
+    def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
         """Events that come before a choice's first token."""
         raise NotImplementedError
 
-    def _finish(self, reason: str) -> bytes:
+    def _finish(self, frame: Frame, reason: str) -> bytes:
         raise NotImplementedError
 
-    def _with_logprobs(self, frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+    def _append_pieces(self, frame: Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
         raise NotImplementedError
 
 
@@ -158,13 +160,13 @@ class ChatEncoder(Encoder):
     def _around_text(self) -> tuple[bytes, bytes]:
         return b'"delta":{"content":', b'},"finish_reason":null}]'
 
-    def _opening(self, frame: _Frame, choice: int, out: list[bytes]) -> None:
+    def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
         out.append(frame.event(_OPEN_CHAT + self._tail()))
 
-    def _finish(self, reason: str) -> bytes:
+    def _finish(self, frame: Frame, reason: str) -> bytes:
         return b'"delta":{},"finish_reason":%b}]%b' % (_to_json(reason), self._tail())
 
-    def _with_logprobs(self, frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+    def _append_pieces(self, frame: Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
         inner = b'"delta":{"content":%b},"logprobs":%b,"finish_reason":null}]%b'
         for piece in pieces:
             frame.count = piece.count
@@ -182,17 +184,17 @@ class CompletionEncoder(Encoder):
     def _around_text(self) -> tuple[bytes, bytes]:
         return b'"text":', b',"logprobs":null,"finish_reason":null}]'
 
-    def _opening(self, frame: _Frame, choice: int, out: list[bytes]) -> None:
+    def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
         if self._head.echo:
             echo = self._head.echo_of(choice, len(self._frames))
             frame.offset = len(echo)
             inner = b'"text":%b,"logprobs":null,"finish_reason":null}]%b'
             out.append(frame.event(inner % (_text_json(echo), self._tail())))
 
-    def _finish(self, reason: str) -> bytes:
+    def _finish(self, frame: Frame, reason: str) -> bytes:
         return b'"text":"","logprobs":null,"finish_reason":%b}]%b' % (_to_json(reason), self._tail())
 
-    def _with_logprobs(self, frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+    def _append_pieces(self, frame: Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
         inner = b'"text":%b,"logprobs":%b,"finish_reason":null}]%b'
         for piece in pieces:
             frame.count = piece.count
@@ -201,7 +203,7 @@ class CompletionEncoder(Encoder):
             out.append(frame.event(inner % (_text_json(piece.text), _to_json(logprobs), self._tail())))
 
 
-def _append_texts(frame: _Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
+def _append_texts(frame: Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
     """The hot loop."""
     before, between, after = frame.before, frame.between, frame.after
     for piece in pieces:
@@ -219,7 +221,11 @@ def _text_json(text: str) -> bytes:
     """
     if text.isprintable():
         return _to_json(text)
-    json = _to_json(text.encode("utf-8", "replace").decode())
+    return escape_line_ends(_to_json(text.encode("utf-8", "replace").decode()))
+
+
+def escape_line_ends(json: bytes) -> bytes:
+    """The same JSON without the characters at which a client may split lines."""
     for end, escape in _LINE_ENDS:
         json = json.replace(end, escape)
     return json

@@ -129,6 +129,10 @@ class MockEngine:
 
     async def admit(self, key: int, request: EngineRequest) -> int:
         """As `Engine.admit`. A prompt's tokens are its words, or the ids given."""
+        if request.grammar is not None or request.tools is not None:
+            param = "response_format" if request.grammar is not None else "tools"
+            message = f"Unsupported: '{param}' needs a model; the mock engine has none."
+            raise RequestRefused(message, code="unsupported_value", param=param)
         text = prompt_text(request)
         prompt_tokens = len(request.prompt_tokens) if request.prompt_tokens is not None else max(1, len(text.split()))
         end, finish = self._extent(request, prompt_tokens)
