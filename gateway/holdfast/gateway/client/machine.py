@@ -1,0 +1,286 @@
+"""One call, from its first try to its end: what to do next, given what happened. No I/O, no clock, no randomness.
+
+Theory of operation. The machine gives a step (open, read, pause, deliver, ...), the shell does it and tells what
+happened and when. There is always exactly one step out, and that step is the state: `_TABLE` says what may follow.
+
+A try fails in one of two ways. For good: the request is refused, the answer is nonsense, the server says that it
+failed. Or for now: no connection, silence, a cut, a status that asks for patience. Then the call pauses and tries at
+the next gateway, as long as the retries in a row, the tries, the budget and the deadline allow. What it sends then
+depends on one thing only: nothing was delivered yet, so the request starts anew (generating has no side effects; at
+worst tokens are drawn that nobody reads); or something was, and the request goes with `Last-Event-ID`, to be continued
+behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from holdfast.gateway.client.bodies import Body, Done, Found, ProblemBody, body_of
+from holdfast.gateway.client.budget import RetryBudget
+from holdfast.gateway.client.errors import (
+    ApiError,
+    BadAnswer,
+    CannotResume,
+    ClientError,
+    ConnectionFailed,
+    DeadlinePassed,
+    StreamBroken,
+    Unavailable,
+)
+from holdfast.gateway.client.gateways import Gateways
+from holdfast.gateway.client.ledger import Ledger
+from holdfast.gateway.client.policy import RetryPolicy
+from holdfast.gateway.client.steps import (
+    Answered,
+    Begin,
+    Deliver,
+    Delivered,
+    Drain,
+    Ended,
+    Fail,
+    Failed,
+    Finish,
+    Happening,
+    Open,
+    Pause,
+    Read,
+    Received,
+    Step,
+    Woke,
+)
+
+DRAIN_TIMEOUT_S: Final = 0.2
+_KINDS: Final = {
+    "connect": "could not be reached",
+    "timeout": "was silent for too long",
+    "broken": "broke the connection",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is asked for. The body is the same at every try, and so is the request id."""
+
+    path: str
+    body: bytes
+    request_id: str
+    streamed: bool
+    deadline_s: float
+    last_event_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all calls of a client share. `random` draws from [0, 1)."""
+
+    policy: RetryPolicy
+    gateways: Gateways
+    budget: RetryBudget
+    random: Callable[[], float]
+
+
+class CallMachine:
+    """One call. `now` is any monotonic clock, in seconds."""
+
+    def __init__(self, call: Call, shared: Shared) -> None:
+        self.call = call
+        self.tries = 0
+        self._shared = shared
+        self._policy = shared.policy
+        self._step: Step | None = None
+        self._ledger = Ledger(call.last_event_id)
+        self._deadline_at = 0.0
+        self._gateway = -1
+        self._failures = 0
+        self._progress = False
+        self._body: Body | None = None
+        self._end: Done | ClientError | None = None
+
+    @property
+    def last_event_id(self) -> str:
+        """Where the stream can be resumed by now."""
+        return self._ledger.last_id
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will be done."""
+        return isinstance(self._step, Finish | Fail)
+
+    def on(self, happening: Happening, now: float) -> Step:
+        """The next step."""
+        handler = _TABLE.get((type(self._step), type(happening)))
+        assert handler is not None, f"{happening} can't follow {self._step}"
+        self._step = handler(self, happening, now)
+        return self._step
+
+    def _begin(self, _: Begin, now: float) -> Step:
+        self._deadline_at = now + self.call.deadline_s
+        self._shared.budget.deposit()
+        self._gateway = self._shared.gateways.first(self._shared.random(), now)
+        return self._open(now)
+
+    def _woke(self, _: Woke, now: float) -> Step:
+        self._gateway = self._shared.gateways.next(self._gateway, now)
+        return self._open(now)
+
+    def _open(self, now: float) -> Step:
+        left = self._deadline_at - now
+        if left <= 0:
+            return self._late(None)
+        self.tries += 1
+        self._progress = False
+        self._body = None
+        headers = {
+            "accept": "text/event-stream" if self.call.streamed else "application/json",
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            "x-request-id": self.call.request_id,
+        }
+        if self._ledger.delivered:
+            self._ledger.resuming()
+            headers["last-event-id"] = self._ledger.last_id
+        url = self._shared.gateways.urls[self._gateway] + self.call.path
+        timeout_s = min(left, self._silence_s())
+        return Open(url, headers, self.call.body, min(timeout_s, self._policy.connect_timeout_s), timeout_s)
+
+    def _silence_s(self) -> float:
+        if self.call.streamed:
+            return self._policy.try_timeout_s
+        return self._policy.answer_timeout_s or self.call.deadline_s
+
+    def _answered(self, answered: Answered, now: float) -> Step:
+        if answered.status in (502, 504):
+            self._shared.gateways.failed(self._gateway, now)
+        elif answered.status < 500:
+            self._shared.gateways.works(self._gateway)
+        last_id = self._ledger.last_id
+        body = body_of(answered.status, answered.headers, streamed=self.call.streamed, last_id=last_id)
+        if isinstance(body, BadAnswer):
+            return self._fail(body)
+        self._body = body
+        return self._read(now)
+
+    def _received(self, received: Received, now: float) -> Step:
+        assert self._body is not None
+        return self._found(self._body.feed(received.data), now)
+
+    def _ended(self, _: Ended, now: float) -> Step:
+        assert self._body is not None
+        return self._found(self._body.ended(), now)
+
+    def _found(self, found: Found, now: float) -> Step:
+        self._end = found.end
+        fresh = []
+        try:
+            for event in found.events:
+                if self._ledger.take(event):
+                    fresh.append(event)
+        except CannotResume as error:
+            self._end = error
+        if not fresh:
+            return self._go_on(now)
+        self._progress = True
+        self._failures = 0
+        return Deliver(tuple(fresh))
+
+    def _delivered(self, _: Delivered, now: float) -> Step:
+        return self._go_on(now)
+
+    def _go_on(self, now: float) -> Step:
+        match self._end:
+            case None:
+                return self._read(now)
+            case Done():
+                return Drain(DRAIN_TIMEOUT_S)
+            case ConnectionFailed() as error:
+                return self._gateway_failed(error, now)
+            case Unavailable() as error:
+                return self._retry(error, now)
+            case error:
+                return self._fail(error)
+
+    def _read(self, now: float) -> Step:
+        left = self._deadline_at - now
+        return Read(min(left, self._silence_s())) if left > 0 else self._late(None)
+
+    def _failed(self, failed: Failed, now: float) -> Step:
+        if isinstance(self._body, ProblemBody):
+            return self._found(self._body.ended(), now)
+        name = self._shared.gateways.urls[self._gateway]
+        detail = f": {failed.error}" if failed.error is not None and str(failed.error) else ""
+        error = ConnectionFailed(f"{name} {_KINDS[failed.kind]}{detail}")
+        error.__cause__ = failed.error
+        return self._gateway_failed(error, now)
+
+    def _gateway_failed(self, error: ConnectionFailed, now: float) -> Step:
+        if now < self._deadline_at:
+            self._shared.gateways.failed(self._gateway, now)
+        return self._retry(error, now)
+
+    def _retry(self, error: ConnectionFailed | Unavailable, now: float) -> Step:
+        self._failures += 1
+        pause_s = self._policy.pause_s(self._failures, self._shared.random())
+        if isinstance(error, Unavailable) and error.retry_after_s is not None:
+            pause_s = max(pause_s, min(error.retry_after_s, self._policy.retry_after_max_s))
+        if now + pause_s >= self._deadline_at:
+            return self._late(error)
+        why = self._forbidden(now)
+        if why is not None:
+            return self._give_up(error, why)
+        return Pause(pause_s, str(error))
+
+    def _forbidden(self, now: float) -> str | None:
+        """Why there must be no other try, if so. Takes from the budget, if not."""
+        if self._ledger.delivered and not self._ledger.last_id:
+            return "the server gives no ids to resume with"
+        if self._failures > self._policy.retries_max:
+            return f"{self._policy.retries_max} retries in a row brought nothing"
+        if self.tries >= self._policy.tries_max:
+            return f"{self._policy.tries_max} tries are the most of one call"
+        if not self._progress and not self._shared.budget.withdraw(now):
+            return "the client's retry budget is used up"
+        return None
+
+    def _give_up(self, error: ConnectionFailed | Unavailable, why: str) -> Step:
+        if self._ledger.delivered:
+            broken = StreamBroken(f"the stream broke and was not resumed ({why}): {error.message}")
+            broken.__cause__ = error
+            return self._fail(broken)
+        error.message += f" (not tried again: {why})"
+        return self._fail(error)
+
+    def _late(self, cause: ClientError | None) -> Step:
+        after = f"; before that: {cause.message}" if cause is not None else ""
+        error = DeadlinePassed(f"the deadline of {self.call.deadline_s:g} s leaves no time{after}")
+        error.__cause__ = cause
+        return self._fail(error)
+
+    def _fail(self, error: ClientError) -> Step:
+        if self._ledger.delivered and isinstance(error, ApiError) and error.status is not None:
+            refusal = CannotResume(f"the stream can't be resumed: {error.message}")
+            refusal.__cause__ = error
+            error = refusal
+        error.request_id = self.call.request_id
+        error.last_event_id = self._ledger.last_id
+        error.tries = self.tries
+        return Fail(error)
+
+    def _drained(self, _: Happening, now: float) -> Step:
+        return Finish()
+
+
+_TABLE: Final[dict[tuple[type, type], Callable[..., Step]]] = {
+    (type(None), Begin): CallMachine._begin,
+    (Open, Answered): CallMachine._answered,
+    (Open, Failed): CallMachine._failed,
+    (Read, Received): CallMachine._received,
+    (Read, Ended): CallMachine._ended,
+    (Read, Failed): CallMachine._failed,
+    (Pause, Woke): CallMachine._woke,
+    (Deliver, Delivered): CallMachine._delivered,
+    (Drain, Received): CallMachine._drained,
+    (Drain, Ended): CallMachine._drained,
+    (Drain, Failed): CallMachine._drained,
+}
