@@ -247,6 +247,11 @@ def test_commands_whose_servers_do_not_answer_say_so() -> None:
 # --- starting, stopping, starting again -----------------------------------------------------------------------
 
 
+def test_replicas_are_spread_over_all_nodes(start_cluster: Start) -> None:
+    cluster = start_cluster(nodes=2, replicas=4)
+    assert sorted(replica["node"] for replica in running(cluster.status())) == ["node-1"] * 2 + ["node-2"] * 2
+
+
 def test_ctrl_c_ends_everything_in_time_even_what_is_frozen_and_the_next_up_goes_on(start_cluster: Start) -> None:
     cluster = start_cluster(engine_args={"itl_ms": 200}, gateways=2, nodes=2)
     status = cluster.status()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import httpx
@@ -10,7 +11,14 @@ import httpx
 from holdfast.actors.clock import SystemClock
 from holdfast.actors.follower import Follower
 from holdfast.actors.operator import Operator
-from holdfast.core.cluster import ApplicationState, ClusterState, DeploymentState, MemberStatus, ReplicaStatus
+from holdfast.core.cluster import (
+    ApplicationState,
+    ClusterState,
+    DeploymentState,
+    MemberStatus,
+    NodeState,
+    ReplicaStatus,
+)
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.errors import WorldFailure
 from holdfast.core.events import ReplicaExited
@@ -24,6 +32,10 @@ LOOK_S = 0.1
 """How often a gateway is asked whether it serves, in seconds."""
 
 GATEWAY_TIMEOUT_S = 1.0
+
+JOIN_TIMEOUT_S = 30.0
+"""Replicas are asked for once all nodes have joined, or after this long without one of them, in seconds."""
+
 OPERATOR = "up"
 
 
@@ -63,6 +75,7 @@ class _Arrival:
     async def wait(self) -> list[str]:
         try:
             async with asyncio.timeout(self._timeout_s):
+                await self._nodes()
                 application = await self._deploy()
                 await self._leader()
                 await self._replicas(application)
@@ -70,6 +83,18 @@ class _Arrival:
         except TimeoutError:
             raise NotReady(f"not ready after {self._timeout_s:g} s: {self._missing}; {self._logs()}") from None
         return [deployment.name for deployment in application.deployments]
+
+    async def _nodes(self) -> None:
+        """All nodes have joined: what is placed before that crowds on those that were first."""
+        wanted = {node.name for node in self._cluster.nodes}
+        lacking = wanted
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                while lacking := wanted - {node.id for node in self._alive()}:
+                    self._wait_for(f"nodes: {len(wanted) - len(lacking)} of {len(wanted)} have joined")
+                    await self.follower.change()
+                return
+        self._progress.note(f"{', '.join(sorted(lacking))} did not join within {JOIN_TIMEOUT_S:g} s: going on without")
 
     async def _deploy(self) -> ApplicationConfig:
         """Ask for what the options say, on top of what the log says."""
@@ -110,12 +135,15 @@ class _Arrival:
 
     # --- what the log says ------------------------------------------------------------------------------
 
-    def _incarnations(self) -> Iterator[str]:
-        """The nodes' incarnations that are of this run: an earlier run's stand in the log as well."""
+    def _alive(self) -> Iterator[NodeState]:
+        """The nodes that are there in this run: an earlier run's stand in the log as well."""
         ours = {node.name: node.pid for node in self._cluster.nodes}
         for node in self.follower.state.nodes.values():
             if node.status is MemberStatus.ALIVE and ours.get(node.id, node.pid) == node.pid:
-                yield node.incarnation
+                yield node
+
+    def _incarnations(self) -> Iterator[str]:
+        return (node.incarnation for node in self._alive())
 
     def _running(self, models: set[str]) -> int:
         here = set(self._incarnations())
