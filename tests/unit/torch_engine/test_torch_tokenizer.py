@@ -147,7 +147,7 @@ def test_content_may_be_text_nothing_or_text_parts(directory: Path) -> None:
         ([{"role": "user", "content": [{"type": "text"}]}], "invalid_messages", "must have a text"),
         ([{"role": "user", "content": ["x"]}], "invalid_messages", "must be an object"),
         ([{"role": "user", "content": 7}], "invalid_messages", "text or a list"),
-        ([{"role": "tool", "content": "x"}], "invalid_messages", "no such role: tool"),
+        ([{"role": "wizard", "content": "x"}], "invalid_messages", "no such role: wizard"),
         ([{"content": "x"}], "invalid_messages", "with a role"),
         ([], "invalid_messages", "must not be empty"),
     ],

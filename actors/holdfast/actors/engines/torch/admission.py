@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from holdfast.actors.engines.torch.chat import ChatTemplate
+from holdfast.actors.engines.torch.grammars import Grammars
 from holdfast.actors.engines.torch.sampler import has_penalties
 from holdfast.actors.engines.torch.scheduler import Stream
 from holdfast.actors.engines.torch.tokenizer import ModelTokenizer
@@ -21,10 +22,17 @@ class Admission:
     """Tokenizes and checks requests for one model."""
 
     def __init__(
-        self, tokenizer: ModelTokenizer, chat: ChatTemplate, *, vocab_size: int, context_tokens_max: int
+        self,
+        tokenizer: ModelTokenizer,
+        chat: ChatTemplate,
+        grammars: Grammars,
+        *,
+        vocab_size: int,
+        context_tokens_max: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._chat = chat
+        self._grammars = grammars
         self._vocab_size = vocab_size
         self._context_tokens_max = context_tokens_max
 
@@ -46,12 +54,13 @@ class Admission:
             tokens_max=tokens_max,
             decoder=self._tokenizer.decoder(request.accepted),
             counts=counts,
+            guide=self._grammars.guide(request),
         )
 
     def _prompt(self, request: EngineRequest) -> tuple[list[int], str]:
         """The prompt's ids, and the field that they came from."""
         if request.messages is not None:
-            text = self._chat.render(request.messages)
+            text = self._chat.render(request.messages, request.tools)
             # The template writes the special tokens itself.
             return self._tokenizer.encode(text, add_special_tokens=False), "messages"
         if request.prompt is not None:

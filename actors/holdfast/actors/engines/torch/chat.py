@@ -18,8 +18,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from holdfast.actors.engines.torch.chat_tools import ToolTemplate
 from holdfast.core.errors import InvalidConfig, RequestRefused
-from holdfast.core.requests import Message
+from holdfast.core.requests import Message, ToolUse
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -37,16 +38,23 @@ class ChatTemplate:
         names = {**_read_json(directory / "special_tokens_map.json"), **settings}
         self._variables = {name: _token_text(names.get(name)) for name in _SPECIAL_TOKENS}
         source = _template_source(directory, settings)
+        self._tools = ToolTemplate(source or "", settings, str(directory))
         try:
             self._template = None if source is None else _environment(now).from_string(source)
         except jinja2.TemplateError as error:
             raise InvalidConfig(f"{directory}: the chat template can't be compiled: {error}") from error
 
-    def render(self, messages: Sequence[Message]) -> str:
+    @property
+    def writes_calls(self) -> bool:
+        """Whether the model calls tools of its own accord, in the format that Holdfast reads."""
+        return self._tools.writes_calls
+
+    def render(self, messages: Sequence[Message], tools: ToolUse | None = None) -> str:
         """The prompt, up to where the assistant's answer begins.
 
-        Raises `RequestRefused`: `no_chat_template`, `unsupported_content` for anything but text, and
-        `invalid_messages` for what the template itself refuses.
+        Raises `RequestRefused`: `no_chat_template`, `unsupported_content` for anything but text,
+        `unsupported_value` for tools of which the template knows nothing, and `invalid_messages` for what the
+        template itself refuses.
         """
         if self._template is None:
             raise RequestRefused(
@@ -54,11 +62,21 @@ class ChatTemplate:
                 code="no_chat_template",
                 param="messages",
             )
-        plain = [_plain_message(message) for message in messages]
+        if tools is not None and not tools.forced and not self.writes_calls:
+            raise RequestRefused(
+                "Unsupported: 'tools' can't be left to the model to call: its chat template has no tool calls that "
+                "Holdfast reads. Set 'tool_choice' to 'required' or to a function.",
+                code="unsupported_value",
+                param="tools",
+            )
+        plain = [self._tools.message(_plain_message(message)) for message in messages]
         if not plain:
             raise _invalid("messages must not be empty")
+        variables: dict[str, Any] = dict(self._variables)
+        if tools is not None:
+            variables["tools"] = [{"type": "function", "function": function} for function in tools.functions]
         try:
-            return self._template.render(messages=plain, add_generation_prompt=True, **self._variables)
+            return self._template.render(messages=plain, add_generation_prompt=True, **variables)
         except Exception as error:  # a template is a program: there is nothing that it may not raise
             raise _invalid(f"the model's chat template refuses these messages: {error}") from error
 

@@ -24,6 +24,7 @@ from holdfast.actors.engines.torch.batch import Row, rows_of, tile_of
 from holdfast.actors.engines.torch.cache import BlockPool, KvCache
 from holdfast.actors.engines.torch.chat import ChatTemplate
 from holdfast.actors.engines.torch.config import LlamaConfig, read_config
+from holdfast.actors.engines.torch.grammars import Grammars
 from holdfast.actors.engines.torch.invariance import rows_are_independent
 from holdfast.actors.engines.torch.model import LlamaModel
 from holdfast.actors.engines.torch.sampler import Draw, Drawn, draw_tokens
@@ -32,7 +33,15 @@ from holdfast.actors.engines.torch.settings import TorchSettings
 from holdfast.actors.engines.torch.tokenizer import ModelTokenizer
 from holdfast.actors.engines.torch.weights import read_weights
 from holdfast.core.errors import InvalidConfig
-from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
+from holdfast.core.requests import (
+    FEATURE_JSON_SCHEMA,
+    FEATURE_TOOLS,
+    FEATURE_TOOLS_FORCED,
+    EngineInfo,
+    EngineLoad,
+    EngineRequest,
+    TokenLogprob,
+)
 from holdfast.core.sampling import uniform
 
 _Result = TypeVar("_Result")
@@ -63,9 +72,12 @@ class TorchEngine:
         self._config = read_config(directory)
         self._tokenizer = ModelTokenizer(directory / "tokenizer.json")
         context = min(self._config.context_tokens_max, settings.kv_blocks * settings.block_tokens)
+        chat = ChatTemplate(directory)
+        self._grammars = Grammars(self._tokenizer, self._config.eos_token_ids, self._config.vocab_size)
         self._admission = Admission(
             self._tokenizer,
-            ChatTemplate(directory),
+            chat,
+            self._grammars,
             vocab_size=self._config.vocab_size,
             context_tokens_max=context,
         )
@@ -85,6 +97,7 @@ class TorchEngine:
             streams_max=settings.streams_max,
             deterministic=rows_are_independent(self._model, settings.tile_tokens, settings.block_tokens, dtype),
             device=str(device),
+            features=_features(self._grammars, chat),
         )
 
     @property
@@ -95,8 +108,8 @@ class TorchEngine:
         """Take in a stream; its prompt's length in tokens.
 
         Raises `RequestRefused`: `context_length_exceeded`, `invalid_token`, `invalid_value`, `empty_prompt`,
-        `unsupported_content`, `invalid_messages`, `no_chat_template`, or `engine_overloaded` when as many
-        streams wait as may.
+        `unsupported_content`, `invalid_messages`, `no_chat_template`, `unsupported_value`, `invalid_json_schema`,
+        or `engine_overloaded` when as many streams wait as may.
         """
         self._scheduler.check_room()
         stream = await self._in_thread(lambda: self._admission.stream(key, request))
@@ -126,6 +139,7 @@ class TorchEngine:
     async def close(self) -> None:
         """Wait for a step in progress and end the engine's thread. The engine is of no use afterwards."""
         await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._grammars.close)
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -161,13 +175,18 @@ class TorchEngine:
     def _draw(self, row: int, stream: Stream) -> Draw:
         request = stream.request
         sampling = request.sampling
+        allowed, may_end = None, stream.generated >= request.min_tokens
+        if stream.guide is not None:
+            allowed = stream.guide.allowed(stream.tokens, stream.prompt_tokens)
+            may_end = may_end or not stream.guide.may_go_on
         return Draw(
             row=row,
             sampling=sampling,
             uniform=uniform(sampling.seed, stream.generated) if sampling.temperature > 0 else 0.5,
-            banned=self._config.eos_token_ids if stream.generated < request.min_tokens else (),
+            banned=() if may_end else self._config.eos_token_ids,
             counts=stream.counts,
             logprobs=request.logprobs,
+            allowed=allowed,
         )
 
     def _deliver(self, stream: Stream, drawn: Drawn, output: StepOutput) -> None:
@@ -178,7 +197,8 @@ class TorchEngine:
         """
         token = drawn.token
         if token in self._config.eos_token_ids and not stream.request.ignore_eos:
-            self._finish(stream, FINISH_STOP, output)
+            is_whole = stream.guide is None or not stream.guide.broken
+            self._finish(stream, FINISH_STOP if is_whole else FINISH_LENGTH, output)
             return
         output.keys.append(stream.key)
         output.positions.append(stream.generated)
@@ -189,6 +209,8 @@ class TorchEngine:
         stream.tokens.append(token)
         if stream.counts is not None:
             stream.counts[token] += 1
+        if stream.guide is not None:
+            stream.guide.accept((token,))
         if stream.is_full:
             self._finish(stream, FINISH_LENGTH, output)
 
@@ -202,6 +224,12 @@ class TorchEngine:
         text = self._tokenizer.token_bytes
         top = [(token, text(token), logprob) for token, logprob in drawn.top]
         return TokenLogprob(logprob=drawn.logprob, text=text(drawn.token), top=top)
+
+
+def _features(grammars: Grammars, chat: ChatTemplate) -> list[str]:
+    if not grammars.available:
+        return []
+    return [FEATURE_JSON_SCHEMA, FEATURE_TOOLS_FORCED, *([FEATURE_TOOLS] if chat.writes_calls else [])]
 
 
 def _device(name: str) -> torch.device:

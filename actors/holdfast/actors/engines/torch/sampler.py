@@ -18,8 +18,9 @@ from holdfast.core.requests import Sampling
 class Draw(NamedTuple):
     """What to draw for one row of the logits.
 
-    `uniform` is the draw for the stream's seed and position. `banned` ids can't be chosen. `counts` says how
-    often each id was generated so far (None where no penalty asks). `logprobs` as in `EngineRequest`.
+    `uniform` is the draw for the stream's seed and position. `banned` ids can't be chosen, nor those that are
+    not `allowed` (a boolean for each id; None where all are); at least one must remain. `counts` says how often
+    each id was generated so far (None where no penalty asks). `logprobs` as in `EngineRequest`.
     """
 
     row: int
@@ -28,6 +29,7 @@ class Draw(NamedTuple):
     banned: tuple[int, ...] = ()
     counts: Mapping[int, int] | None = None
     logprobs: int = -1
+    allowed: Tensor | None = None
 
 
 class Drawn(NamedTuple):
@@ -66,7 +68,7 @@ def _is_limited(sampling: Sampling) -> bool:
 
 def _adjust(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """The logits less penalties and bans; the same tensor where there are none."""
-    if not any(draw.banned or draw.counts for draw in draws):
+    if not any(draw.banned or draw.counts or draw.allowed is not None for draw in draws):
         return logits
     adjusted = logits.clone()
     for draw in draws:
@@ -74,6 +76,8 @@ def _adjust(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
             ids = torch.tensor(list(draw.counts), device=logits.device)
             losses = [_penalty(draw.sampling, count) for count in draw.counts.values()]
             adjusted[draw.row, ids] -= torch.tensor(losses, device=logits.device, dtype=logits.dtype)
+        if draw.allowed is not None:
+            adjusted[draw.row].masked_fill_(~draw.allowed.to(logits.device), -torch.inf)
         if draw.banned:
             adjusted[draw.row, list(draw.banned)] = -torch.inf
     return adjusted

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED
 from holdfast.actors.engines.torch.cache import BlockPool
+from holdfast.actors.engines.torch.grammars import Guide
 from holdfast.actors.engines.torch.tokenizer import StreamDecoder
 from holdfast.core.errors import RequestRefused
 from holdfast.core.requests import EngineRequest
@@ -29,6 +30,7 @@ class Stream:
     tokens_max: int
     decoder: StreamDecoder
     counts: Counter[int] | None = None
+    guide: Guide | None = None
     computed: int = 0
     slot: int = -1
     blocks: list[int] = field(default_factory=list)

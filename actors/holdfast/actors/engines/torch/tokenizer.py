@@ -22,6 +22,11 @@ _BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _WORD_START: Final = "▁"
 
 
+LONG_TEXT_CHARS = 8192
+NORMALIZER_MARGIN = 4
+"""How many characters a normalizer is taken to make one of, at most, where there is one."""
+
+
 class StreamDecoder:
     """One stream's text, as its tokens come. Bytes of an incomplete character are held back."""
 
@@ -53,12 +58,22 @@ class ModelTokenizer:
                 self._visible[token] = b""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """The text's ids. A long text is encoded with the interpreter free for other threads."""
+        if len(text) > LONG_TEXT_CHARS:
+            # `encode` holds the interpreter's lock all the while (3 s for 4 MB), `encode_batch` lets go of it.
+            encoding = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        else:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def token_bytes(self, token: int) -> bytes:
         """The token's own text; that of a special token is its name. Empty for ids that no token has."""
         return self._own[token] if token < len(self._own) else b""
+
+    def is_special(self, token: int) -> bool:
+        """Whether the token has a name and no text."""
+        return token < len(self._own) and bool(self._own[token]) and not self._visible[token]
 
     def decoder(self, already: Iterable[int] = ()) -> StreamDecoder:
         """A decoder that goes on after the tokens in `already`."""
