@@ -48,6 +48,13 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
 
 
+def run_holdfast(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of `holdfast` to its end in a process of its own: `up` handles signals, which takes one."""
+    command = [sys.executable, "-m", "holdfast.gateway.cli", *arguments]
+    env = {**_environment(), **(environment or {})}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
+
+
 class Cluster:
     """A `holdfast up` of ours. `start` it, use it, `stop` it, and perhaps start it again."""
 

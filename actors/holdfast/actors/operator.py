@@ -21,10 +21,13 @@ class Operator:
     def __init__(self, log: Log, clock: Clock, identity: Identity, follower: Follower) -> None:
         self._follower = follower
         self._subject = identity.fact_subject
-        self._appender = EventAppender(log, clock, identity, self._subject)
+        self._appender = EventAppender(log, clock, identity, self._subject, waits_when_full=False)
 
     async def deploy(self, application: ApplicationConfig) -> bool:
-        """Ask for the application, unless it is what the cluster has already; whether it had to be asked for."""
+        """Ask for the application, unless it is what the cluster has already; whether it had to be asked for.
+
+        Raises `LogFull`, `LogUnavailable`.
+        """
         await self._follower.catch_up()
         if is_deployed(self._follower.state, application):
             return False

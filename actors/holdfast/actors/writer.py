@@ -15,7 +15,7 @@ import msgspec
 
 from holdfast.actors.identity import DECISIONS, Identity
 from holdfast.core.cluster import Head
-from holdfast.core.errors import LogUnavailable
+from holdfast.core.errors import LogFull, LogUnavailable
 from holdfast.core.events import (
     GENESIS,
     SCHEMA_VERSION,
@@ -40,7 +40,10 @@ logger = logging.getLogger(__name__)
 class EventAppender:
     """Makes events of payloads and appends them to one subject, one at a time, each after the one before."""
 
-    def __init__(self, log: Log, clock: Clock, identity: Identity, subject: str) -> None:
+    def __init__(
+        self, log: Log, clock: Clock, identity: Identity, subject: str, *, waits_when_full: bool = True
+    ) -> None:
+        self._waits_when_full = waits_when_full
         self._log = log
         self._clock = clock
         self._identity = identity
@@ -67,7 +70,10 @@ class EventAppender:
         )
 
     async def append(self, event: Event, head: Head) -> Head:
-        """Append after `head`; the new head. Waits out an absent log. Raises `WrongLastSequence`."""
+        """Append after `head`; the new head. Waits out an absent log.
+
+        Raises `WrongLastSequence`, and `LogFull` unless it waits for that to end as well.
+        """
         data = encode_event(msgspec.structs.replace(event, previous=head.digest))
         wait_s = RETRY_FIRST_S
         while True:
@@ -75,6 +81,8 @@ class EventAppender:
                 sequence = await self._log.append(self._subject, data, message_id=event.id, expected_last=head.sequence)
                 return Head(sequence, digest(data))
             except LogUnavailable as error:
+                if isinstance(error, LogFull) and not self._waits_when_full:
+                    raise
                 logger.warning("%s waits for the log: %s", type_name(event.payload), error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RETRY_MAX_S)

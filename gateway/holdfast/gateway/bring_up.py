@@ -20,11 +20,12 @@ from holdfast.core.cluster import (
     ReplicaStatus,
 )
 from holdfast.core.config import ApplicationConfig
-from holdfast.core.errors import WorldFailure
+from holdfast.core.errors import LogFull, LogUnavailable, WorldFailure
 from holdfast.core.events import ReplicaExited
 from holdfast.core.reconcile import START_FAILURES_FATAL
 from holdfast.gateway.goal import APPLICATION, application_for
 from holdfast.gateway.local_cluster import LocalCluster, Progress
+from holdfast.gateway.log_room import ADVICE, log_room
 from holdfast.gateway.processes import identify, open_log
 from holdfast.store.jetstream import JetStreamLog
 
@@ -32,6 +33,9 @@ LOOK_S = 0.1
 """How often a gateway is asked whether it serves, in seconds."""
 
 GATEWAY_TIMEOUT_S = 1.0
+
+ROOM_LOOK_S = 1.0
+"""How often is looked whether the log has room, in seconds."""
 
 JOIN_TIMEOUT_S = 30.0
 """Replicas are asked for once all nodes have joined, or after this long without one of them, in seconds."""
@@ -47,17 +51,18 @@ async def bring_up(cluster: LocalCluster, progress: Progress) -> list[str]:
     """Deploy, and wait until every gateway serves; the models' names. Raises `NotReady`, and the store's errors."""
     async with open_log(cluster.settings) as log:
         arrival = _Arrival(cluster, progress, log)
-        follow = asyncio.create_task(arrival.follower.run())
         wait = asyncio.create_task(arrival.wait())
+        others = [asyncio.create_task(arrival.follower.run()), asyncio.create_task(arrival.watch_room())]
         try:
-            await asyncio.wait({follow, wait}, return_when=asyncio.FIRST_COMPLETED)
-            if follow.done():
-                follow.result()
+            await asyncio.wait((wait, *others), return_when=asyncio.FIRST_COMPLETED)
+            for task in others:
+                if task.done():
+                    task.result()
             return await wait
         finally:
-            for task in (follow, wait):
-                task.cancel()
-            await asyncio.gather(follow, wait, return_exceptions=True)
+            for one in (wait, *others):
+                one.cancel()
+            await asyncio.gather(wait, *others, return_exceptions=True)
 
 
 class _Arrival:
@@ -70,6 +75,7 @@ class _Arrival:
         self.follower = Follower(log)
         identity = identify(cluster.settings, "operator", OPERATOR)
         self._operator = Operator(log, SystemClock(), identity, self.follower)
+        self._log = log
         self._missing = "the log"
 
     async def wait(self) -> list[str]:
@@ -83,6 +89,21 @@ class _Arrival:
         except TimeoutError:
             raise NotReady(f"not ready after {self._timeout_s:g} s: {self._missing}; {self._logs()}") from None
         return [deployment.name for deployment in application.deployments]
+
+    async def watch_room(self) -> None:
+        """Raises `LogFull` once the log is: what the cluster waits for then can't be written."""
+        warned = False
+        while True:
+            with contextlib.suppress(LogUnavailable):
+                status = await self._log.status()
+                room = log_room(status.bytes, status.bytes_max)
+                if room.result == "fail":
+                    break
+                if room.result == "warn" and not warned:
+                    self._progress.note(f"{room.found}: {ADVICE}")
+                    warned = True
+            await asyncio.sleep(ROOM_LOOK_S)
+        raise LogFull(f"{room.found}: {ADVICE}")
 
     async def _nodes(self) -> None:
         """All nodes have joined: what is placed before that crowds on those that were first."""

@@ -159,8 +159,8 @@ class JetStreamLog:
             raise WrongLastSequence(subject, expected_last) from refusal
         if refusal.code in NO_ROOM or (refusal.code == STORE_FAILED and "maximum" in refusal.description):
             raise LogFull(
-                f"{subject}: stream {self._settings.stream} is full ({refusal.description}); raise max_bytes, "
-                "or trim history below a snapshot"
+                f"{subject}: stream {self._settings.stream} is full ({refusal.description}): "
+                "raise HOLDFAST_NATS__MAX_BYTES and start again"
             ) from refusal
         if refusal.code == MESSAGE_TOO_LARGE:
             raise Misuse(f"{subject}: {refusal.description}; lower max_message_bytes to the stream's") from refusal

@@ -113,7 +113,7 @@ class Follower:
         if self._position + 1 < first:
             raise CorruptLog(
                 f"stream {settings.stream} begins at sequence {first}, but {self._position + 1} is needed: "
-                "history was trimmed; start from a snapshot"
+                "somebody removed history; restore the servers' data from a copy, or begin with a new log"
             )
         if last < self._position:
             return self._behind(

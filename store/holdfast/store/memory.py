@@ -157,7 +157,7 @@ class MemoryLog:
         if position + 1 < server.first_sequence:
             raise CorruptLog(
                 f"the log begins at sequence {server.first_sequence}, but {position + 1} is needed: "
-                "history was trimmed; start from a snapshot"
+                "somebody removed history"
             )
         if position > server.last_sequence:
             raise CorruptLog(f"the log ends at sequence {server.last_sequence}, but {position} was read before")

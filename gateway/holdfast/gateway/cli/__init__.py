@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from holdfast.gateway.cli import doctor, leases, log, members, status, up
+from holdfast.gateway.cli.logs import quiet_libraries
 
 app = typer.Typer(
     name="holdfast",
@@ -47,7 +48,7 @@ def _main(
         bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    quiet_libraries()
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from holdfast.core.errors import HoldfastError, Misuse
 from holdfast.gateway.cli.finding import ANSWER_TIMEOUT_S, Found, find_cluster
 from holdfast.gateway.data_dir import LAYOUT_VERSION
 from holdfast.gateway.goal import TORCH_PACKAGES
+from holdfast.gateway.log_room import ADVICE, log_room
 from holdfast.gateway.processes import open_leases
 from holdfast.gateway.version import VERSION
 from holdfast.store.embedded import find_binary
@@ -141,7 +142,7 @@ async def _log(found: Found) -> list[Finding]:
             info = await JetStreamApi(session, settings).stream_info(ANSWER_TIMEOUT_S)
         except ApiError as error:
             return [reached, Finding("stream", FAIL, str(error), "it is created when the first node starts")]
-        return [reached, _stream(info, found), _server_clock(info, asked_at), _fsync(found)]
+        return [reached, _stream(info, found), _room(info), _server_clock(info, asked_at), _fsync(found)]
     except HoldfastError as error:
         return [Finding("log servers", FAIL, str(error), "start them, or mend --nats or HOLDFAST_NATS__...")]
     finally:
@@ -162,6 +163,11 @@ def _stream(info: dict[str, Any], found: Found) -> Finding:
         advice = "one copy survives no lost disk: 3 servers and HOLDFAST_NATS__REPLICAS=3"
         return Finding("stream", WARN, summary, advice)
     return Finding("stream", OK, summary)
+
+
+def _room(info: dict[str, Any]) -> Finding:
+    room = log_room(info["state"]["bytes"], info["config"]["max_bytes"])
+    return Finding("room in log", room.result, room.found, "" if room.result == OK else ADVICE)
 
 
 def _server_clock(info: dict[str, Any], asked_at: datetime) -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from holdfast.gateway.cli.logs import log_to_standard_error
 from holdfast.gateway.cli.options import EtcdOption, LeaseTtlOption, NatsOption, overrides
 from holdfast.gateway.cli.running import EXIT_FAILED, execute, guarded, stop_on_signals
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its lasting name: lower case, digits, dashes.")]
 
@@ -64,8 +62,7 @@ def gateway(
 
 async def _until_told(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run a member until a signal says stop."""
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_standard_error()
     stop = asyncio.Event()
     stop_on_signals(stop.set, lambda: os._exit(EXIT_FAILED))
     await run(stop)

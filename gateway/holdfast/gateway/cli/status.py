@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.gateway.cli.options import DataDirOption, EtcdOption, JsonOption, NatsOption
-from holdfast.gateway.cli.running import execute
+from holdfast.gateway.cli.running import EXIT_FAILED, execute
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from holdfast.gateway.cli.finding import Found
     from holdfast.gateway.cli.reading import LeasePicture, LogPicture
     from holdfast.gateway.data_dir import Service
+    from holdfast.gateway.log_room import LogRoom
 
     _T = TypeVar("_T")
 
@@ -40,6 +41,7 @@ def status(
     """Show servers, leader, nodes, gateways, replicas and applications.
 
     Read from the log and from the leases. When one of them is away, the rest is shown, and what is missing said.
+    Exit code 1 when the log is full.
     """
     execute(_status(data_dir, nats, etcd, as_json))
 
@@ -53,6 +55,8 @@ async def _status(data_dir: Path, nats: list[str] | None, etcd: list[str] | None
         print_json(answer)
     else:
         _show(answer)
+    if answer["log"] is not None and _room(answer["log"]).result == "fail":
+        raise SystemExit(EXIT_FAILED)
 
 
 async def collect(found: Found) -> dict[str, Any]:
@@ -99,9 +103,7 @@ def _answer(found: Found, log: LogPicture | Exception, leases: LeasePicture | Ex
         }
     return {
         "cluster": settings.cluster,
-        "degraded": [
-            f"{name} unreachable: {error}" for name, error in (("log", log), ("leases", leases)) if _failed(error)
-        ],
+        "degraded": _degraded(log, leases),
         "services": {
             "nats": _service(cluster.nats if cluster else None, settings.nats.urls, log),
             "etcd": _service(cluster.etcd if cluster else None, settings.etcd.endpoints, leases),
@@ -112,8 +114,26 @@ def _answer(found: Found, log: LogPicture | Exception, leases: LeasePicture | Ex
     }
 
 
-def _failed(answer: object) -> bool:
-    return isinstance(answer, Exception)
+def _degraded(log: LogPicture | Exception, leases: LeasePicture | Exception) -> list[str]:
+    """What is not as it should be, in sentences."""
+    from holdfast.gateway.log_room import ADVICE
+
+    said = [
+        f"{name} unreachable: {answer}"
+        for name, answer in (("log", log), ("leases", leases))
+        if isinstance(answer, Exception)
+    ]
+    if not isinstance(log, Exception):
+        room = _room({"bytes": log.status.bytes, "bytes_max": log.status.bytes_max})
+        if room.result != "ok":
+            said.append(f"{room.found}: {ADVICE}")
+    return said
+
+
+def _room(log: dict[str, Any]) -> LogRoom:
+    from holdfast.gateway.log_room import log_room
+
+    return log_room(log["bytes"], log["bytes_max"])
 
 
 def _service(

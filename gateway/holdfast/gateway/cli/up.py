@@ -84,6 +84,7 @@ def up(
 
 async def _run(plan: Plan, settings: Settings, data_dir: Path) -> None:
     """Check, start, serve and stop. Raises what is wrong."""
+    from holdfast.gateway.cli.logs import log_to_file
     from holdfast.gateway.cli.progress import ConsoleProgress
     from holdfast.gateway.data_dir import DataDirectory
     from holdfast.gateway.goal import application_for
@@ -93,7 +94,7 @@ async def _run(plan: Plan, settings: Settings, data_dir: Path) -> None:
     try:
         if plan.wish.names_engine or directory.read_cluster() is None:
             application_for(plan.wish, None)
-        with ConsoleProgress() as progress:
+        with log_to_file(directory.logs / "up.log"), ConsoleProgress() as progress:
             cluster = LocalCluster(plan, settings, directory, progress)
             cluster.check_ports()
             cluster.prepare()
