@@ -182,6 +182,7 @@ class Node:
             engine=deployment.config.engine,
             graceful_shutdown_timeout_s=deployment.config.graceful_shutdown_timeout_s,
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
+            engine_stall_timeout_s=deployment.config.engine_stall_timeout_s,
         )
         child = self._children[replica.id] = _Child(specification)
         self._childless.clear()

@@ -1,6 +1,6 @@
 """A replica: one engine, stepped in a loop, its tokens sent to the gateways that asked for them.
 
-The engine is only touched between two steps, so it needs no locks. Everything that one step made for one
+Prompts are read beside the steps, so that a long one holds up nobody. Everything that one step made for one
 gateway travels in one frame. A gateway that does not read does not hold back the others: what it is owed is
 buffered, and when that is too much its connection is cut.
 """
@@ -17,7 +17,7 @@ import msgspec
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
-from holdfast.core.errors import PeerViolation, RequestRefused, WrongReplica
+from holdfast.core.errors import HoldfastError, PeerViolation, RequestRefused, WrongReplica
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
     Admitted,
@@ -35,9 +35,26 @@ CONGESTION_WAIT_S = 0.05
 """How long a step waits for a gateway to read, when none of them does (seconds)."""
 
 STARTS_WAITING_MAX = 4096
-"""Attempts that may wait between two steps to be admitted; more are refused, and go elsewhere."""
+"""Attempts that may wait for their prompts to be read; more are refused, and go elsewhere."""
+
+CONNECTIONS_MAX = 1024
+HELLO_TIMEOUT_S = 2.0
+"""So many connections at once, and so long until each has said Hello (seconds)."""
+
+STALL_LOOK_S = 0.25
+STALL_STEPS = 64
+STALL_FACTOR = 10
+STALL_FIRST_S = 60.0
+"""An engine hangs if a step takes over `engine_stall_timeout_s`, and over `STALL_FACTOR` times the longest of the
+last `STALL_STEPS`. Its first steps may take `STALL_FIRST_S`: devices warm up, kernels are compiled."""
+
+STALL_FIRST_STEPS = 3
 
 logger = logging.getLogger(__name__)
+
+
+class EngineHung(HoldfastError):
+    """The engine has had work for long and made no step: only a new process helps."""
 
 
 class _Route(msgspec.Struct):
@@ -57,7 +74,13 @@ class Replica:
         self._routes: dict[int, _Route] = {}
         self._starts: deque[tuple[Connection, Start]] = deque()
         self._admitting: tuple[Connection, int] | None = None
+        self._arrived = asyncio.Event()
+        self._live: set[int] = set()
+        self._step_began_s: float | None = None
+        self._step_times_s: deque[float] = deque(maxlen=STALL_STEPS)
+        self._steps = 0
         self._work = asyncio.Event()
+        self._sockets = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._deserted = asyncio.Event()
@@ -68,15 +91,17 @@ class Replica:
     async def listen(self) -> tuple[asyncio.Server, str]:
         """Open the replica's socket; the server and its address."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Connection(self._on_body, self._on_lost), self._specification.host, 0)
+        server = await loop.create_server(self._accept, self._specification.host, 0)
         host, port = server.sockets[0].getsockname()[:2]
         return server, f"{host}:{port}"
 
     async def run(self) -> None:
         """Step the engine and send heartbeats until cancelled. Raises whatever breaks the engine."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._admit_loop())
             group.create_task(self._step_loop())
             group.create_task(self._heartbeat_loop())
+            group.create_task(self._watch_engine())
 
     async def drain(self) -> None:
         """Take nothing new, and wait until all streams ended."""
@@ -89,6 +114,18 @@ class Replica:
         await self._deserted.wait()
 
     # --- what gateways send -----------------------------------------------------------------------------
+
+    def _accept(self) -> Connection:
+        """A new connection, which has a moment to say Hello."""
+        connection = Connection(self._on_body, self._on_lost)
+        self._sockets += 1
+        wait_s = HELLO_TIMEOUT_S if self._sockets <= CONNECTIONS_MAX else 0.0
+        connection.loop.call_later(wait_s, self._cut_stranger, connection)
+        return connection
+
+    def _cut_stranger(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            connection.abort()
 
     def _on_body(self, connection: Connection, body: bytes) -> None:
         frame = decode_from_gateway(body)
@@ -109,6 +146,7 @@ class Replica:
         if connection in self._connections:
             raise PeerViolation(f"gateway {hello.gateway} said Hello twice")
         self._connections[connection] = {}
+        connection.introduced()
         self._deserted.clear()
         connection.send(Welcome(PROTOCOL_VERSION, self._specification.replica, self._engine.info))
         connection.send(Heartbeat(self._engine.load(), self._draining))
@@ -120,7 +158,7 @@ class Replica:
             return
         self._idle.clear()
         self._starts.append((connection, start))
-        self._work.set()
+        self._arrived.set()
 
     def _stop(self, connection: Connection, stop: Stop) -> None:
         key = self._connections[connection].pop(stop.attempt, None)
@@ -138,6 +176,7 @@ class Replica:
 
     def _on_lost(self, connection: Connection) -> None:
         """The gateway is gone, and its streams with it."""
+        self._sockets -= 1
         for key in self._connections.pop(connection, {}).values():
             self._routes.pop(key, None)
         self._starts = deque((other, start) for other, start in self._starts if other is not connection)
@@ -147,26 +186,38 @@ class Replica:
 
     # --- the engine -------------------------------------------------------------------------------------
 
-    async def _step_loop(self) -> None:
-        running: set[int] = set()
+    async def _admit_loop(self) -> None:
+        """Let the engine take in attempts, one after the other, while it steps those that it has."""
         while True:
+            await self._arrived.wait()
+            self._arrived.clear()
             while self._starts:
-                running |= await self._admit(*self._starts.popleft())
-            for key in running - self._routes.keys():
+                await self._admit(*self._starts.popleft())
+                self._work.set()
+
+    async def _step_loop(self) -> None:
+        live = self._live
+        loop = asyncio.get_running_loop()
+        while True:
+            for key in live - self._routes.keys():
                 self._engine.drop(key)
-                running.discard(key)
-            if not running:
-                if not self._starts:
+                live.discard(key)
+            if not live:
+                if not self._starts and self._admitting is None:
                     self._idle.set()
-                    await self._work.wait()
+                await self._work.wait()
                 self._work.clear()
                 continue
+            self._step_began_s = loop.time()
             output = await self._engine.step()
+            self._step_times_s.append(loop.time() - self._step_began_s)
+            self._step_began_s = None
+            self._steps += 1
             await self._deliver(output)
-            running.difference_update(key for key, _ in output.finished)
+            live.difference_update(key for key, _ in output.finished)
 
-    async def _admit(self, connection: Connection, start: Start) -> set[int]:
-        """Let the engine take the attempt in; its key, unless it was refused."""
+    async def _admit(self, connection: Connection, start: Start) -> None:
+        """Let the engine take the attempt in, or tell why not."""
         self._keys += 1
         key = self._keys
         self._admitting = (connection, start.attempt)
@@ -175,13 +226,36 @@ class Replica:
         except RequestRefused as refusal:
             retry = refusal.code == ENGINE_OVERLOADED
             connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
-            return set()
-        attempts = self._connections.get(connection)
-        if attempts is not None and self._admitting is not None:
-            attempts[start.attempt] = key
-            self._routes[key] = _Route(connection, start.attempt)
-            connection.send(Admitted(start.attempt, prompt_tokens))
-        return {key}
+        else:
+            self._live.add(key)
+            attempts = self._connections.get(connection)
+            if attempts is not None and self._admitting is not None:
+                attempts[start.attempt] = key
+                self._routes[key] = _Route(connection, start.attempt)
+                connection.send(Admitted(start.attempt, prompt_tokens))
+        finally:
+            self._admitting = None
+
+    async def _watch_engine(self) -> None:
+        """Raise `EngineHung` when a step takes far longer than steps do."""
+        loop = asyncio.get_running_loop()
+        while True:
+            looked_s = loop.time()
+            await asyncio.sleep(STALL_LOOK_S)
+            now_s = loop.time()
+            if self._step_began_s is None:
+                continue
+            if now_s - looked_s > 4 * STALL_LOOK_S:
+                # This process stood still itself; the step gets its time again.
+                self._step_began_s = now_s
+            elif now_s - self._step_began_s > self._step_may_take_s():
+                took_s = now_s - self._step_began_s
+                raise EngineHung(f"the engine made no step for {took_s:.1f} s while it had work")
+
+    def _step_may_take_s(self) -> float:
+        if self._steps < STALL_FIRST_STEPS:
+            return STALL_FIRST_S
+        return max(self._specification.engine_stall_timeout_s, STALL_FACTOR * max(self._step_times_s))
 
     async def _deliver(self, output: StepOutput) -> None:
         if len(self._connections) == 1:

@@ -18,6 +18,7 @@ class ReplicaSpecification(msgspec.Struct, frozen=True):
     engine: EngineConfig
     graceful_shutdown_timeout_s: float
     heartbeat_interval_s: float = 0.1
+    engine_stall_timeout_s: float = 2.0
     orphan_grace_s: float = 30.0
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 
 from holdfast.core.errors import PeerViolation
-from holdfast.core.frames import Frame, FrameBuffer, encode
+from holdfast.core.frames import FIRST_FRAME_BYTES_MAX, FRAME_BYTES_MAX, Frame, FrameBuffer, encode
 
 WRITE_BUFFER_HIGH_BYTES = 256 * 1024
 """Above this much unsent data a sender that can wait should."""
 
 WRITE_BUFFER_MAX_BYTES = 64 * 1024 * 1024
 """Above this much unsent data the other end is taken for stuck, and the connection is cut."""
+
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+"""An idle connection is probed after 5 s, every 2 s, and given up after 3 probes: a half-open one ends in 11 s."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +31,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, on_body: Callable[[Connection, bytes], None], on_lost: Callable[[Connection], None]) -> None:
         self._on_body = on_body
         self._on_lost = on_lost
-        self._buffer = FrameBuffer()
+        self._buffer = FrameBuffer(FIRST_FRAME_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._drained = asyncio.Event()
         self._drained.set()
@@ -44,11 +48,16 @@ class Connection(asyncio.Protocol):
         """Whether more than `WRITE_BUFFER_HIGH_BYTES` wait to be sent."""
         return not self._drained.is_set()
 
+    def introduced(self) -> None:
+        """The other end said who it is: take frames of any legal length from it."""
+        self._buffer.bytes_max = FRAME_BYTES_MAX
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "set_write_buffer_limits")
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports are no subclass
         assert self._transport is not None
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
+        _keep_alive(self._transport.get_extra_info("socket"))
         self.last_received_s = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
@@ -97,3 +106,12 @@ class Connection(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _keep_alive(sock: socket.socket | None) -> None:
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

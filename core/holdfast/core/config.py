@@ -34,6 +34,8 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `name` is what clients give as `model`. `max_ongoing_requests` bounds the streams that one gateway has in
     flight on one replica. `max_queued_requests` bounds those that wait in one gateway for a replica; more are
     rejected. `graceful_shutdown_timeout_s` is how long a replica that is told to stop may finish its streams.
+    A replica whose engine has had work for `engine_stall_timeout_s`, and for far longer than its steps take, without
+    making a step is ended and replaced.
     """
 
     name: Name
@@ -42,6 +44,7 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_ongoing_requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
     max_queued_requests: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 512
     graceful_shutdown_timeout_s: Seconds = 5.0
+    engine_stall_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 2.0
 
 
 class ApplicationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,6 +23,9 @@ PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 32 * 1024 * 1024
 """A frame larger than this is a violation: no request body is larger, and no step comes near."""
 
+FIRST_FRAME_BYTES_MAX = 64 * 1024
+"""Until the other end has introduced itself, no more than this is taken from it."""
+
 _LENGTH = struct.Struct(">I")
 
 
@@ -129,23 +132,24 @@ def decode_from_replica(body: bytes) -> FromReplica:
 
 
 class FrameBuffer:
-    """Cuts a byte stream into frame bodies. Keeps at most one incomplete frame."""
+    """Cuts a byte stream into frame bodies. Keeps at most one incomplete frame, of at most `bytes_max`."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_buffer", "bytes_max")
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
         self._buffer = bytearray()
+        self.bytes_max = bytes_max
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The bodies that `data` completes. Raises `FrameError` on a length over `FRAME_BYTES_MAX`."""
+        """The bodies that `data` completes. Raises `FrameError` on a length over `bytes_max`."""
         self._buffer += data
         start = 0
         available = len(self._buffer)
         try:
             while available - start >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(self._buffer, start)
-                if length > FRAME_BYTES_MAX:
-                    raise FrameError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX} are allowed")
+                if length > self.bytes_max:
+                    raise FrameError(f"a frame of {length} bytes; at most {self.bytes_max} are allowed")
                 end = start + _LENGTH.size + length
                 if available < end:
                     return
