@@ -16,11 +16,15 @@ from granian.server.embed import Server
 
 from holdfast.core.errors import WorldFailure
 from holdfast.gateway.addresses import check_address
+from holdfast.gateway.cutting import reset_connections
 
 START_TIMEOUT_S = 10.0
 START_POLL_S = 0.02
-STOP_TIMEOUT_S = 3.0
-"""How long open connections may hold up the server's end."""
+STOP_TIMEOUT_S = 2.0
+"""How long open requests may hold up the server's end."""
+
+CUT_TIMEOUT_S = 1.0
+"""How long the server may take to notice that their connections have been cut."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +57,21 @@ class HttpServer:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._server.stop()  # type: ignore[no-untyped-call]
-            try:
-                await asyncio.wait_for(task, STOP_TIMEOUT_S)
-            except TimeoutError:
-                logger.warning("cut connections that were open %g s after the end", STOP_TIMEOUT_S)
+            await self._end(task)
             raise
         raise WorldFailure("the HTTP server ended by itself; its log says why")
+
+    async def _end(self, task: asyncio.Task[None]) -> None:
+        """Take no new connections, let open requests end, and cut those that don't.
+
+        Granian's own task must not be cancelled: it would still be told of its end, and fail with a traceback.
+        """
+        self._server.stop()  # type: ignore[no-untyped-call]
+        done, _ = await asyncio.wait({task}, timeout=STOP_TIMEOUT_S)
+        if not done:
+            cut = reset_connections(self._port)
+            logger.warning("cut %d connections that were open %g s after the end", cut, STOP_TIMEOUT_S)
+            await asyncio.wait({task}, timeout=CUT_TIMEOUT_S)
 
     async def listening(self) -> None:
         """Wait until the port takes connections. Raises `TimeoutError` if it never does."""

@@ -22,6 +22,8 @@ from holdfast.core.config import check_name
 from holdfast.core.errors import WorldFailure
 from holdfast.core.events import GatewayJoined, GatewayLeft
 from holdfast.core.ports import Leases, Log
+from holdfast.gateway.problems import HttpRefusal, Problem
+from holdfast.gateway.serving import RETRY_AFTER_S
 from holdfast.gateway.settings import Settings
 from holdfast.gateway.version import VERSION
 from holdfast.store.etcd import EtcdLeases
@@ -90,6 +92,12 @@ async def run_gateway(settings: Settings, name: str, stop: asyncio.Event) -> Non
         await GatewayProcess(settings, identity, log, leases).run(stop)
 
 
+def stopping() -> HttpRefusal:
+    """503: the gateway ends before the answer does. Another gateway can serve the request."""
+    message = "This gateway is stopping; send the request again, to another gateway if there is one."
+    return HttpRefusal(Problem(503, message, "gateway_stopping", retry_after_s=RETRY_AFTER_S))
+
+
 class GatewayProcess:
     """A gateway's actors: follower, links and sessions, HTTP, lease and facts."""
 
@@ -150,7 +158,10 @@ class GatewayProcess:
         return self._facts.record(fact, None)
 
     async def _drain(self) -> None:
+        """Let streams go on for a while; what is open then is told to go elsewhere."""
         self._serving.draining = True
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self._settings.gateway.drain_timeout_s):
                 await self._serving.idle()
+        except TimeoutError:
+            self._serving.fail_all(stopping())

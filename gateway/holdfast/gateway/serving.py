@@ -138,6 +138,12 @@ class Serving:
         """Wait until no request is open."""
         await self._idle.wait()
 
+    def fail_all(self, cause: Exception) -> None:
+        """End all open streams; their requests get what they have been given so far, and `cause`."""
+        for run in list(self._pool_of):
+            if not run.stream.ended:
+                run.fail(cause)
+
     # --- links ------------------------------------------------------------------------------------------
 
     def _sync(self, state: ClusterState, group: asyncio.TaskGroup) -> None:

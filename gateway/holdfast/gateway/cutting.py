@@ -1,0 +1,63 @@
+"""Cuts connections that Granian holds, from outside of it.
+
+A handler can end its answer, but Granian then goes on trying to send what it has in its buffers, for as long as
+the client keeps the connection open without reading. Only the operating system can end that: the descriptor is
+found by its two ends, and the connection reset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import Final
+
+DESCRIPTORS: Final = "/dev/fd"
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""`struct linger`: what is unsent is dropped, and the peer gets a reset."""
+
+_MAPPED: Final = "::ffff:"
+
+
+def reset_connections(port: int, client: tuple[str, int] | None = None) -> int:
+    """Reset this process's connections on its own `port`, or only the one from `client`; how many there were."""
+    return sum(_reset(descriptor, port, client) for descriptor in map(int, os.listdir(DESCRIPTORS)))
+
+
+def _reset(descriptor: int, port: int, client: tuple[str, int] | None) -> bool:
+    connection = _copy(descriptor)
+    if connection is None:
+        return False
+    with connection, contextlib.suppress(OSError):
+        here, there = connection.getsockname(), connection.getpeername()
+        if here[1] != port or (client is not None and _end(there) != _end(client)):
+            return False
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        connection.shutdown(socket.SHUT_RDWR)
+        return True
+    return False
+
+
+def _copy(descriptor: int) -> socket.socket | None:
+    """A second descriptor of a TCP socket, so that a number that changes hands meanwhile does no harm.
+
+    Whoever uses the first sees the end, and closes; as the last to do so it sends the reset.
+    """
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return None
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
+    if connection.family in (socket.AF_INET, socket.AF_INET6):
+        return connection
+    connection.close()
+    return None
+
+
+def _end(address: tuple[str, int]) -> tuple[str, int]:
+    return address[0].removeprefix(_MAPPED), address[1]

@@ -1,0 +1,64 @@
+"""A gateway that is told to stop leaves nobody with half an answer and no word about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from tests.unit.gateway.client import CHAT, chat, connected
+from tests.unit.gateway.processes import gateway_on
+from tests.unit.support.history import application
+from tests.unit.support.replicas import Site, eventually
+
+DRAIN_S = 0.1
+SOON_S = 1.0
+
+
+@pytest.fixture
+def site() -> Site:
+    site = Site()
+    site.deploy(application())
+    return site
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_open_after_the_drain_is_told_to_go_elsewhere(
+    site: Site, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site:
+        replica = await site.replica(itl_ms=50)
+        async with gateway_on(site, drain_timeout_s=DRAIN_S) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                await connection.post(CHAT, chat(stream=stream, max_tokens=1_000))
+                head = await connection.reader.readuntil(b"\n\n") if stream else b""
+                await eventually(lambda: not replica.free)
+                gateway.stop.set()
+                async with asyncio.timeout(DRAIN_S + SOON_S):
+                    answer = (head + await connection.reader.read()).decode()
+                    await gateway.stopped
+        error = json.loads(answer[answer.rindex('{"error"') : answer.rindex("}}") + 2])["error"]
+        assert (error["code"], error["type"]) == ("gateway_stopping", "server_error")
+        assert "[DONE]" not in answer
+        assert answer.startswith("HTTP/1.1 200" if stream else "HTTP/1.1 503")
+        assert stream or "retry-after: 1" in answer
+        await eventually(lambda: replica.free)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_body_that_never_comes_does_not_hold_up_the_end(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    async with site:
+        await site.replica()
+        async with gateway_on(site, drain_timeout_s=DRAIN_S) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                connection.head(CHAT, "content-length: 1000")
+                await asyncio.sleep(0.05)
+                gateway.stop.set()
+                async with asyncio.timeout(DRAIN_S + 4.0):
+                    await gateway.stopped
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "cut 1 connections" in caplog.text
