@@ -7,6 +7,7 @@ Nested settings are written with two underscores: `HOLDFAST_NATS__URLS='["nats:/
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
 from holdfast.core.config import NAME_PATTERN
 from holdfast.core.errors import InvalidConfig
+from holdfast.gateway.environment import check_names
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.serving import ServingSettings
 from holdfast.store.settings import EtcdSettings, JetStreamSettings
@@ -88,6 +90,7 @@ def _with_defaults(settings: _M, **values: Any) -> _M:
 
 def load_settings(**overrides: Any) -> Settings:
     """The settings from the environment, options winning. Raises `InvalidConfig` naming every wrong one."""
+    check_names(os.environ, Settings)
     try:
         return Settings(**overrides)
     except ValidationError as error:

@@ -1,0 +1,52 @@
+"""Settings from the environment: what is refused, and with which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.core.errors import InvalidConfig
+from holdfast.gateway.environment import setting_names
+from holdfast.gateway.leftovers import MARK
+from holdfast.gateway.settings import Settings, load_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("HOLDFAST_LEASE_TTL", "HOLDFAST_LEASE_TTL_S"),
+        ("HOLDFAST_SERVNG__REPLICA_WAIT_S", "HOLDFAST_SERVING__REPLICA_WAIT_S"),
+        ("HOLDFAST_GATEWAY_PORT", "HOLDFAST_GATEWAY__PORT"),
+        ("holdfast_clustre", "HOLDFAST_CLUSTER"),
+    ],
+)
+def test_a_misspelt_setting_is_refused_with_the_nearest_known_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str
+) -> None:
+    monkeypatch.setenv(name, "99")
+    with pytest.raises(InvalidConfig, match=rf"{name} .*did you mean {nearest}\?"):
+        load_settings()
+
+
+def test_every_misspelt_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_SERVNG__X", "1")
+    monkeypatch.setenv("HOLDFAST_NATS__URL", "1")
+    with pytest.raises(InvalidConfig, match=r"HOLDFAST_NATS__URL .*HOLDFAST_SERVNG__X "):
+        load_settings()
+
+
+def test_names_that_are_ours_or_of_kubernetes_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {MARK: "/data", "HOLDFAST_CLUSTER": "blue", "HOLDFAST_NATS": '{"urls": ["nats://a:1"]}'}
+    links = {
+        "HOLDFAST_SERVICE_HOST": "10.0.0.1",
+        "HOLDFAST_PORT": "tcp://10.0.0.1:8000",
+        "HOLDFAST_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "HOLDFAST_GATEWAY_SERVICE_PORT_HTTP": "8000",
+    }
+    for name, value in {**ours, **links}.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().cluster == "blue"
+
+
+def test_nested_settings_have_names_of_their_own() -> None:
+    names = set(setting_names(Settings, "HOLDFAST_"))
+    assert {"HOLDFAST_LEASE_TTL_S", "HOLDFAST_NATS", "HOLDFAST_NATS__URLS", "HOLDFAST_HTTP__API_KEYS"} <= names
