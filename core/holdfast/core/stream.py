@@ -22,6 +22,9 @@ from holdfast.core.requests import EngineRequest, TokenLogprob
 FINISH_STOP = "stop"
 FINISH_LENGTH = "length"
 
+BARREN_ATTEMPTS_MAX = 2
+"""So many attempts in a row may break off without a token. Then the request itself may well be what breaks them."""
+
 
 class StreamStatus(StrEnum):
     """WAITING for an attempt, RUNNING on one, or at one of the two ends."""
@@ -52,6 +55,8 @@ class Stream:
     """The state of one stream. Every method is a fact told to it; `take` gives what is ready for the client."""
 
     __slots__ = (
+        "_barren",
+        "_begun_at",
         "_held",
         "_held_text",
         "_ready",
@@ -75,6 +80,8 @@ class Stream:
         self.status = StreamStatus.WAITING
         self.finish_reason: str | None = None
         self.failure: Exception | None = None
+        self._barren = 0
+        self._begun_at: int | None = None
         self._stops = tuple(stops)
         self._ready: list[Piece] = []
         self._held: list[Piece] = []
@@ -89,12 +96,14 @@ class Stream:
         """Begin an attempt; the request that goes on after the tokens accepted so far."""
         self._become(StreamStatus.RUNNING)
         self.attempts += 1
+        self._begun_at = None
         if not self.accepted:
             return self.request
         return msgspec.structs.replace(self.request, accepted=list(self.accepted))
 
     def admitted(self, prompt_tokens: int) -> None:
         """The engine took it in. The first attempt's count is the client's; later ones tell nothing new."""
+        self._begun_at = len(self.accepted)
         if self.prompt_tokens is None:
             self.prompt_tokens = prompt_tokens
 
@@ -122,10 +131,15 @@ class Stream:
             self._become(StreamStatus.FINISHED)
 
     def lost(self, cause: Exception) -> None:
-        """The attempt broke off through no fault of the request: wait for another, or fail at the limit."""
+        """The attempt broke off: wait for another, or fail at the limit.
+
+        A request that an engine took in and then died of, again and again without a token, is not handed on to
+        kill the next one too.
+        """
         if self.status is not StreamStatus.RUNNING:
             return
-        if self.attempts > self.migrations_max:
+        self._barren = self._barren + 1 if self._begun_at == len(self.accepted) else 0
+        if self.attempts > self.migrations_max or self._barren >= BARREN_ATTEMPTS_MAX:
             self.fail(cause)
         else:
             self._become(StreamStatus.WAITING)

@@ -7,6 +7,7 @@ a step's frame goes straight into the stream machines, and only the sessions tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from holdfast.actors.wire import Connection
+from holdfast.core.detector import PhiAccrual
 from holdfast.core.errors import PeerViolation, RequestRefused, StreamLost
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
@@ -34,6 +36,19 @@ from holdfast.core.requests import EngineInfo
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
 
+TICK_S = 0.05
+"""A link looks at its replica's silence this often (seconds)."""
+
+STOOD_STILL_S = 0.2
+"""A tick that comes this late means that this process stood still, not the replica (seconds)."""
+
+PAUSE_S = 0.2
+DEVIATION_MIN_S = 0.03
+"""What `PhiAccrual` allows for: with heartbeats every 0.1 s a silence of about 0.5 s is suspect (seconds)."""
+
+TRUST_BEATS = 3
+"""Heartbeats from a suspect until it is trusted again."""
+
 REDIAL_FIRST_S = 0.05
 REDIAL_MAX_S = 1.0
 """Between tries to reach a replica that the log calls running: doubling, times 0.5 to 1.5."""
@@ -42,13 +57,19 @@ logger = logging.getLogger(__name__)
 
 
 class LinkSettings(msgspec.Struct, frozen=True):
-    """How a link behaves. Times in seconds. A replica owes a frame every 0.1 s; after
-    `heartbeat_timeout_s` without one its connection is cut and its streams migrate."""
+    """How a link behaves. Times in seconds.
+
+    A replica owes a heartbeat every `heartbeat_interval_s`. When its silence is as unlikely as `suspicion_phi`
+    says, its streams migrate and nothing new goes there; after `heartbeat_timeout_s` of silence the connection
+    is cut and dialled again.
+    """
 
     cluster: str
     gateway: str
     dial_timeout_s: float = 1.0
+    heartbeat_interval_s: float = 0.1
     heartbeat_timeout_s: float = 2.0
+    suspicion_phi: float = 8.0
 
 
 class ReplicaLink:
@@ -63,6 +84,8 @@ class ReplicaLink:
         rng: random.Random,
         on_capacity: Callable[[ReplicaLink], None],
         on_orphans: Callable[[list[StreamRun], Exception], None],
+        on_suspicion: Callable[[ReplicaLink, float, int], None] = lambda _link, _silence_s, _streams: None,
+        on_trust: Callable[[ReplicaLink, float], None] = lambda _link, _suspected_s: None,
     ) -> None:
         self.replica = replica
         self.address = address
@@ -73,12 +96,17 @@ class ReplicaLink:
         self._rng = rng
         self._on_capacity = on_capacity
         self._on_orphans = on_orphans
+        self._on_suspicion = on_suspicion
+        self._on_trust = on_trust
+        self._suspected_s: float | None = None
+        self._beats_since = 0
         self._connection: Connection | None = None
         self._attempts: dict[int, StreamRun] = {}
         self._numbers = itertools.count(1)
         self._reported = 0
         self._draining = False
         self._full = False
+        self._phi = PhiAccrual(settings.heartbeat_interval_s, PAUSE_S, DEVIATION_MIN_S, 0.0)
         self._lost = asyncio.Event()
         self._welcomed = asyncio.Event()
         self._vacant = asyncio.Event()
@@ -86,7 +114,7 @@ class ReplicaLink:
     @property
     def ready(self) -> bool:
         """Whether streams can be sent here."""
-        return self._welcomed.is_set() and not self._draining and not self.retired
+        return self._welcomed.is_set() and not self._draining and not self.retired and self._suspected_s is None
 
     @property
     def room(self) -> bool:
@@ -141,6 +169,9 @@ class ReplicaLink:
                 redial_s = min(redial_s * 2, REDIAL_MAX_S)
                 continue
             redial_s = REDIAL_FIRST_S
+            now_s = asyncio.get_running_loop().time()
+            self._phi = PhiAccrual(self._settings.heartbeat_interval_s, PAUSE_S, DEVIATION_MIN_S, now_s)
+            self._trust(now_s)
             self._on_capacity(self)
             try:
                 await self._watch()
@@ -169,25 +200,48 @@ class ReplicaLink:
 
     async def _watch(self) -> None:
         """Return when the connection is lost, silent for too long, or no longer needed."""
-        timeout_s = self._settings.heartbeat_timeout_s
+        loop = asyncio.get_running_loop()
         while not self._lost.is_set():
             if self.retired and not self._attempts:
                 return
-            connection = self._connection
-            assert connection is not None
-            quiet_s = connection.loop.time() - connection.last_received_s
-            if quiet_s > timeout_s:
-                # Was it us? After a stall of this process, let the socket's backlog be read first.
-                await asyncio.sleep(timeout_s / 10)
-                quiet_s = connection.loop.time() - connection.last_received_s
-                if quiet_s > timeout_s:
-                    logger.warning("replica %s is silent for %.1f s; leaving it", self.replica, quiet_s)
-                    return
-            try:
-                async with asyncio.timeout(timeout_s / 4):
+            looked_s = loop.time()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
                     await (self._either(self._lost, self._vacant) if self.retired else self._lost.wait())
-            except TimeoutError:
+            connection, now_s = self._connection, loop.time()
+            if connection is None:
+                return
+            if now_s - looked_s > TICK_S + STOOD_STILL_S:
+                # It was us: what the replica sent meanwhile has still to be read.
+                self._phi.restart(now_s)
                 continue
+            self._phi.heard(connection.last_received_s)
+            silence_s = now_s - connection.last_received_s
+            if silence_s > self._settings.heartbeat_timeout_s:
+                logger.warning("replica %s is silent for %.1f s; leaving it", self.replica, silence_s)
+                return
+            if self._suspected_s is None and self._phi.phi(now_s) >= self._settings.suspicion_phi:
+                self._suspect(now_s, silence_s)
+
+    def _suspect(self, now_s: float, silence_s: float) -> None:
+        """Move the streams elsewhere and route around it, but keep listening: it may be back in a moment."""
+        self._suspected_s = now_s
+        self._beats_since = 0
+        orphans = list(self._attempts.items())
+        self._attempts.clear()
+        self._on_suspicion(self, silence_s, len(orphans))
+        for attempt, _run in orphans:
+            if self._connection is not None:
+                self._connection.send(Stop(attempt))
+        cause = StreamLost(f"replica {self.replica} fell silent")
+        self._on_orphans([run for _attempt, run in orphans], cause)
+        self._freed()
+
+    def _trust(self, now_s: float) -> None:
+        suspected_s, self._suspected_s = self._suspected_s, None
+        if suspected_s is not None:
+            self._on_trust(self, now_s - suspected_s)
+            self._on_capacity(self)
 
     @staticmethod
     async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
@@ -205,7 +259,7 @@ class ReplicaLink:
         if type(frame) is Step:
             self._on_step(frame)
         elif isinstance(frame, Heartbeat):
-            self._on_heartbeat(frame)
+            self._on_heartbeat(connection, frame)
         elif isinstance(frame, Admitted):
             run = self._attempts.get(frame.attempt)
             if run is not None:
@@ -217,6 +271,7 @@ class ReplicaLink:
             if frame.replica != self.replica:
                 raise PeerViolation(f"{frame.replica} answers where {self.replica} should")
             self.info = frame.info
+            connection.introduced()
             self._welcomed.set()
 
     def _on_step(self, step: Step) -> None:
@@ -242,7 +297,12 @@ class ReplicaLink:
         if step.finished:
             self._freed()
 
-    def _on_heartbeat(self, beat: Heartbeat) -> None:
+    def _on_heartbeat(self, connection: Connection, beat: Heartbeat) -> None:
+        self._phi.beat(connection.last_received_s)
+        if self._suspected_s is not None:
+            self._beats_since += 1
+            if self._beats_since >= TRUST_BEATS:
+                self._trust(connection.last_received_s)
         self._reported = beat.load.running + beat.load.waiting
         self._draining = beat.draining
         if self._full:
