@@ -104,12 +104,13 @@ class Fault:
 
 @dataclass
 class Run:
-    """One call's history."""
+    """One call's history. `fruitful` tells of each try whether it brought events."""
 
     call: CallMachine
     shared: Shared
     events: list[Event] = field(default_factory=list)
     opens: list[Open] = field(default_factory=list)
+    fruitful: list[bool] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     error: ClientError | None = None
     finished: bool = False
@@ -155,6 +156,7 @@ class Fleet:
         match step:
             case Open():
                 run.opens.append(step)
+                run.fruitful.append(False)
                 return self._open(step)
             case Drain():
                 return Ended()
@@ -166,6 +168,7 @@ class Fleet:
                 return Woke()
             case Deliver(events):
                 run.events.extend(events)
+                run.fruitful[-1] = True
                 return Delivered()
         raise AssertionError(step)
 
