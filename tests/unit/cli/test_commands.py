@@ -86,3 +86,29 @@ def test_the_curl_line_is_one_to_paste() -> None:
     line = curl_line("http://h:1", "m")
     assert line.startswith("curl -N http://h:1/v1/chat/completions ")
     assert '"model": "m"' in line
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "port"),
+    [
+        ([], {}, 8000),
+        ([], {"HOLDFAST_GATEWAY__PORT": "28123"}, 28123),
+        (["--port", "28124"], {"HOLDFAST_GATEWAY__PORT": "28123"}, 28124),
+    ],
+)
+def test_up_takes_its_address_from_options_then_from_the_environment(
+    options: list[str], environment: dict[str, str], port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def refuse(host: str, port: int) -> None:
+        asked.append((host, port))
+        raise InvalidConfig("looked at")
+
+    monkeypatch.setattr("holdfast.gateway.local_cluster.check_address", refuse)
+    up = ["up", "--engine", "mock", "--data-dir", str(tmp_path / "d"), *options]
+    result = CliRunner().invoke(app, up, env={**environment, "HOLDFAST_GATEWAY__HOST": "127.0.0.2"})
+    assert (result.exit_code, asked) == (2, [("127.0.0.2", port)])
+    assert "[default: 8000]" in " ".join(
+        CliRunner().invoke(app, ["up", "--help"], env={"COLUMNS": "200"}).output.split()
+    )

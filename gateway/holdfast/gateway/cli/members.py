@@ -6,12 +6,12 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from holdfast.gateway.cli.logs import log_to_standard_error
-from holdfast.gateway.cli.options import EtcdOption, LeaseTtlOption, NatsOption, overrides
+from holdfast.gateway.cli.options import EtcdOption, LeaseTtlOption, NatsOption, gateway_overrides, overrides
 from holdfast.gateway.cli.running import EXIT_FAILED, execute, guarded, stop_on_signals
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its lasting name: lower case, digits, dashes.")]
@@ -52,10 +52,7 @@ def gateway(
     from holdfast.gateway.processes import run_gateway
     from holdfast.gateway.settings import load_settings
 
-    address: dict[str, Any] = {"host": host} if host is not None else {}
-    if port is not None:
-        address["port"] = port
-    more = overrides(nats, etcd, lease_ttl_s) | {"gateway": address}
+    more = overrides(nats, etcd, lease_ttl_s) | gateway_overrides(host, port)
     settings = guarded(lambda: load_settings(**more))
     execute(_until_told(lambda stop: run_gateway(settings, name, stop)))
 

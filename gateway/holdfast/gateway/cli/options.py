@@ -58,3 +58,9 @@ def overrides(
     if lease_ttl_s is not None:
         found["lease_ttl_s"] = lease_ttl_s
     return found
+
+
+def gateway_overrides(host: str | None, port: int | None) -> dict[str, Any]:
+    """The same of the address that gateways listen on."""
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    return {"gateway": given} if given else {}

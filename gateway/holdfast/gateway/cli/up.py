@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from holdfast.gateway.cli.options import DataDirOption, EtcdOption, LeaseTtlOption, NatsOption, overrides
+from holdfast.gateway.cli.options import (
+    DataDirOption,
+    EtcdOption,
+    LeaseTtlOption,
+    NatsOption,
+    gateway_overrides,
+    overrides,
+)
 from holdfast.gateway.cli.running import EXIT_INTERRUPTED, execute, stop_on_signals
 
 if TYPE_CHECKING:
@@ -52,8 +59,16 @@ def up(
             metavar="DIR", help="Model directory. [default: as before, or the tiny model]", show_default=False
         ),
     ] = None,
-    host: Annotated[str, typer.Option(metavar="H", help="Address that the gateways listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="P", min=1, max=65_535, help="Port of the first gateway.")] = 8000,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="H", help="Address that the gateways listen on. [default: 127.0.0.1]", show_default=False),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="P", min=1, max=65_535, help="Port of the first gateway. [default: 8000]", show_default=False
+        ),
+    ] = None,
     data_dir: DataDirOption = Path(".holdfast"),
     nats: NatsOption = None,
     etcd: EtcdOption = None,
@@ -71,13 +86,14 @@ def up(
     from holdfast.gateway.local_cluster import Plan
 
     wish = Wish(replicas, engine, engine_args, model)
-    plan = Plan(nodes, gateways, host, port, wish, start_timeout_s)
-    more = overrides(nats, etcd, lease_ttl_s)
+    more = overrides(nats, etcd, lease_ttl_s) | gateway_overrides(host, port)
 
     async def run() -> None:
         from holdfast.gateway.settings import load_settings
 
-        await _run(plan, load_settings(**more), data_dir)
+        settings = load_settings(**more)
+        listen = settings.gateway
+        await _run(Plan(nodes, gateways, listen.host, listen.port, wish, start_timeout_s), settings, data_dir)
 
     execute(run())
 
