@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
@@ -23,6 +23,9 @@ from holdfast.gateway.serving import ServingSettings
 from holdfast.store.settings import EtcdSettings, JetStreamSettings
 
 _M = TypeVar("_M", bound=BaseModel)
+
+HEARTBEATS_MIN = 4
+"""A gateway waits for at least this many heartbeats of a replica before it leaves it."""
 
 
 class NodeProcessSettings(BaseModel):
@@ -74,6 +77,16 @@ class Settings(BaseSettings):
     serving: ServingSettings = Field(default_factory=lambda: ServingSettings(), description="Serving of streams.")
     http: HttpSettings = Field(default_factory=lambda: HttpSettings(), description="The HTTP API.")
 
+    @model_validator(mode="after")
+    def _replicas_are_heard_in_time(self) -> Self:
+        interval_s, timeout_s = self.node.heartbeat_interval_s, self.serving.heartbeat_timeout_s
+        if timeout_s < HEARTBEATS_MIN * interval_s:
+            raise ValueError(
+                f"HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S ({timeout_s:g}) must be at least {HEARTBEATS_MIN} times "
+                f"HOLDFAST_NODE__HEARTBEAT_INTERVAL_S ({interval_s:g}): gateways would leave replicas that are well"
+            )
+        return self
+
     def log_settings(self) -> JetStreamSettings:
         """The log's settings with the cluster's names where none were given."""
         return _with_defaults(self.nats, stream=stream_name(self.cluster), subject_prefix=subject_prefix(self.cluster))
@@ -94,7 +107,8 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)]
+        found = error.errors(include_input=False)
+        lines = [": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in found]
         raise InvalidConfig("settings (HOLDFAST_... or options): " + "; ".join(lines)) from error
 
 

@@ -50,3 +50,12 @@ def test_names_that_are_ours_or_of_kubernetes_are_left_alone(monkeypatch: pytest
 def test_nested_settings_have_names_of_their_own() -> None:
     names = set(setting_names(Settings, "HOLDFAST_"))
     assert {"HOLDFAST_LEASE_TTL_S", "HOLDFAST_NATS", "HOLDFAST_NATS__URLS", "HOLDFAST_HTTP__API_KEYS"} <= names
+
+
+def test_a_timeout_shorter_than_four_heartbeats_is_refused_with_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_NODE__HEARTBEAT_INTERVAL_S", "0.5")
+    assert load_settings().serving.heartbeat_timeout_s == 2.0
+    monkeypatch.setenv("HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S", "1.9")
+    both = r"HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S \(1\.9\).* HOLDFAST_NODE__HEARTBEAT_INTERVAL_S \(0\.5\)"
+    with pytest.raises(InvalidConfig, match=both):
+        load_settings()
