@@ -59,7 +59,7 @@ async def test_the_death_of_the_leader_loses_and_doubles_nothing(
     assert (await log.status()).replicas == 3
     async with Reading(log.follow()) as reading, asyncio.TaskGroup() as group:
         for number in range(3):
-            group.create_task(write(log, f"w.{number}", 100))
+            group.create_task(write(log, f"facts.w.{number}", 100))
         await reading.count(60)
         victim = await leader(log, cluster)
         await victim.kill()
@@ -67,4 +67,4 @@ async def test_the_death_of_the_leader_loses_and_doubles_nothing(
         await victim.start()
     assert [entry.sequence for entry in entries] == list(range(1, 301))
     for number in range(3):
-        assert [e.data for e in entries if e.subject == f"w.{number}"] == [b"%d" % i for i in range(100)]
+        assert [e.data for e in entries if e.subject == f"facts.w.{number}"] == [b"%d" % i for i in range(100)]

@@ -47,7 +47,7 @@ async def rig(nats_url: str, stack: AsyncExitStack) -> AsyncIterator[Rig]:
 
 async def test_an_append_whose_acknowledgement_is_lost_returns_its_sequence(rig: Rig) -> None:
     rig.proxy.hold_answers()
-    appending = asyncio.create_task(rig.log.append("a", b"x", message_id="m", expected_last=0))
+    appending = asyncio.create_task(rig.log.append("facts.a", b"x", message_id="m", expected_last=0))
     await eventually(rig.landed)
     rig.proxy.cut()
     assert await appending == 1
@@ -56,9 +56,9 @@ async def test_an_append_whose_acknowledgement_is_lost_returns_its_sequence(rig:
 
 async def test_it_finds_itself_though_another_appended_behind_it(rig: Rig) -> None:
     rig.proxy.hold_answers()
-    appending = asyncio.create_task(rig.log.append("a", b"x", message_id="m", expected_last=0))
+    appending = asyncio.create_task(rig.log.append("facts.a", b"x", message_id="m", expected_last=0))
     await eventually(rig.landed)
-    assert await rig.witness.append("a", b"y", message_id="behind", expected_last=1) == 2
+    assert await rig.witness.append("facts.a", b"y", message_id="behind", expected_last=1) == 2
     rig.proxy.cut()
     assert await appending == 1
     assert await rig.landed() == 2
@@ -66,7 +66,7 @@ async def test_it_finds_itself_though_another_appended_behind_it(rig: Rig) -> No
 
 async def test_it_finds_itself_after_the_server_forgot_its_message_id(rig: Rig) -> None:
     rig.proxy.hold_answers()
-    appending = asyncio.create_task(rig.log.append("a", b"x", message_id="m", expected_last=0))
+    appending = asyncio.create_task(rig.log.append("facts.a", b"x", message_id="m", expected_last=0))
     await eventually(rig.landed)
     forgotten = await eventually(lambda: _id_is_free(rig))
     rig.proxy.cut()
@@ -78,14 +78,14 @@ async def _id_is_free(rig: Rig) -> int:
     """The sequence of an append elsewhere under the same message id, once the duplicate window has passed."""
     connection = await rig.witness._session.connection(1)
     headers = {"Nats-Msg-Id": "m"}
-    answer = await connection.request(f"{rig.settings.subject_prefix}.elsewhere", b"", 1, headers)
+    answer = await connection.request(f"{rig.settings.subject_prefix}.facts.elsewhere", b"", 1, headers)
     return 0 if b"duplicate" in answer.data else 2
 
 
 async def test_when_another_got_in_first_the_retry_is_refused(rig: Rig) -> None:
     rig.proxy.freeze()
-    appending = asyncio.create_task(rig.log.append("a", b"x", message_id="m", expected_last=0))
-    assert await rig.witness.append("a", b"y", message_id="other", expected_last=0) == 1
+    appending = asyncio.create_task(rig.log.append("facts.a", b"x", message_id="m", expected_last=0))
+    assert await rig.witness.append("facts.a", b"y", message_id="other", expected_last=0) == 1
     rig.proxy.cut()
     with pytest.raises(WrongLastSequence):
         await appending
@@ -94,7 +94,7 @@ async def test_when_another_got_in_first_the_retry_is_refused(rig: Rig) -> None:
 
 async def test_a_half_open_connection_is_replaced_and_the_append_goes_on(rig: Rig) -> None:
     rig.proxy.freeze()
-    assert await rig.log.append("a", b"x", message_id="m", expected_last=0) == 1
+    assert await rig.log.append("facts.a", b"x", message_id="m", expected_last=0) == 1
     assert rig.log.connected
 
 
@@ -106,10 +106,10 @@ async def test_a_half_open_connection_is_noticed_without_traffic(rig: Rig) -> No
 
 async def test_a_follower_on_a_half_open_connection_goes_on(rig: Rig) -> None:
     async with Reading(rig.log.follow()) as reading:
-        await rig.witness.append("a", b"1", message_id="1", expected_last=0)
+        await rig.witness.append("facts.a", b"1", message_id="1", expected_last=0)
         await reading.count(1)
         rig.proxy.freeze()
-        await rig.witness.append("a", b"2", message_id="2", expected_last=1)
+        await rig.witness.append("facts.a", b"2", message_id="2", expected_last=1)
         assert [entry.sequence for entry in await reading.count(2)] == [1, 2]
 
 
@@ -119,19 +119,19 @@ async def test_a_follower_whose_connections_are_cut_again_and_again_misses_nothi
         for number in range(400):
             if number % 50 == 0:
                 rig.proxy.cut()
-            last = await rig.witness.append("a", bytes(2000), message_id=str(number), expected_last=last)
+            last = await rig.witness.append("facts.a", bytes(2000), message_id=str(number), expected_last=last)
         entries = await reading.count(400)
     assert [entry.sequence for entry in entries] == list(range(1, 401))
 
 
 async def test_a_follower_whose_consumer_is_deleted_goes_on(rig: Rig) -> None:
     async with Reading(rig.log.follow()) as reading:
-        await rig.witness.append("a", b"1", message_id="1", expected_last=0)
+        await rig.witness.append("facts.a", b"1", message_id="1", expected_last=0)
         await reading.count(1)
         names = (await rig.witness._api.call(f"CONSUMER.NAMES.{rig.settings.stream}", timeout_s=5))["consumers"]
         assert len(names) == 1
         await rig.witness._api.call(f"CONSUMER.DELETE.{rig.settings.stream}.{names[0]}", timeout_s=5)
-        await rig.witness.append("a", b"2", message_id="2", expected_last=1)
+        await rig.witness.append("facts.a", b"2", message_id="2", expected_last=1)
         assert [entry.sequence for entry in await reading.count(2)] == [1, 2]
 
 
@@ -143,7 +143,7 @@ async def test_a_follower_leaves_no_consumer_behind(rig: Rig) -> None:
         return await consumers() == 0
 
     async with Reading(rig.log.follow()) as reading:
-        await rig.witness.append("a", b"1", message_id="1", expected_last=0)
+        await rig.witness.append("facts.a", b"1", message_id="1", expected_last=0)
         await reading.count(1)
         assert await consumers() == 1
     await eventually(none_left)
@@ -153,11 +153,11 @@ async def test_an_entry_missing_from_the_middle_is_told(nats_url: str, stack: As
     log = await JetStreamLog.open(jetstream_settings(nats_url))
     stack.push_async_callback(log.close)
     for number in range(3):
-        await log.append("a", b"", message_id=str(number), expected_last=number)
+        await log.append("facts.a", b"", message_id=str(number), expected_last=number)
     # The stream denies single deletions; purging the middle subject makes the same hole.
-    await log.append("b", b"", message_id="b", expected_last=0)
-    await log.append("a", b"", message_id="after", expected_last=3)
-    purge = {"filter": log._api.wire("b")}
+    await log.append("facts.b", b"", message_id="facts.b", expected_last=0)
+    await log.append("facts.a", b"", message_id="after", expected_last=3)
+    purge = {"filter": log._api.wire("facts.b")}
     await log._api.call(f"STREAM.PURGE.{log._settings.stream}", purge, timeout_s=5)
     with pytest.raises(CorruptLog, match="sequence 4 is missing from the middle"):
         async with Reading(log.follow()) as reading:
@@ -169,7 +169,7 @@ async def test_a_follower_ahead_of_the_stream_is_told_that_history_was_lost(
 ) -> None:
     log = await JetStreamLog.open(jetstream_settings(nats_url, read_timeout_s=0.3))
     stack.push_async_callback(log.close)
-    await log.append("a", b"", message_id="1", expected_last=0)
+    await log.append("facts.a", b"", message_id="1", expected_last=0)
     with pytest.raises(CorruptLog, match="ends at sequence 1, but 5 was read before"):
         async with Reading(log.follow(after=5)) as reading:
             await reading.count(1)
@@ -183,7 +183,7 @@ async def test_it_reconnects_after_more_tries_than_the_client_library_would_make
     await eventually(lambda: rig.proxy.accepted > DIAL_TRIES)
     assert rig.log.down_since <= asyncio.get_running_loop().time()
     rig.proxy.refusing = False
-    assert await rig.log.append("a", b"x", message_id="m", expected_last=0) == 1
+    assert await rig.log.append("facts.a", b"x", message_id="m", expected_last=0) == 1
     assert rig.log.down_since is None
 
 
@@ -192,12 +192,12 @@ async def test_what_was_not_appended_in_time_does_not_land_later(rig: Rig) -> No
     rig.proxy.refusing = True
     rig.proxy.cut()
     with pytest.raises(LogUnavailable):
-        await impatient.append("a", b"x", message_id="m", expected_last=0)
+        await impatient.append("facts.a", b"x", message_id="m", expected_last=0)
     rig.proxy.refusing = False
     # The reconnected client's own next append comes after whatever it might have kept back.
     await eventually(lambda: impatient.connected)
-    assert await impatient.append("b", b"y", message_id="n", expected_last=0) == 1
-    assert await rig.witness.last_on("a") is None
+    assert await impatient.append("facts.b", b"y", message_id="n", expected_last=0) == 1
+    assert await rig.witness.last_on("facts.a") is None
     await impatient.close()
 
 
@@ -207,13 +207,13 @@ async def test_an_append_of_unknown_outcome_says_so_within_its_bound(rig: Rig) -
     rig.proxy.refusing = True
     start = asyncio.get_running_loop().time()
     with pytest.raises(LogUnavailable):
-        await impatient.append("a", b"x", message_id="m", expected_last=0)
+        await impatient.append("facts.a", b"x", message_id="m", expected_last=0)
     assert asyncio.get_running_loop().time() - start < 3
     assert await rig.landed() == 1
     rig.proxy.refusing = False
     rig.proxy.cut()
     await eventually(lambda: impatient.connected)
-    assert await impatient.append("a", b"x", message_id="m", expected_last=0) == 1
+    assert await impatient.append("facts.a", b"x", message_id="m", expected_last=0) == 1
     await impatient.close()
 
 
@@ -232,7 +232,7 @@ async def test_reads_say_that_nobody_answers(nats_url: str) -> None:
         proxy.refusing = True
         proxy.cut()
         with pytest.raises(LogUnavailable, match=proxy.url):
-            await log.last_on("a")
+            await log.last_on("facts.a")
         with pytest.raises(LogUnavailable, match=proxy.url):
             await log.status()
         await log.close()
@@ -245,7 +245,7 @@ async def test_opening_says_that_nobody_answers() -> None:
 
 async def test_a_dead_server_among_several_is_passed_over(nats_url: str) -> None:
     log = await JetStreamLog.open(jetstream_settings("nats://127.0.0.1:9", nats_url))
-    assert await log.append("a", b"", message_id="m", expected_last=0) == 1
+    assert await log.append("facts.a", b"", message_id="m", expected_last=0) == 1
     await log.close()
 
 
@@ -258,10 +258,10 @@ async def own_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
 async def test_a_frozen_server_delays_appends_and_doubles_none(own_server: EmbeddedServer) -> None:
     log = await JetStreamLog.open(jetstream_settings(own_server.url))
     async with Reading(log.follow()) as reading:
-        await log.append("a", b"", message_id="1", expected_last=0)
+        await log.append("facts.a", b"", message_id="1", expected_last=0)
         assert own_server.pid is not None
         os.kill(own_server.pid, signal.SIGSTOP)
-        appending = asyncio.create_task(log.append("a", b"", message_id="2", expected_last=1))
+        appending = asyncio.create_task(log.append("facts.a", b"", message_id="2", expected_last=1))
         await eventually(lambda: not log.connected)
         assert log.down_since is not None
         os.kill(own_server.pid, signal.SIGCONT)
@@ -287,4 +287,4 @@ async def test_the_stream_is_named_when_it_vanishes(nats_url: str, stack: AsyncE
         async with Reading(log.follow()) as reading:
             await reading.count(1)
     with pytest.raises(LogUnavailable):
-        await log.append("a", b"", message_id="m", expected_last=0)
+        await log.append("facts.a", b"", message_id="m", expected_last=0)

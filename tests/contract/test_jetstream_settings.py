@@ -14,7 +14,8 @@ import pytest
 from holdfast.core.errors import IncompatibleServer, InvalidConfig, LogUnavailable
 from holdfast.store.embedded import nats_server
 from holdfast.store.jetstream import JetStreamLog
-from holdfast.store.jetstream_stream import stream_config
+from holdfast.store.jetstream_stream import stream_config, subjects
+from holdfast.store.nats_connection import NoResponders
 from holdfast.store.settings import JetStreamSettings
 from tests.contract.helpers import Certificates
 from tests.contract.worlds import jetstream_settings
@@ -56,14 +57,14 @@ async def test_the_stream_is_created_with_its_limits_spelled_out(nats_url: str) 
     assert config["duplicate_window"] == 30_000_000_000
     assert config["deny_delete"] is True
     assert not config.get("allow_direct")
-    assert config["subjects"] == [f"{settings.subject_prefix}.>"]
+    assert config["subjects"] == [f"{settings.subject_prefix}.decisions", f"{settings.subject_prefix}.facts.>"]
 
 
 async def test_a_stream_made_the_same_way_is_taken(nats_url: str) -> None:
     settings = jetstream_settings(nats_url)
     await create_by_hand(nats_url, settings)
     async with opened(settings) as log:
-        assert await log.append("a", b"", message_id="m", expected_last=0) == 1
+        assert await log.append("facts.a", b"", message_id="m", expected_last=0) == 1
 
 
 async def test_many_clients_may_create_the_stream_at_once(nats_url: str) -> None:
@@ -104,6 +105,26 @@ async def test_a_stream_on_other_subjects_is_refused(nats_url: str) -> None:
     await create_by_hand(nats_url, settings, subjects=["elsewhere-of-it.>"])
     with pytest.raises(IncompatibleServer, match="subjects is"):
         await JetStreamLog.open(settings)
+
+
+async def test_what_is_not_the_logs_does_not_get_into_its_stream(nats_url: str) -> None:
+    settings = jetstream_settings(nats_url)
+    async with opened(settings) as log:
+        connection = await log._session.connection(5)
+        for stray in ("stray", "decisions.stray", "fact.node"):
+            with pytest.raises(NoResponders):
+                await connection.request(f"{settings.subject_prefix}.{stray}", b"hello", 1)
+        assert (await log.status()).messages == 0
+
+
+@pytest.mark.parametrize("more", [".>", ".old"])
+async def test_a_stream_of_an_earlier_version_is_told_to_take_only_what_is_the_logs(nats_url: str, more: str) -> None:
+    settings = jetstream_settings(nats_url)
+    wanted = subjects(settings)
+    subject = settings.subject_prefix + more
+    await create_by_hand(nats_url, settings, subjects=[subject] if more == ".>" else [*wanted, subject])
+    async with opened(settings) as log:
+        assert (await stream_of(log))["subjects"] == wanted
 
 
 async def test_subjects_that_belong_to_another_stream_are_told(nats_url: str) -> None:
@@ -163,7 +184,7 @@ async def test_credentials_let_us_in_and_wrong_ones_are_told_without_showing_the
 ) -> None:
     async with nats_server(tmp_path, more_config=config) as server:
         async with opened(jetstream_settings(server.url, **right)) as log:
-            assert await log.append("a", b"", message_id="m", expected_last=0) == 1
+            assert await log.append("facts.a", b"", message_id="m", expected_last=0) == 1
         for credentials in (wrong, {}):
             settings = jetstream_settings(server.url, **credentials)
             with pytest.raises(InvalidConfig, match="refused the credentials") as caught:
@@ -182,7 +203,7 @@ async def test_credentials_refused_later_are_a_failure_that_may_pass(tmp_path: P
             await server.kill()
             async with nats_server(tmp_path, port, more_config=config("changed")):
                 with pytest.raises(LogUnavailable, match="refused the credentials"):
-                    await log.append("a", b"", message_id="m", expected_last=0)
+                    await log.append("facts.a", b"", message_id="m", expected_last=0)
 
 
 async def test_tls_with_a_client_certificate(tmp_path: Path, stack: AsyncExitStack) -> None:
@@ -199,7 +220,7 @@ async def test_tls_with_a_client_certificate(tmp_path: Path, stack: AsyncExitSta
         "tls_key_file": certificates.key,
     }
     async with opened(jetstream_settings(url, **files)) as log:
-        assert await log.append("a", b"", message_id="m", expected_last=0) == 1
+        assert await log.append("facts.a", b"", message_id="m", expected_last=0) == 1
     with pytest.raises(LogUnavailable, match="certificate"):
         await JetStreamLog.open(jetstream_settings(url, open_timeout_s=0.5))
 

@@ -18,6 +18,9 @@ NAME_IN_USE = 10058
 NANOSECONDS = 1_000_000_000
 UNLIMITED = -1
 
+SUBJECTS = ("decisions", "facts.>")
+"""All that the log is made of. Nothing else below the prefix gets into the stream: what can't be read stops it."""
+
 # What must not differ, because history would be lost, changed or acknowledged before it is safe.
 REQUIRED: dict[str, Any] = {
     "retention": "limits",
@@ -39,13 +42,18 @@ REQUIRED: dict[str, Any] = {
 ASYNC_PERSISTENCE = "async"
 
 
+def subjects(settings: JetStreamSettings) -> list[str]:
+    """The stream's subjects as the server knows them."""
+    return [f"{settings.subject_prefix}.{subject}" for subject in SUBJECTS]
+
+
 def stream_config(settings: JetStreamSettings) -> dict[str, Any]:
     """The configuration to create the stream with."""
     return {
         **{name: value for name, value in REQUIRED.items() if value is not None},
         "name": settings.stream,
         "description": "Holdfast: every decision and every fact of one cluster, in one order",
-        "subjects": [f"{settings.subject_prefix}.>"],
+        "subjects": subjects(settings),
         "num_replicas": settings.replicas,
         "max_bytes": settings.max_bytes,
         "max_msg_size": settings.max_message_bytes,
@@ -59,7 +67,7 @@ def stream_config(settings: JetStreamSettings) -> dict[str, Any]:
 
 
 async def ensure_stream(api: JetStreamApi) -> None:
-    """Create the stream, or check it and let it grow. Raises `IncompatibleServer`, `LogUnavailable`."""
+    """Create the stream, or check and adapt the one there is. Raises `IncompatibleServer`, `LogUnavailable`."""
     settings = api.settings
     try:
         info = await _info_or_create(api)
@@ -69,22 +77,19 @@ async def ensure_stream(api: JetStreamApi) -> None:
             f"can't be created: {error}; mend the settings (replicas, max_bytes, subject_prefix) or the servers' limits"
         ) from error
     check_stream(info["config"], settings)
-    if 0 <= info["config"]["max_bytes"] < settings.max_bytes:
-        await _grow(api, info["config"])
+    await _adapt(api, info["config"])
 
 
 def check_stream(found: dict[str, Any], settings: JetStreamSettings) -> None:
     """Raises `IncompatibleServer` naming every setting of an existing stream that the log can't live with."""
-    wanted = {
-        **REQUIRED,
-        "subjects": [f"{settings.subject_prefix}.>"],
-        "num_replicas": settings.replicas,
-    }
+    wanted = {**REQUIRED, "num_replicas": settings.replicas}
     wrong = [
         f"{name} is {found.get(name)!r} and must be {value!r}"
         for name, value in wanted.items()
         if (found.get(name) or False) != (value or False)
     ]
+    if not _covers(found["subjects"], settings):
+        wrong.append(f"subjects is {found['subjects']!r} and must be {subjects(settings)!r}")
     if found.get("persist_mode") == ASYNC_PERSISTENCE:
         wrong.append("persist_mode is 'async' and must be 'default'")
     if 0 <= found.get("max_msg_size", UNLIMITED) < settings.max_message_bytes:
@@ -115,13 +120,24 @@ async def _info_or_create(api: JetStreamApi) -> dict[str, Any]:
     return await api.stream_info(api.settings.open_timeout_s)
 
 
-async def _grow(api: JetStreamApi, config: dict[str, Any]) -> None:
-    wanted = api.settings.max_bytes
+def _covers(found: list[str], settings: JetStreamSettings) -> bool:
+    """Whether a stream takes all that the log needs; streams of earlier versions take all below the prefix."""
+    return f"{settings.subject_prefix}.>" in found or set(subjects(settings)) <= set(found)
+
+
+async def _adapt(api: JetStreamApi, config: dict[str, Any]) -> None:
+    """Change what may be changed in a stream that is there already; it works without, if less well."""
+    changes: dict[str, Any] = {}
+    if 0 <= config["max_bytes"] < api.settings.max_bytes:
+        changes["max_bytes"] = api.settings.max_bytes
+    if set(config["subjects"]) != set(subjects(api.settings)):
+        changes["subjects"] = subjects(api.settings)
+    if not changes:
+        return
     try:
         await api.call(
-            f"STREAM.UPDATE.{api.settings.stream}",
-            {**config, "max_bytes": wanted},
-            timeout_s=api.settings.open_timeout_s,
+            f"STREAM.UPDATE.{api.settings.stream}", {**config, **changes}, timeout_s=api.settings.open_timeout_s
         )
     except (ApiError, LogUnavailable) as error:
-        logger.warning("stream %s keeps its limit of %s bytes: %s", api.settings.stream, config["max_bytes"], error)
+        kept = ", ".join(f"{name} {config[name]!r}" for name in changes)
+        logger.warning("stream %s keeps its %s: %s", api.settings.stream, kept, error)
