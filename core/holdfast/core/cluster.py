@@ -99,7 +99,10 @@ class ApplicationState(msgspec.Struct, frozen=True):
 
 
 class ReplicaState(msgspec.Struct, frozen=True):
-    """A replica from its placement until it is gone and replaced. `event` is the last event about it."""
+    """A replica from its placement until it is gone and replaced. `event` is the last event about its life.
+
+    `suspected_by` are the gateways that hear nothing from it just now.
+    """
 
     id: str
     application: str
@@ -113,6 +116,7 @@ class ReplicaState(msgspec.Struct, frozen=True):
     address: str = ""
     info: EngineInfo | None = None
     message: str = ""
+    suspected_by: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:

@@ -117,6 +117,32 @@ class GatewayLeft(Fact, frozen=True):
     gateway: str
 
 
+class ReplicaSuspected(Fact, frozen=True):
+    """A gateway hears nothing from the replica for unusually long: it moved `streams` away, and routes around it."""
+
+    gateway: str
+    replica: str
+    silence_s: float
+    streams: int
+
+
+class ReplicaTrusted(Fact, frozen=True):
+    """The replica is heard again, and gets streams from this gateway again."""
+
+    gateway: str
+    replica: str
+    suspected_s: float
+
+
+class StreamsMigrated(Fact, frozen=True):
+    """The gateway's connection to the replica broke, and `streams` went on elsewhere, for the reason given."""
+
+    gateway: str
+    replica: str
+    streams: int
+    reason: str
+
+
 class DeployRequested(Fact, frozen=True):
     """An operator asks for this application to be as configured. The controller decides."""
 
@@ -205,6 +231,9 @@ FactTypes = (
     | ReplicaExited
     | GatewayJoined
     | GatewayLeft
+    | ReplicaSuspected
+    | ReplicaTrusted
+    | StreamsMigrated
     | DeployRequested
     | DeleteRequested
 )

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -283,7 +283,8 @@ def _set_deployment(state: ClusterState, application: ApplicationState, deployme
 
 def _gateway_joined(state: ClusterState, event: ev.Event, fact: ev.GatewayJoined) -> ClusterState:
     before = state.gateways.get(fact.gateway)
-    if before is not None and before.incarnation == event.incarnation:
+    if before is not None and before.incarnation == event.incarnation and before.status is not MemberStatus.LOST:
+        # It holds nothing that could have been given to others, so one that was given up may simply come back.
         return state
     gateway = GatewayState(
         fact.gateway,
@@ -295,6 +296,7 @@ def _gateway_joined(state: ClusterState, event: ev.Event, fact: ev.GatewayJoined
         fact.version,
         event.id,
     )
+    state = _without_suspicions_of(state, gateway.id, state.replicas.values())
     return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway.id, gateway))
 
 
@@ -313,7 +315,39 @@ def _set_gateway(
     if gateway is None or gateway.incarnation != incarnation or gateway.status in _ENDS:
         return state
     gateway = msgspec.structs.replace(gateway, status=status, event=event.id)
+    if status in _ENDS:
+        state = _without_suspicions_of(state, gateway_id, state.replicas.values())
     return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway_id, gateway))
+
+
+def _replica_suspected(state: ClusterState, event: ev.Event, fact: ev.ReplicaSuspected) -> ClusterState:
+    replica = state.replicas.get(fact.replica)
+    if replica is None or fact.gateway in replica.suspected_by:
+        return state
+    return _set_suspicions(state, replica, (*replica.suspected_by, fact.gateway))
+
+
+def _replica_trusted(state: ClusterState, event: ev.Event, fact: ev.ReplicaTrusted) -> ClusterState:
+    replica = state.replicas.get(fact.replica)
+    return state if replica is None else _without_suspicions_of(state, fact.gateway, [replica])
+
+
+def _streams_migrated(state: ClusterState, event: ev.Event, fact: ev.StreamsMigrated) -> ClusterState:
+    """For people to read: what is remembered of a request is in its gateway."""
+    return state
+
+
+def _without_suspicions_of(state: ClusterState, gateway: str, replicas: Iterable[ReplicaState]) -> ClusterState:
+    for replica in list(replicas):
+        if gateway in replica.suspected_by:
+            others = tuple(other for other in replica.suspected_by if other != gateway)
+            state = _set_suspicions(state, replica, others)
+    return state
+
+
+def _set_suspicions(state: ClusterState, replica: ReplicaState, gateways: tuple[str, ...]) -> ClusterState:
+    changed = msgspec.structs.replace(replica, suspected_by=gateways)
+    return msgspec.structs.replace(state, replicas=_with(state.replicas, replica.id, changed))
 
 
 # --- the controller and the goal ------------------------------------------------------------------------
@@ -405,6 +439,9 @@ _REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], Cluste
     ev.GatewayJoined: _gateway_joined,
     ev.GatewayLeft: _gateway_left,
     ev.GatewayLost: _gateway_lost,
+    ev.ReplicaSuspected: _replica_suspected,
+    ev.ReplicaTrusted: _replica_trusted,
+    ev.StreamsMigrated: _streams_migrated,
     ev.LeaderElected: _leader_elected,
     ev.ApplicationDeployed: _application_deployed,
     ev.ApplicationDeleted: _application_deleted,

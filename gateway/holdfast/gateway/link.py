@@ -92,6 +92,7 @@ class ReplicaLink:
         self.in_flight_max = in_flight_max
         self.info: EngineInfo | None = None
         self.retired = False
+        self.kv_used = 0.0
         self._settings = settings
         self._rng = rng
         self._on_capacity = on_capacity
@@ -304,6 +305,7 @@ class ReplicaLink:
             if self._beats_since >= TRUST_BEATS:
                 self._trust(connection.last_received_s)
         self._reported = beat.load.running + beat.load.waiting
+        self.kv_used = beat.load.kv_blocks_used / max(1, beat.load.kv_blocks)
         self._draining = beat.draining
         if self._full:
             self._full = False

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.actors.follower import Follower
 from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
-from holdfast.core.errors import NoReplica, Overloaded, UnknownModel
+from holdfast.core.errors import NoReplica, Overloaded, StreamLost, UnknownModel
+from holdfast.core.events import Fact, ReplicaSuspected, ReplicaTrusted, StreamsMigrated
 from holdfast.core.requests import EngineRequest
 from holdfast.core.routing import choose
 from holdfast.core.stream import StreamStatus
@@ -43,10 +45,31 @@ class ServingSettings(BaseModel):
         30.0, ge=0, le=3_600, description="A stream waits this long for a replica with room before it fails (seconds)."
     )
     migration_limit: int = Field(3, ge=0, le=100, description="A stream may change its replica this often.")
-    dial_timeout_s: float = Field(1.0, gt=0, le=60, description="Reaching a replica may take this long (seconds).")
-    heartbeat_timeout_s: float = Field(
-        2.0, gt=0, le=600, description="A replica that sends nothing for this long is left (seconds)."
+    migration_max_seq_len: int = Field(
+        0, ge=0, description="Streams of more tokens than this, prompt included, don't migrate but fail. 0: no limit."
     )
+    dial_timeout_s: float = Field(1.0, gt=0, le=60, description="Reaching a replica may take this long (seconds).")
+    suspicion_phi: float = Field(
+        8.0,
+        gt=0,
+        le=300,
+        description="A replica whose silence is this unlikely (phi: once in 10^phi) loses its streams to others. "
+        "8 is about half a second with regular heartbeats.",
+    )
+    heartbeat_timeout_s: float = Field(
+        2.0, gt=0, le=600, description="A replica that sends nothing for this long is dialled again (seconds)."
+    )
+
+
+class PoolReport(msgspec.Struct, frozen=True):
+    """One deployment at one gateway. `in_flight` and `kv_used` (a fraction) are by replica."""
+
+    model: str
+    replicas_ready: int
+    replicas_wanted: int
+    queued: int
+    in_flight: dict[str, int]
+    kv_used: dict[str, float]
 
 
 class _Pool:
@@ -63,19 +86,37 @@ class Serving:
     """As `Backend`, over replicas' sockets."""
 
     def __init__(
-        self, follower: Follower, cluster: str, gateway: str, settings: ServingSettings, rng: random.Random
+        self,
+        follower: Follower,
+        cluster: str,
+        gateway: str,
+        settings: ServingSettings,
+        rng: random.Random,
+        report: Callable[[Fact, str | None], str] = lambda _fact, _cause: "",
+        heartbeat_interval_s: float = 0.1,
     ) -> None:
         self._follower = follower
         self._settings = settings
         self._rng = rng
-        self._link_settings = LinkSettings(cluster, gateway, settings.dial_timeout_s, settings.heartbeat_timeout_s)
+        self._gateway = gateway
+        self._report = report
+        self._suspicions: dict[str, str] = {}
+        self._link_settings = LinkSettings(
+            cluster,
+            gateway,
+            settings.dial_timeout_s,
+            heartbeat_interval_s,
+            settings.heartbeat_timeout_s,
+            settings.suspicion_phi,
+        )
         self._pools: dict[str, _Pool] = {}
         self._links: dict[str, ReplicaLink] = {}
         self._pool_of: dict[StreamRun, _Pool] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
-        self.migrations = 0
+        self.migrations: Counter[tuple[str, str]] = Counter()
+        self.rejections: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
         """Keep links to all running replicas until cancelled."""
@@ -106,6 +147,7 @@ class Serving:
             raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
         free = pool.config.max_queued_requests - len(pool.queue)
         if len(choices) > free and len(choices) > free + sum(link.places for link in pool.links):
+            self.rejections[model, "queue_full"] += 1
             raise Overloaded(
                 f"{len(pool.queue)} requests wait for a replica of `{model}` already; at most "
                 f"{pool.config.max_queued_requests} may.",
@@ -127,12 +169,32 @@ class Serving:
         details: dict[str, Any] = {"models": {}, "log_sequence": self._follower.state.sequence}
         for name, pool in self._pools.items():
             ready = sum(link.ready for link in pool.links)
-            details["models"][name] = {"replicas_ready": ready, "replicas_wanted": pool.config.num_replicas}
+            details["models"][name] = {
+                "replicas_ready": ready,
+                "replicas_wanted": pool.config.num_replicas,
+                "queued": len(pool.queue),
+                "in_flight": sum(link.in_flight for link in pool.links),
+                "deterministic": all(link.info.deterministic for link in pool.links if link.info is not None),
+            }
             if not ready and pool.config.num_replicas:
                 reasons.append(f"no replica of {name} is ready")
         if not self._pools:
             reasons.append("no application is deployed")
         return Health(not reasons, reasons, details)
+
+    def pools(self) -> list[PoolReport]:
+        """How each deployment stands at this gateway, for metrics."""
+        return [
+            PoolReport(
+                name,
+                sum(link.ready for link in pool.links),
+                pool.config.num_replicas,
+                len(pool.queue),
+                {link.replica: link.in_flight for link in pool.links},
+                {link.replica: link.kv_used for link in pool.links},
+            )
+            for name, pool in self._pools.items()
+        ]
 
     async def idle(self) -> None:
         """Wait until no request is open."""
@@ -184,7 +246,9 @@ class Serving:
             self._link_settings,
             self._rng,
             on_capacity=lambda _link: self._pump(pool),
-            on_orphans=self._migrate,
+            on_orphans=lambda runs, cause: self._orphaned(replica.id, runs, cause),
+            on_suspicion=self._suspected,
+            on_trust=self._trusted,
         )
         self._links[replica.id] = link
         pool.links.append(link)
@@ -240,7 +304,21 @@ class Serving:
                 return
             run.leave_queue()
 
-    def _migrate(self, runs: list[StreamRun], cause: Exception) -> None:
+    def _suspected(self, link: ReplicaLink, silence_s: float, streams: int) -> None:
+        fact = ReplicaSuspected(self._gateway, link.replica, round(silence_s, 3), streams)
+        self._suspicions[link.replica] = self._report(fact, None)
+
+    def _trusted(self, link: ReplicaLink, suspected_s: float) -> None:
+        cause = self._suspicions.pop(link.replica, None)
+        self._report(ReplicaTrusted(self._gateway, link.replica, round(suspected_s, 3)), cause)
+
+    def _orphaned(self, replica: str, runs: list[StreamRun], cause: Exception) -> None:
+        begun = sum(run.stream.status is StreamStatus.RUNNING for run in runs)
+        if begun and replica not in self._suspicions:
+            self._report(StreamsMigrated(self._gateway, replica, begun, str(cause)), None)
+        self._migrate(runs, cause, "silent" if replica in self._suspicions else "lost")
+
+    def _migrate(self, runs: list[StreamRun], cause: Exception, kind: str) -> None:
         """These lost their replica: on to another."""
         for run in runs:
             run.link = None
@@ -250,11 +328,20 @@ class Serving:
             if run.stream.status is not StreamStatus.WAITING or pool is None or pool.closed:
                 run.fail(cause)
                 continue
-            self.migrations += had_begun
+            if had_begun and self._too_long(run):
+                run.fail(StreamLost(f"{cause}; the stream is longer than migration_max_seq_len allows"))
+                continue
+            if had_begun:
+                self.migrations[pool.config.name, kind] += 1
             if not self._begin(run, pool):
                 self._enqueue(run, pool, first=True)
 
+    def _too_long(self, run: StreamRun) -> bool:
+        limit = self._settings.migration_max_seq_len
+        return 0 < limit < (run.stream.prompt_tokens or 0) + len(run.stream.accepted)
+
     def _give_up(self, run: StreamRun, pool: _Pool) -> None:
+        self.rejections[pool.config.name, "no_replica"] += 1
         waited_s = self._settings.replica_wait_s
         message = f"No replica of `{pool.config.name}` could take the request within {waited_s:g} seconds."
         run.fail(NoReplica(message, RETRY_AFTER_S))
