@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
 
 from holdfast.core.cluster import ClusterState
+from holdfast.core.errors import CorruptLog, UnknownEventVersion, WorldFailure, WrongLastSequence
 from holdfast.core.events import Record, decode_record
-from holdfast.core.ports import Log
+from holdfast.core.ports import Log, LogEntry
 from holdfast.core.state import apply
+
+UNREADABLE = (CorruptLog, UnknownEventVersion)
+"""What the log can hold that ends all reading of it."""
+
+REPAIR = "docs/architecture.md, under \"Repairing the log\", says what to do"
+
+logger = logging.getLogger(__name__)
 
 
 class Follower:
@@ -19,28 +29,47 @@ class Follower:
         self._changed: asyncio.Future[None] | None = None
         self._observers: list[Callable[[Record, ClusterState], None]] = []
         self.state = ClusterState()
+        self.unreadable: WorldFailure | None = None
+        """Why the log can't be read beyond the state, once that is so. It is not going to be read again then."""
 
     def observe(self, observer: Callable[[Record, ClusterState], None]) -> None:
         """Call `observer(record, state after it)` for every record from here on. It must not block."""
         self._observers.append(observer)
 
     async def run(self) -> None:
-        """Fold the log until cancelled. Raises `CorruptLog` or `UnknownEventVersion`: then nothing here may act."""
-        async for entry in self._log.follow(self.state.sequence):
-            record = decode_record(entry)
-            self.state = apply(self.state, record)
-            for observer in self._observers:
-                observer(record, self.state)
+        """Fold the log until cancelled. Raises `CorruptLog` or `UnknownEventVersion`: the state is its last good one."""
+        try:
+            async with contextlib.aclosing(self._log.follow(self.state.sequence)) as entries:
+                async for entry in entries:
+                    self._take(entry)
+        except UNREADABLE as error:
+            told = f"the log can't be read beyond sequence {self.state.sequence}: {error}; {REPAIR}"
+            self.unreadable = type(error)(told)
             self._wake()
+            raise self.unreadable from error
+
+    async def writing(self, facts: Awaitable[None]) -> None:
+        """Write facts. Raises `WrongLastSequence`, unless what can't be read may be what came in between."""
+        try:
+            await facts
+        except WrongLastSequence as error:
+            if self.unreadable is None:
+                raise
+            logger.error("what happens here is not told to the log any more: %s", error)
 
     async def catch_up(self) -> None:
-        """Wait until everything is folded that the log held when this was called. Raises `LogUnavailable`."""
+        """Wait until everything is folded that the log held when this was called.
+
+        Raises `LogUnavailable`, and as `reached`.
+        """
         status = await self._log.status()
         await self.reached(status.last_sequence)
 
     async def reached(self, sequence: int) -> None:
-        """Wait until the state includes `sequence`."""
+        """Wait until the state includes `sequence`. Raises `CorruptLog` or `UnknownEventVersion` if it never will."""
         while self.state.sequence < sequence:
+            if self.unreadable is not None:
+                raise self.unreadable
             await self.change()
 
     async def change(self) -> None:
@@ -54,6 +83,13 @@ class Follower:
         while not predicate(self.state):
             await self.change()
         return self.state
+
+    def _take(self, entry: LogEntry) -> None:
+        record = decode_record(entry)
+        self.state = apply(self.state, record)
+        for observer in self._observers:
+            observer(record, self.state)
+        self._wake()
 
     def _wake(self) -> None:
         if self._changed is not None:

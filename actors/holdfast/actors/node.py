@@ -16,14 +16,14 @@ import signal
 import msgspec
 
 from holdfast.actors.controller import Controller
-from holdfast.actors.follower import Follower
+from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
 from holdfast.actors.writer import DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.decoding import UNDECODABLE
-from holdfast.core.errors import HoldfastError, WorldFailure
+from holdfast.core.errors import HoldfastError, LogUnavailable, WorldFailure
 from holdfast.core.events import NodeJoined, NodeLeft, NodeStopping, ReplicaExited, ReplicaReady, ReplicaStarted
 from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
 
@@ -32,6 +32,9 @@ STOP_MARGIN_S = 1.0
 
 FLUSH_TIMEOUT_S = 2.0
 """How long a node that ends waits for its last facts to reach the log."""
+
+RESIGN_INTERVAL_S = 5.0
+"""A node that can't read the log any more sees to it this often that it does not hold the leader key."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +95,7 @@ class Node:
         self._children: dict[str, _Child] = {}
         self._taken_up: set[str] = set()
         self._leaving = False
+        self._leading: asyncio.Task[None] | None = None
         self._childless = asyncio.Event()
         self._childless.set()
 
@@ -100,8 +104,8 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._follower.run()),
-                    group.create_task(self._facts.run()),
+                    group.create_task(self._follow()),
+                    group.create_task(self._follower.writing(self._facts.run())),
                     group.create_task(self._session.run()),
                 ]
                 participation = group.create_task(self._participate(group))
@@ -126,7 +130,8 @@ class Node:
         logger.info("node %s joined as %s", identity.name, joined)
         await self._follower.until(lambda state: self._here(state) is not None)
         async with asyncio.TaskGroup() as inner:
-            inner.create_task(self._controller.run())
+            if self._follower.unreadable is None:
+                self._leading = inner.create_task(self._controller.run())
             while True:
                 self._act(group)
                 await self._follower.change()
@@ -136,9 +141,24 @@ class Node:
         while True:
             try:
                 return await self._follower.catch_up()
-            except WorldFailure as error:
+            except LogUnavailable as error:
                 logger.warning("can't read the log yet: %s", error)
                 await asyncio.sleep(0.5)
+
+    async def _follow(self) -> None:
+        """Fold the log. Where it can't be read on, what runs here is kept, but the node neither acts nor leads."""
+        try:
+            await self._follower.run()
+        except UNREADABLE as error:
+            if self._here(self._follower.state) is None:
+                raise
+            logger.error("%s. This node keeps its replicas, and neither acts nor leads any more", error)
+            if self._leading is not None:
+                self._leading.cancel()
+                await asyncio.wait([self._leading])
+            while True:
+                await self._controller.resign()
+                await asyncio.sleep(RESIGN_INTERVAL_S)
 
     def _here(self, state: ClusterState) -> MemberStatus | None:
         """This incarnation's status, None before the log has it or once the log has another."""

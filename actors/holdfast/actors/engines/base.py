@@ -1,8 +1,8 @@
 """The engine port: what a replica needs from whatever generates its tokens.
 
-The replica calls `step` in a loop while there is work. Between two steps it admits and drops streams, so an
-engine never needs locks: `admit`, `drop` and `load` are never called while a `step` of it is running in
-another thread of control (the replica awaits each step before it does anything else with the engine).
+The replica calls `step` in a loop while there is work, and `drop` only between two steps. `admit` and `load` may be
+called while a step is awaited: an engine whose steps run in another thread lets new streams in when the next
+one begins. All calls come from the event loop's thread, and one `admit` at a time.
 """
 
 from __future__ import annotations

@@ -61,11 +61,23 @@ class Admission:
         """The prompt's ids, and the field that they came from."""
         if request.messages is not None:
             text = self._chat.render(request.messages, request.tools)
+            self._check_length(text, "messages")
             # The template writes the special tokens itself.
             return self._tokenizer.encode(text, add_special_tokens=False), "messages"
         if request.prompt is not None:
+            self._check_length(request.prompt, "prompt")
             return self._tokenizer.encode(request.prompt, add_special_tokens=True), "prompt"
         return list(request.prompt_tokens or ()), "prompt"
+
+    def _check_length(self, text: str, param: str) -> None:
+        """Refuse what can't fit however it is cut into tokens, before it costs seconds to cut it."""
+        fewest = self._tokenizer.fewest_tokens(text)
+        if fewest >= self._context_tokens_max:
+            raise _too_long(
+                f"This model's maximum context length is {self._context_tokens_max} tokens. However, your {param} "
+                f"resulted in more than {fewest} tokens. Please reduce the length of the {param}.",
+                param,
+            )
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         for token in ids:

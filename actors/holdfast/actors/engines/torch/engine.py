@@ -67,6 +67,9 @@ class TorchEngine:
         directory = Path(settings.model)
         device, dtype = _device(settings.device), getattr(torch, settings.dtype)
         self._executor = executor
+        # Prompts are read in a thread of their own: a long one must not hold up the streams that run.
+        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch-prompts")
+        self._arrivals: list[Stream] = []
         self._tile_tokens = settings.tile_tokens
         self._steps = 0
         self._config = read_config(directory)
@@ -111,13 +114,15 @@ class TorchEngine:
         `unsupported_content`, `invalid_messages`, `no_chat_template`, `unsupported_value`, `invalid_json_schema`,
         or `engine_overloaded` when as many streams wait as may.
         """
-        self._scheduler.check_room()
-        stream = await self._in_thread(lambda: self._admission.stream(key, request))
-        self._scheduler.admit(stream)
+        self._scheduler.check_room(len(self._arrivals))
+        stream = await self._in_thread(lambda: self._admission.stream(key, request), self._readers)
+        self._scheduler.check_room(len(self._arrivals))
+        self._arrivals.append(stream)
         return stream.prompt_tokens
 
     def drop(self, key: int) -> None:
         """Forget a stream and free its KV blocks; unknown keys are no error."""
+        self._arrivals = [stream for stream in self._arrivals if stream.key != key]
         self._scheduler.drop(key)
 
     async def step(self) -> StepOutput:
@@ -125,24 +130,28 @@ class TorchEngine:
 
         What goes wrong in it (out of memory, a device error) is raised here; the streams are then as before.
         """
+        arrivals, self._arrivals = self._arrivals, []
+        for stream in arrivals:
+            self._scheduler.admit(stream)
         return await self._in_thread(self._step)
 
     def load(self) -> EngineLoad:
         return EngineLoad(
             running=self._scheduler.running,
-            waiting=self._scheduler.waiting,
+            waiting=self._scheduler.waiting + len(self._arrivals),
             kv_blocks_used=self._pool.used,
             kv_blocks=self._pool.blocks,
             step=self._steps,
         )
 
     async def close(self) -> None:
-        """Wait for a step in progress and end the engine's thread. The engine is of no use afterwards."""
+        """Wait for a step in progress and end the engine's threads. The engine is of no use afterwards."""
         await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._readers.shutdown)
         await asyncio.to_thread(self._grammars.close)
 
-    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+    async def _in_thread(self, work: Callable[[], _Result], thread: ThreadPoolExecutor | None = None) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(thread or self._executor, work)
 
     def _step(self) -> StepOutput:
         output = StepOutput()

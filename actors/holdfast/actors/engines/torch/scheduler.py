@@ -80,9 +80,9 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def check_room(self) -> None:
-        """Raises `RequestRefused` (`engine_overloaded`) when no further stream may wait."""
-        if self.running + self.waiting >= self._streams_max + self._waiting_max:
+    def check_room(self, arriving: int = 0) -> None:
+        """Raises `RequestRefused` (`engine_overloaded`) when no further stream may wait beside those `arriving`."""
+        if self.running + self.waiting + arriving >= self._streams_max + self._waiting_max:
             raise RequestRefused(
                 f"The engine has {self.running} streams running and {self.waiting} waiting, which is its limit. "
                 "Try again later.",

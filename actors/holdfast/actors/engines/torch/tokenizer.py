@@ -53,6 +53,9 @@ class ModelTokenizer:
             raise InvalidConfig(f"{path} can't be read as a tokenizer: {error}") from error
         self._own = _bytes_of_tokens(self._tokenizer, path)
         self._visible = list(self._own)
+        # A token of n bytes stands for at most n characters. A normalizer may drop some before they are counted.
+        margin = 1 if self._tokenizer.normalizer is None else NORMALIZER_MARGIN
+        self._longest_chars = margin * max(1, *(len(own) for own in self._own))
         for token, added in self._tokenizer.get_added_tokens_decoder().items():
             if added.special:
                 self._visible[token] = b""
@@ -66,6 +69,10 @@ class ModelTokenizer:
             encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of the text's length in tokens, at once."""
+        return len(text) // self._longest_chars
 
     def token_bytes(self, token: int) -> bytes:
         """The token's own text; that of a special token is its name. Empty for ids that no token has."""
