@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from datetime import datetime
@@ -15,10 +16,14 @@ import nats
 import psutil
 import pytest
 
-from tests.acceptance.conftest import Cluster, Start, Status, holdfast, until
+from holdfast.gateway.local_cluster import GIVEN_TIMEOUT_S
+from holdfast.gateway.settings import default_model_directory
+from holdfast.store.embedded import free_port
+from tests.acceptance.conftest import Cluster, Start, Status, holdfast, run_holdfast, until
 
 ORDERLY_STOP_S = 10.0
 REPLACED_S = 2.0
+START_S = 3.0
 FIRST_TOKEN_S = 15.0
 
 Event = dict[str, Any]
@@ -244,6 +249,18 @@ def test_commands_whose_servers_do_not_answer_say_so() -> None:
     assert_refused(["status", *nowhere], "127.0.0.1:1")
 
 
+def test_given_servers_that_do_not_answer_end_up_before_anything_starts(tmp_path: Path) -> None:
+    for option, url in (("--nats", "nats://127.0.0.1:1"), ("--etcd", "http://127.0.0.1:1")):
+        began = time.monotonic()
+        data_dir = str(tmp_path / option)
+        ended = run_holdfast("up", "--engine", "mock", "--port", str(free_port()), "--data-dir", data_dir, option, url)
+        assert time.monotonic() - began < GIVEN_TIMEOUT_S + START_S
+        assert ended.returncode == 2
+        assert len(ended.stderr.strip().splitlines()) == 1
+        assert "127.0.0.1:1" in ended.stderr
+        assert "✓" not in ended.stdout
+
+
 # --- starting, stopping, starting again -----------------------------------------------------------------------
 
 
@@ -309,6 +326,19 @@ def test_a_model_that_does_not_load_ends_up_with_its_message(start_cluster: Star
     assert "failed to start 3 times" in cluster.output
     assert "config.json" in cluster.output
     assert cluster.processes() == []
+
+
+def test_a_model_that_is_gone_is_told_before_any_member_starts(start_cluster: Start, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(default_model_directory(), model)
+    cluster = start_cluster("--model", str(model), engine="torch", replicas=1)
+    assert cluster.stop() == 0
+    shutil.rmtree(model)
+    (cluster.data_dir / "logs" / "node-1.log").unlink()
+    cluster.start("--nodes", "1", wait=False)
+    assert cluster.join() == 2
+    assert "does not exist" in cluster.output
+    assert not (cluster.data_dir / "logs" / "node-1.log").exists()
 
 
 def test_the_shipped_model_gives_its_first_token_soon(start_cluster: Start) -> None:

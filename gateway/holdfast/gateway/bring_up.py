@@ -47,10 +47,13 @@ class NotReady(WorldFailure):
     """The cluster did not come up; the text says what is missing."""
 
 
-async def bring_up(cluster: LocalCluster, progress: Progress) -> list[str]:
-    """Deploy, and wait until every gateway serves; the models' names. Raises `NotReady`, and the store's errors."""
+async def bring_up(cluster: LocalCluster, group: asyncio.TaskGroup, progress: Progress) -> list[str]:
+    """Start the members, deploy, and wait until every gateway serves; the models' names.
+
+    Raises `NotReady`, the store's errors, and `Misuse` before it starts anything for what can't be deployed here.
+    """
     async with open_log(cluster.settings) as log:
-        arrival = _Arrival(cluster, progress, log)
+        arrival = _Arrival(cluster, group, progress, log)
         wait = asyncio.create_task(arrival.wait())
         others = [asyncio.create_task(arrival.follower.run()), asyncio.create_task(arrival.watch_room())]
         try:
@@ -68,8 +71,9 @@ async def bring_up(cluster: LocalCluster, progress: Progress) -> list[str]:
 class _Arrival:
     """One coming up, and how far it is."""
 
-    def __init__(self, cluster: LocalCluster, progress: Progress, log: JetStreamLog) -> None:
+    def __init__(self, cluster: LocalCluster, group: asyncio.TaskGroup, progress: Progress, log: JetStreamLog) -> None:
         self._cluster = cluster
+        self._group = group
         self._progress = progress
         self._timeout_s = cluster.plan.start_timeout_s
         self.follower = Follower(log)
@@ -81,8 +85,10 @@ class _Arrival:
     async def wait(self) -> list[str]:
         try:
             async with asyncio.timeout(self._timeout_s):
+                application = await self._wanted()
+                await self._cluster.start_members(self._group)
                 await self._nodes()
-                application = await self._deploy()
+                await self._deploy(application)
                 await self._leader()
                 await self._replicas(application)
                 await self._gateways(application)
@@ -117,17 +123,20 @@ class _Arrival:
                 return
         self._progress.note(f"{', '.join(sorted(lacking))} did not join within {JOIN_TIMEOUT_S:g} s: going on without")
 
-    async def _deploy(self) -> ApplicationConfig:
-        """Ask for what the options say, on top of what the log says."""
+    async def _wanted(self) -> ApplicationConfig:
+        """What the options say, on top of what the log says. Raises `Misuse` when that can't run here."""
+        self._wait_for("the log to be read")
         await self.follower.catch_up()
-        application = application_for(self._cluster.plan.wish, _goal(self.follower.state))
+        return application_for(self._cluster.plan.wish, _goal(self.follower.state))
+
+    async def _deploy(self, application: ApplicationConfig) -> None:
+        """Ask for it, unless the cluster has it already."""
         changed = await self._operator.deploy(application)
         self.follower.observe(lambda record, _state: self._tell(record.event.payload))
         wanted = ", ".join(
             f"{item.name} ({item.engine.kind}, {item.num_replicas}x)" for item in application.deployments
         )
         self._progress.done(f"application {application.name}: {wanted}{'' if changed else ', as the log has it'}")
-        return application
 
     async def _leader(self) -> None:
         self._wait_for("a leader")

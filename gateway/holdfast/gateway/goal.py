@@ -43,6 +43,8 @@ def application_for(wish: Wish, before: ApplicationConfig | None) -> Application
     """The application to deploy. Raises `InvalidConfig`, `Misuse`."""
     earlier = before.deployments[0] if before is not None and len(before.deployments) == 1 else None
     if before is not None and wish == Wish():
+        for deployment in before.deployments:
+            check_engine(deployment.engine, deployment.name)
         return before
     name, engine = _engine(wish, earlier)
     check_engine(engine, name)
@@ -109,7 +111,7 @@ def check_engine(engine: EngineConfig, name: str) -> None:
 
 def check_model(directory: Path) -> None:
     """Whether the directory looks like a model in Hugging Face layout. Raises `Misuse`."""
-    hint = "give a directory in Hugging Face layout with --model, or none for the model shipped with Holdfast"
+    hint = "give one in Hugging Face layout with --model, or --engine torch alone for the model shipped with Holdfast"
     if not directory.is_dir():
         raise Misuse(f"model directory {directory} does not exist: {hint}")
     missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]

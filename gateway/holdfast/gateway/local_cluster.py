@@ -21,6 +21,7 @@ from holdfast.gateway.addresses import check_address, local_url
 from holdfast.gateway.data_dir import ClusterFile, DataDirectory, Member, Service
 from holdfast.gateway.goal import Wish
 from holdfast.gateway.leftovers import MARK, kill_marked, sweep
+from holdfast.gateway.reaching import reach_leases, reach_log
 from holdfast.gateway.settings import Settings
 from holdfast.gateway.supervisor import Keeper, stop_all
 from holdfast.gateway.version import VERSION
@@ -32,6 +33,9 @@ STOP_S = 9.0
 STOP_AFTER_GATEWAYS_S = 3.5
 STOP_AFTER_NODES_S = 1.0
 """Of that time, what is left for the nodes and the servers when the gateways take long, and for the servers."""
+
+GIVEN_TIMEOUT_S = 5.0
+"""Servers that were given by URL must answer within this time, in seconds, before anything is started."""
 
 LEFTOVER_GRACE_S = 0.5
 """Replicas without a node end by themselves within this time, in seconds, unless they are stuck."""
@@ -94,7 +98,8 @@ class LocalCluster:
         self._build_servers()
 
     async def start_servers(self, group: asyncio.TaskGroup) -> None:
-        """Bring up our own servers, and note where those are that were given."""
+        """Bring up our own servers, once those that were given have answered. Raises the store's errors."""
+        await self._reach_given()
         await sweep(self.directory.path, grace_s=LEFTOVER_GRACE_S)
         for server in (self._nats, self._etcd):
             if server is not None:
@@ -102,9 +107,8 @@ class LocalCluster:
         self._progress.waiting("log and lease servers")
         for keeper in self._keepers.values():
             await keeper.running.wait()
-        urls = {"nats": self.settings.nats.urls, "etcd": self.settings.etcd.endpoints}
-        for name, server in (("nats", self._nats), ("etcd", self._etcd)):
-            self._progress.done(f"{name}: {', '.join(urls[name])}{f' (process {server.pid})' if server else ''}")
+        for server in self._servers():
+            self._progress.done(f"{server.name}: {server.url} (process {server.pid})")
         self._describe()
 
     async def start_members(self, group: asyncio.TaskGroup) -> None:
@@ -139,6 +143,15 @@ class LocalCluster:
         """End everything now. For a second Ctrl-C: this process ends right after."""
         kill_marked(self.directory.path)
         self._describe(running=False)
+
+    async def _reach_given(self) -> None:
+        """Whether the servers that are not ours answer. Raises `LogUnavailable`, `LeasesUnavailable`, `Misuse`."""
+        if self._nats is None:
+            self._progress.waiting(f"nats-server at {', '.join(self.settings.nats.urls)}")
+            self._progress.done(f"nats-server: {await reach_log(self.settings, GIVEN_TIMEOUT_S)}")
+        if self._etcd is None:
+            self._progress.waiting(f"etcd at {', '.join(self.settings.etcd.endpoints)}")
+            self._progress.done(f"etcd: {await reach_leases(self.settings, GIVEN_TIMEOUT_S)}")
 
     # --- children ---------------------------------------------------------------------------------------
 

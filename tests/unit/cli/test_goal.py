@@ -86,3 +86,18 @@ def test_torch_that_is_not_installed_is_named_with_what_to_install(monkeypatch: 
     monkeypatch.setattr("holdfast.gateway.goal.TORCH_PACKAGES", ("torch", "no_such_package_here"))
     with pytest.raises(Misuse, match=r"no_such_package_here: pip install 'holdfast\[torch\]'"):
         application_for(Wish(), None)
+
+
+def test_what_the_log_says_is_refused_when_it_can_not_run_here_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = model_directory(tmp_path)
+    earlier = application_for(Wish(model=directory), None)
+    assert application_for(Wish(), earlier) is earlier
+    monkeypatch.setattr("holdfast.gateway.goal.TORCH_PACKAGES", ("no_such_package_here",))
+    with pytest.raises(Misuse, match="no_such_package_here"):
+        application_for(Wish(), earlier)
+    monkeypatch.undo()
+    (directory / "config.json").unlink()
+    with pytest.raises(Misuse, match=r"lacks config\.json"):
+        application_for(Wish(), earlier)

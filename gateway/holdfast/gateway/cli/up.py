@@ -143,7 +143,6 @@ async def _start(cluster: LocalCluster, group: asyncio.TaskGroup, progress: Cons
     from holdfast.gateway.bring_up import bring_up
 
     await cluster.start_servers(group)
-    await cluster.start_members(group)
-    models = await bring_up(cluster, progress)
+    models = await bring_up(cluster, group, progress)
     cluster.settle()
     progress.ready([gateway.url for gateway in cluster.gateways], models)
