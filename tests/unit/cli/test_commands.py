@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from holdfast.core.errors import HoldfastError, InvalidConfig, LeasesUnavailable, LogUnavailable, WorldFailure
 from holdfast.gateway.cli import app
 from holdfast.gateway.cli.options import split_urls
-from holdfast.gateway.cli.progress import curl_line
+from holdfast.gateway.cli.progress import ConsoleProgress, curl_line
 from holdfast.gateway.cli.running import first_known, guarded
 from holdfast.gateway.leftovers import MARK
 from holdfast.gateway.version import VERSION
@@ -86,6 +86,16 @@ def test_the_curl_line_is_one_to_paste() -> None:
     line = curl_line("http://h:1", "m")
     assert line.startswith("curl -N http://h:1/v1/chat/completions ")
     assert '"model": "m"' in line
+    assert "Authorization" not in line
+    assert '-H "Authorization: Bearer $KEY"' in curl_line("http://h:1", "m", needs_key=True)
+
+
+@pytest.mark.parametrize("needs_key", [False, True])
+def test_the_ready_message_asks_for_the_key_where_gateways_do(
+    needs_key: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ConsoleProgress().ready(["http://h:1"], ["m"], needs_key=needs_key)
+    assert ("Bearer $KEY" in capsys.readouterr().out) == needs_key
 
 
 @pytest.mark.parametrize(

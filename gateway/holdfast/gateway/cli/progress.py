@@ -60,14 +60,14 @@ class ConsoleProgress:
         """As `Progress.note`."""
         self._console.print(f"[yellow]![/] {escape(text)}")
 
-    def ready(self, urls: list[str], models: list[str]) -> None:
-        """It serves: how to use it."""
+    def ready(self, urls: list[str], models: list[str], *, needs_key: bool) -> None:
+        """It serves: how to use it. `needs_key` when the gateways ask for an API key."""
         self._quiet()
         say = self._console.print
         say(f"\n[bold]Holdfast serves on {escape(', '.join(urls))}[/]")
         say(f"model: {escape(', '.join(models) or 'none')}")
         if models:
-            say(f"\n{escape(curl_line(urls[0], models[0]))}\n")
+            say(f"\n{escape(curl_line(urls[0], models[0], needs_key=needs_key))}\n")
         say("holdfast status shows the cluster; Ctrl-C stops it.")
 
     def _quiet(self) -> None:
@@ -76,12 +76,13 @@ class ConsoleProgress:
             self._status = None
 
 
-def curl_line(url: str, model: str) -> str:
-    """A command to paste that streams a chat."""
+def curl_line(url: str, model: str, *, needs_key: bool = False) -> str:
+    """A command to paste that streams a chat; an API key is taken from the shell's $KEY."""
     body = {
         "model": model,
         "stream": True,
         "max_tokens": 64,
         "messages": [{"role": "user", "content": "Tell me about the sea."}],
     }
-    return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
+    return f"curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -145,4 +145,5 @@ async def _start(cluster: LocalCluster, group: asyncio.TaskGroup, progress: Cons
     await cluster.start_servers(group)
     models = await bring_up(cluster, group, progress)
     cluster.settle()
-    progress.ready([gateway.url for gateway in cluster.gateways], models)
+    urls = [gateway.url for gateway in cluster.gateways]
+    progress.ready(urls, models, needs_key=bool(cluster.settings.http.api_keys))
