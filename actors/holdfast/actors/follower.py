@@ -16,7 +16,7 @@ from holdfast.core.state import apply
 UNREADABLE = (CorruptLog, UnknownEventVersion)
 """What the log can hold that ends all reading of it."""
 
-REPAIR = "docs/architecture.md, under \"Repairing the log\", says what to do"
+REPAIR = 'docs/architecture.md, under "Repairing the log", says what to do'
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Follower:
         self._observers.append(observer)
 
     async def run(self) -> None:
-        """Fold the log until cancelled. Raises `CorruptLog` or `UnknownEventVersion`: the state is its last good one."""
+        """Fold the log until cancelled. Raises `CorruptLog` or `UnknownEventVersion`; the state stays good."""
         try:
             async with contextlib.aclosing(self._log.follow(self.state.sequence)) as entries:
                 async for entry in entries:

@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from holdfast.actors.clock import SystemClock
-from holdfast.actors.follower import Follower
+from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity, new_incarnation
 from holdfast.actors.launcher import ProcessLauncher
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.node import Node, NodeSettings
 from holdfast.actors.writer import FactWriter
+from holdfast.core.cluster import ClusterState, MemberStatus
 from holdfast.core.config import check_name
-from holdfast.core.errors import WorldFailure
+from holdfast.core.errors import LogUnavailable
 from holdfast.core.events import GatewayJoined, GatewayLeft
 from holdfast.core.ports import Leases, Log
 from holdfast.gateway.problems import HttpRefusal, Problem
@@ -106,6 +107,7 @@ class GatewayProcess:
         from holdfast.gateway.app import create_app
         from holdfast.gateway.http_server import HttpServer
         from holdfast.gateway.serving import Serving
+        from holdfast.gateway.serving_metrics import ServingMetrics
 
         self._settings = settings
         self._identity = identity
@@ -114,8 +116,18 @@ class GatewayProcess:
         self._facts = FactWriter(log, SystemClock(), identity)
         keys = {identity.lease_key: identity.lease_value()}
         self._session = LeaseSession(leases, settings.lease_ttl_s, keys, rng)
-        self._serving = Serving(self._follower, settings.cluster, identity.name, settings.serving, rng)
+        self._joined: str | None = None
+        self._serving = Serving(
+            self._follower,
+            settings.cluster,
+            identity.name,
+            settings.serving,
+            rng,
+            self._facts.record,
+            settings.node.heartbeat_interval_s,
+        )
         app = create_app(self._serving, settings.http, identity.name)
+        app.metrics.registry.register(ServingMetrics(self._serving))
         self._http = HttpServer(app, settings.gateway.host, settings.gateway.port, settings.gateway.backlog)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -123,15 +135,16 @@ class GatewayProcess:
         self._http.bind()
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._follower.run()),
-                group.create_task(self._facts.run()),
+                group.create_task(self._follow()),
+                group.create_task(self._follower.writing(self._facts.run())),
                 group.create_task(self._session.run()),
             ]
             await self._catch_up()
             tasks.append(group.create_task(self._serving.run()))
             http = group.create_task(self._http.run())
             await self._http.listening()
-            joined = self._join()
+            joined = self._joined = self._join()
+            tasks.append(group.create_task(self._rejoin_when_given_up()))
             await stop.wait()
             await self._drain()
             http.cancel()
@@ -143,19 +156,47 @@ class GatewayProcess:
                 task.cancel()
         await self._session.release()
 
+    async def _follow(self) -> None:
+        """Fold the log. Where it can't be read on, the gateway serves what it knows."""
+        try:
+            await self._follower.run()
+        except UNREADABLE as error:
+            if self._joined is None:
+                raise
+            logger.error("%s. This gateway serves on with the replicas that it knows", error)
+
     async def _catch_up(self) -> None:
         while True:
             try:
                 return await self._follower.catch_up()
-            except WorldFailure as error:
+            except LogUnavailable as error:
                 logger.warning("can't read the log yet: %s", error)
                 await asyncio.sleep(CATCH_UP_RETRY_S)
 
     def _join(self) -> str:
+        return self._facts.record(self._joining(), None)
+
+    def _joining(self) -> GatewayJoined:
         gateway, identity = self._settings.gateway, self._identity
         url = f"http://{gateway.host}:{gateway.port}"
-        fact = GatewayJoined(identity.name, identity.host, identity.pid, url, VERSION)
-        return self._facts.record(fact, None)
+        return GatewayJoined(identity.name, identity.host, identity.pid, url, VERSION)
+
+    async def _rejoin_when_given_up(self) -> None:
+        """A gateway that stood still for longer than its lease was given up; it is back, so it says so."""
+        mine = self._identity
+
+        def given_up(state: ClusterState) -> bool:
+            gateway = state.gateways.get(mine.name)
+            return (
+                gateway is not None and gateway.incarnation == mine.incarnation and gateway.status is MemberStatus.LOST
+            )
+
+        while True:
+            state = await self._follower.until(given_up)
+            logger.warning("this gateway was given up; joining again")
+            self._facts.record(self._joining(), state.gateways[mine.name].event)
+            await self._facts.flush()
+            await self._follower.until(lambda state: not given_up(state))
 
     async def _drain(self) -> None:
         """Let streams go on for a while; what is open then is told to go elsewhere."""
