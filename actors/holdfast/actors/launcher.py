@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +15,11 @@ from holdfast.core.errors import WorldFailure
 from holdfast.core.ports import Process
 
 REPORT_BYTES_MAX = 1024 * 1024
+
+REPLICA_LOGS_MAX = 50
+"""Logs of replicas that ended are kept up to this number, the newest; every replacement makes another."""
+
+_REPLICA_LOG = re.compile(r"[a-z0-9-]+\.[a-z0-9-]+\.[0-9]+\.log")
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +74,9 @@ class ProcessLauncher:
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
             with (self._logs / f"{replica}.log").open("ab") as log:
+                # The replica inherits the lock and holds it as long as it lives.
+                fcntl.flock(log, fcntl.LOCK_SH)
+                drop_old_logs(self._logs)
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",
@@ -85,3 +95,23 @@ class ProcessLauncher:
         with contextlib.suppress(ConnectionError):
             await process.stdin.drain()
         return ReplicaProcess(process)
+
+
+def drop_old_logs(folder: Path) -> None:
+    """Remove all but the newest `REPLICA_LOGS_MAX` logs of replicas that have ended, of whatever node here."""
+    logs = [path for path in folder.iterdir() if _REPLICA_LOG.fullmatch(path.name)]
+    if len(logs) <= REPLICA_LOGS_MAX:
+        return
+    ended = [(changed, path) for path in logs if (changed := _ended_at(path)) is not None]
+    for _, path in sorted(ended)[:-REPLICA_LOGS_MAX]:
+        path.unlink(missing_ok=True)
+
+
+def _ended_at(path: Path) -> float | None:
+    """When a replica wrote its last line; None while it lives, or when the log is gone."""
+    try:
+        with path.open("rb") as log:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return path.stat().st_mtime
+    except OSError:
+        return None

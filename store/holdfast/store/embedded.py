@@ -31,6 +31,7 @@ from typing import Self
 import httpx
 
 from holdfast.core.errors import Misuse, WorldFailure
+from holdfast.store.log_files import rotate
 
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
@@ -88,6 +89,7 @@ class EmbeddedServer:
         for port in self._ports:
             if not is_free(port):
                 raise WorldFailure(f"{self.name} can't listen on port {port}: another process does")
+        rotate(self.log_path)
         with open(self.log_path, "ab") as log:  # noqa: ASYNC230 - a local file, opened once
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-S", "-I", "-c", _DIE_WITH_PARENT, str(os.getpid()), *self._argv),

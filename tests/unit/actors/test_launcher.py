@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from holdfast.actors.launcher import ProcessLauncher, ReplicaProcess
+from holdfast.actors.launcher import REPLICA_LOGS_MAX, ProcessLauncher, ReplicaProcess
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
 from holdfast.core.config import EngineConfig
 from holdfast.core.errors import WorldFailure
@@ -49,6 +50,25 @@ async def test_a_process_that_is_killed_ends_by_its_signal(tmp_path: Path) -> No
     process.kill()
     assert await process.wait() == -9
     assert [line async for line in process.messages()] == []
+
+
+async def test_only_the_newest_logs_of_replicas_that_ended_are_kept(tmp_path: Path) -> None:
+    launcher = ProcessLauncher(tmp_path)
+    alive = await launcher.launch("app.tiny.1", specification())
+    os.utime(tmp_path / "app.tiny.1.log", (0, 0))
+    old = [tmp_path / f"app.tiny.{number}.log" for number in range(2, REPLICA_LOGS_MAX + 12)]
+    for age, path in enumerate(reversed(old)):
+        path.write_text("ended\n")
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "node-1.log").touch()
+    process = await launcher.launch("app.tiny.100", specification())
+    kept = set(os.listdir(tmp_path))
+    assert kept == {"app.tiny.1.log", "app.tiny.100.log", "node-1.log"} | {
+        path.name for path in old[-REPLICA_LOGS_MAX:]
+    }
+    for one in (alive, process):
+        one.kill()
+        await one.wait()
 
 
 async def test_where_no_log_can_be_written_nothing_is_started(tmp_path: Path) -> None:
