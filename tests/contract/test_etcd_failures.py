@@ -14,7 +14,7 @@ import pytest
 
 from holdfast.core.errors import IncompatibleServer, InvalidConfig, KeyTaken, LeaseGone, LeasesUnavailable
 from holdfast.core.ports import KeyChange
-from holdfast.store.embedded import EmbeddedServer, etcd_server, free_port
+from holdfast.store.embedded import ChildProcess, etcd_server, free_port
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import EtcdGateway, encoded
 from holdfast.store.settings import EtcdSettings
@@ -273,7 +273,7 @@ async def test_authentication_and_tokens_that_expire(tmp_path: Path, stack: Asyn
     await _check_refusals(server, settings)
 
 
-async def _check_refusals(server: EmbeddedServer, settings: EtcdSettings) -> None:
+async def _check_refusals(server: ChildProcess, settings: EtcdSettings) -> None:
     refused = {
         "refused user holdfast": settings.model_copy(
             update={"password": etcd_settings(DEAD, user="u", password="no").password}

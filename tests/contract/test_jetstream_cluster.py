@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest_asyncio
 
 from holdfast.core.ports import Log
-from holdfast.store.embedded import EmbeddedServer, free_port, nats_server
+from holdfast.store.embedded import ChildProcess, free_port, nats_server
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.settings import JetStreamSettings
 from tests.contract.helpers import Reading
@@ -19,7 +19,7 @@ ELECTION_S = 30.0
 
 
 @pytest_asyncio.fixture
-async def cluster(tmp_path: Path, stack: AsyncExitStack) -> list[EmbeddedServer]:
+async def cluster(tmp_path: Path, stack: AsyncExitStack) -> list[ChildProcess]:
     ports = {free_port() for _ in range(3)}
     while len(ports) < 3:
         ports.add(free_port())
@@ -33,12 +33,12 @@ async def cluster(tmp_path: Path, stack: AsyncExitStack) -> list[EmbeddedServer]
     return servers
 
 
-def settings_for(servers: list[EmbeddedServer]) -> JetStreamSettings:
+def settings_for(servers: list[ChildProcess]) -> JetStreamSettings:
     urls = [server.url for server in servers]
     return jetstream_settings(*urls, replicas=3, append_timeout_s=ELECTION_S, open_timeout_s=ELECTION_S)
 
 
-async def leader(log: JetStreamLog, servers: list[EmbeddedServer]) -> EmbeddedServer:
+async def leader(log: JetStreamLog, servers: list[ChildProcess]) -> ChildProcess:
     """The server that leads the stream; its name ends in its port."""
     name = (await log._api.stream_info(ELECTION_S))["cluster"]["leader"]
     return next(server for server in servers if server.url.endswith(":" + name.removeprefix("holdfast-")))
@@ -51,7 +51,7 @@ async def write(log: Log, subject: str, count: int) -> None:
 
 
 async def test_the_death_of_the_leader_loses_and_doubles_nothing(
-    cluster: list[EmbeddedServer], stack: AsyncExitStack
+    cluster: list[ChildProcess], stack: AsyncExitStack
 ) -> None:
     settings = settings_for(cluster)
     log = await JetStreamLog.open(settings)

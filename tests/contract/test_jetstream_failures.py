@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from holdfast.core.errors import CorruptLog, LogUnavailable, WrongLastSequence
-from holdfast.store.embedded import EmbeddedServer, nats_server
+from holdfast.store.embedded import ChildProcess, nats_server
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.jetstream_api import API
 from holdfast.store.settings import JetStreamSettings
@@ -250,12 +250,12 @@ async def test_a_dead_server_among_several_is_passed_over(nats_url: str) -> None
 
 
 @pytest_asyncio.fixture
-async def own_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+async def own_server(tmp_path: Path) -> AsyncIterator[ChildProcess]:
     async with nats_server(tmp_path) as server:
         yield server
 
 
-async def test_a_frozen_server_delays_appends_and_doubles_none(own_server: EmbeddedServer) -> None:
+async def test_a_frozen_server_delays_appends_and_doubles_none(own_server: ChildProcess) -> None:
     log = await JetStreamLog.open(jetstream_settings(own_server.url))
     async with Reading(log.follow()) as reading:
         await log.append("facts.a", b"", message_id="1", expected_last=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast.core.ports import Leases, Log
-from holdfast.store.embedded import EmbeddedServer, etcd_server, nats_server
+from holdfast.store.embedded import ChildProcess, etcd_server, nats_server
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import EtcdGateway
 from holdfast.store.jetstream import JetStreamLog
@@ -89,7 +89,7 @@ class MemoryLogWorld:
 class JetStreamWorld:
     """Over a shared server by its URL, or over one of its own, which can crash."""
 
-    def __init__(self, stack: AsyncExitStack, url: str, server: EmbeddedServer | None = None) -> None:
+    def __init__(self, stack: AsyncExitStack, url: str, server: ChildProcess | None = None) -> None:
         self._stack = stack
         self._url = url
         self._server = server
@@ -168,7 +168,7 @@ class MemoryLeasesWorld:
 class EtcdWorld:
     """Over a shared server by its URL, or over one of its own, which can crash."""
 
-    def __init__(self, stack: AsyncExitStack, url: str, server: EmbeddedServer | None = None) -> None:
+    def __init__(self, stack: AsyncExitStack, url: str, server: ChildProcess | None = None) -> None:
         self._stack = stack
         self._server = server
         self._settings = etcd_settings(url)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import socket
 
 from holdfast.core.errors import Misuse
+from holdfast.store.embedded import try_to_bind
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
@@ -13,10 +13,7 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 def check_address(host: str, port: int) -> None:
     """Whether a server can listen there now. Raises `Misuse` saying what to do when it can't."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        try_to_bind(host, port)
     except OSError as error:
         raise Misuse(_explain(error, host, port)) from error
 

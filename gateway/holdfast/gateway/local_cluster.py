@@ -7,7 +7,6 @@ order: gateways first, so that no new request comes in, then nodes with their re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from holdfast.gateway.reaching import reach_leases, reach_log
 from holdfast.gateway.settings import Settings
 from holdfast.gateway.supervisor import Keeper, stop_all
 from holdfast.gateway.version import VERSION
-from holdfast.store.embedded import PORTS, EmbeddedServer, etcd_server, free_port, nats_server
+from holdfast.store.embedded import PORTS, ChildProcess, etcd_server, free_port, is_free, nats_server
 
 STOP_S = 9.0
 """An orderly stop ends by then, in seconds: what has not ended is killed."""
@@ -78,10 +77,10 @@ class LocalCluster:
         self._progress = progress
         self._started_at = datetime.now(UTC)
         self._earlier = directory.read_cluster()
-        self._nats: EmbeddedServer | None = None
-        self._etcd: EmbeddedServer | None = None
-        self.nodes: list[EmbeddedServer] = []
-        self.gateways: list[EmbeddedServer] = []
+        self._nats: ChildProcess | None = None
+        self._etcd: ChildProcess | None = None
+        self.nodes: list[ChildProcess] = []
+        self.gateways: list[ChildProcess] = []
         self._keepers: dict[asyncio.Task[None], Keeper] = {}
 
     def check_ports(self) -> None:
@@ -173,25 +172,21 @@ class LocalCluster:
     def _port_of(self, service: Service | None) -> int:
         """The port that our server had when it ran last, if it is free, else another. Raises `WorldFailure`."""
         port = urlsplit(service.urls[0]).port if service is not None and service.embedded else None
-        if port is not None and port in PORTS:
-            with contextlib.suppress(Misuse):
-                check_address("127.0.0.1", port)
-                return port
-        return free_port()
+        return port if port is not None and port in PORTS and is_free(port) else free_port()
 
-    def _servers(self) -> list[EmbeddedServer]:
+    def _servers(self) -> list[ChildProcess]:
         return [server for server in (self._nats, self._etcd) if server is not None]
 
-    def _node(self, name: str) -> EmbeddedServer:
+    def _node(self, name: str) -> ChildProcess:
         return self._member(name, ["node", name, "--logs", str(self.directory.logs)], "", {})
 
-    def _gateway(self, number: int) -> EmbeddedServer:
+    def _gateway(self, number: int) -> ChildProcess:
         name, port = f"gateway-{number + 1}", self.plan.port + number
         environment = {"HOLDFAST_GATEWAY__HOST": self.plan.host, "HOLDFAST_GATEWAY__PORT": str(port)}
         return self._member(name, ["gateway", name], local_url(self.plan.host, port), environment)
 
-    def _member(self, name: str, command: list[str], url: str, more: dict[str, str]) -> EmbeddedServer:
-        return EmbeddedServer(
+    def _member(self, name: str, command: list[str], url: str, more: dict[str, str]) -> ChildProcess:
+        return ChildProcess(
             name,
             [sys.executable, "-m", "holdfast.gateway.cli", *command],
             url=url,
@@ -209,7 +204,7 @@ class LocalCluster:
             "HOLDFAST_ETCD__ENDPOINTS": msgspec.json.encode(self.settings.etcd.endpoints).decode(),
         }
 
-    def _keep(self, group: asyncio.TaskGroup, child: EmbeddedServer) -> None:
+    def _keep(self, group: asyncio.TaskGroup, child: ChildProcess) -> None:
         keeper = Keeper(child, changed=self._describe, say=self._progress.note)
         self._keepers[group.create_task(keeper.run())] = keeper
 
@@ -232,7 +227,7 @@ class LocalCluster:
         )
 
 
-def _service(server: EmbeddedServer | None, urls: tuple[str, ...]) -> Service:
+def _service(server: ChildProcess | None, urls: tuple[str, ...]) -> Service:
     return Service(list(urls), server is not None, server.pid if server else None)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from holdfast.core.errors import WorldFailure
+from holdfast.store.log_files import last_line
 
 RESTART_FIRST_S = 0.2
 RESTART_MAX_S = 10.0
@@ -26,15 +27,13 @@ RIGHT_AT_START_S = 10.0
 EARLY_DEATHS_MAX = 3
 """Deaths right at start, in a row, after which starting is futile."""
 
-LOG_TAIL_BYTES = 4096
-
 
 class GivenUp(WorldFailure):
     """A child can't be brought to run."""
 
 
 class Child(Protocol):
-    """A process that can be started again after it ended (`EmbeddedServer` is one)."""
+    """A process that can be started again after it ended (`ChildProcess` is one)."""
 
     name: str
     log_path: Path
@@ -102,17 +101,6 @@ def describe_ending(status: int) -> str:
     with contextlib.suppress(ValueError):
         return signal.Signals(-status).name
     return f"signal {-status}"
-
-
-def last_line(path: Path) -> str:
-    """The last line of a log file that says something."""
-    try:
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").split("\n")
-    except OSError as error:
-        return f"can't be read ({error.strerror})"
-    return next((line.strip() for line in reversed(lines) if line.strip()), "(empty)")
 
 
 async def stop_all(children: Iterable[Child], within_s: float) -> None:

@@ -31,14 +31,13 @@ from typing import Self
 import httpx
 
 from holdfast.core.errors import Misuse, WorldFailure
-from holdfast.store.log_files import rotate
+from holdfast.store.log_files import rotate, tail
 
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
 READY_POLL_S = 0.05
 STOP_TIMEOUT_S = 10.0
 KILL_TIMEOUT_S = 5.0
-LOG_TAIL_BYTES = 2000
 PORTS = range(20000, 32000)
 PORT_TRIES_MAX = 100
 FILE_STORE_BYTES_MAX = 64 << 30
@@ -53,8 +52,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class EmbeddedServer:
-    """A server process of ours. May be started again after it ended, with the same ports and data."""
+class ChildProcess:
+    """A process of ours that serves: a server, a node, a gateway. May be started again after it ended."""
 
     def __init__(
         self,
@@ -144,19 +143,14 @@ class EmbeddedServer:
                     if process.returncode is not None:
                         raise WorldFailure(
                             f"{self.name} ended with status {process.returncode} while starting; "
-                            f"the end of {self.log_path}:\n{self._log_tail()}"
+                            f"the end of {self.log_path}:\n{tail(self.log_path)}"
                         )
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as error:
             raise WorldFailure(
                 f"{self.name} did not serve on {self.url} within {READY_TIMEOUT_S:g} s; "
-                f"the end of {self.log_path}:\n{self._log_tail()}"
+                f"the end of {self.log_path}:\n{tail(self.log_path)}"
             ) from error
-
-    def _log_tail(self) -> str:
-        with open(self.log_path, "rb") as log:
-            log.seek(max(0, self.log_path.stat().st_size - LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace").strip() or "(empty)"
 
 
 def nats_server(
@@ -166,7 +160,7 @@ def nats_server(
     http_port: int | None = None,
     file_store_bytes_max: int = FILE_STORE_BYTES_MAX,
     more_config: str = "",
-) -> EmbeddedServer:
+) -> ChildProcess:
     """A `nats-server` with JetStream in `data_dir`, which fsyncs before it acknowledges; not yet started.
 
     Without a port, a free one is picked. `http_port` opens its monitoring pages. Raises `Misuse` when the
@@ -190,7 +184,7 @@ def nats_server(
         more_config,
     ]
     config.write_text("\n".join(lines) + "\n")
-    return EmbeddedServer(
+    return ChildProcess(
         "nats-server",
         [str(binary), "--config", str(config)],
         url=f"nats://{LOOPBACK}:{port}",
@@ -207,7 +201,7 @@ def etcd_server(
     *,
     more_flags: Sequence[str] = (),
     scheme: str = "http",
-) -> EmbeddedServer:
+) -> ChildProcess:
     """An `etcd` of one member with its data in `data_dir`; not yet started.
 
     Without ports, free ones are picked. Raises `Misuse` when the binary is missing.
@@ -234,7 +228,7 @@ def etcd_server(
         "logger": "zap",
         "log-outputs": "stderr",
     }
-    return EmbeddedServer(
+    return ChildProcess(
         "etcd",
         [str(binary), *(f"--{name}={value}" for name, value in flags.items()), *more_flags],
         url=url,
@@ -272,14 +266,20 @@ def free_port(*, besides: int | None = None) -> int:
 
 def is_free(port: int) -> bool:
     """Whether nobody listens on a loopback port now."""
-    with socket.socket() as probe:
+    try:
+        try_to_bind(LOOPBACK, port)
+    except OSError:
+        return False
+    return True
+
+
+def try_to_bind(host: str, port: int) -> None:
+    """Whether a server can listen there now. Raises `OSError` when it can't."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
         # Connections that ended a moment ago don't keep a server from listening.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+        probe.bind(address)
 
 
 async def _nats_ready(port: int, name: str) -> bool:

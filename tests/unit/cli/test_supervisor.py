@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.core.errors import WorldFailure
 from holdfast.gateway import supervisor
-from holdfast.gateway.supervisor import EARLY_DEATHS_MAX, GivenUp, Keeper, describe_ending, last_line, stop_all
+from holdfast.gateway.supervisor import EARLY_DEATHS_MAX, GivenUp, Keeper, describe_ending, stop_all
 
 
 class FakeChild:
@@ -94,9 +94,3 @@ async def test_what_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
 def test_endings_are_told_in_words() -> None:
     assert describe_ending(3) == "exit code 3"
     assert describe_ending(-9) == "SIGKILL"
-
-
-def test_a_log_that_says_nothing_is_no_trouble(tmp_path: Path) -> None:
-    assert "can't be read" in last_line(tmp_path / "none")
-    (tmp_path / "empty").touch()
-    assert last_line(tmp_path / "empty") == "(empty)"

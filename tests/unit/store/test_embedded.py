@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.core.errors import Misuse, WorldFailure
 from holdfast.store import embedded
-from holdfast.store.embedded import EmbeddedServer, etcd_server, find_binary, free_port, nats_server
+from holdfast.store.embedded import ChildProcess, etcd_server, find_binary, free_port, nats_server
 from tests.contract.helpers import eventually
 
 PARENT = """
@@ -102,7 +102,7 @@ async def test_a_server_that_never_serves_is_given_up(tmp_path: Path, monkeypatc
     async def never() -> bool:
         return False
 
-    server = EmbeddedServer("sleeper", ["/bin/sleep", "60"], url="none", log_path=tmp_path / "log", ready=never)
+    server = ChildProcess("sleeper", ["/bin/sleep", "60"], url="none", log_path=tmp_path / "log", ready=never)
     with pytest.raises(WorldFailure, match=r"did not serve on none within 0\.2 s"):
         await server.start()
     assert server.pid is None
