@@ -28,6 +28,7 @@ from holdfast.gateway.serving import RETRY_AFTER_S
 from holdfast.gateway.settings import Settings
 from holdfast.gateway.version import VERSION
 from holdfast.store.etcd import EtcdLeases
+from holdfast.store.etcd_gateway import EtcdGateway
 from holdfast.store.jetstream import JetStreamLog
 
 FLUSH_TIMEOUT_S = 2.0
@@ -64,8 +65,49 @@ async def open_leases(settings: Settings) -> AsyncIterator[EtcdLeases]:
         await leases.close()
 
 
+@contextlib.asynccontextmanager
+async def await_log(settings: Settings, stop: asyncio.Event) -> AsyncIterator[JetStreamLog | None]:
+    """As `open_log`, for as long as it takes; None when told to stop meanwhile. Raises `Misuse`."""
+    opening = asyncio.create_task(_open_log(settings))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        if not opening.done():
+            opening.cancel()
+            await asyncio.wait({opening})
+    if opening.cancelled():
+        yield None
+        return
+    log = opening.result()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def _open_log(settings: Settings) -> JetStreamLog:
+    while True:
+        try:
+            return await JetStreamLog.open(settings.log_settings())
+        except LogUnavailable as error:
+            logger.warning("waiting for the log, without which nothing can start: %s", error)
+
+
+@contextlib.asynccontextmanager
+async def coming_leases(settings: Settings) -> AsyncIterator[EtcdLeases]:
+    """The cluster's leases, which may be away: what uses them asks again. Wrong settings show at the first answer."""
+    leases = EtcdLeases(EtcdGateway(settings.lease_settings()))
+    try:
+        yield leases
+    finally:
+        await leases.close()
+
+
 async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Event) -> None:
     """Run a node until `stop`. Raises `Superseded` and the store's errors."""
+    identity = identify(settings, "node", name)
     node_settings = NodeSettings(
         version=VERSION,
         lease_ttl_s=settings.lease_ttl_s,
@@ -73,9 +115,11 @@ async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Even
         host=settings.node.host,
         heartbeat_interval_s=settings.node.heartbeat_interval_s,
     )
-    async with open_log(settings) as log, open_leases(settings) as leases:
+    async with coming_leases(settings) as leases, await_log(settings, stop) as log:
+        if log is None:
+            return
         node = Node(
-            identify(settings, "node", name),
+            identity,
             node_settings,
             log=log,
             leases=leases,
@@ -89,8 +133,9 @@ async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Even
 async def run_gateway(settings: Settings, name: str, stop: asyncio.Event) -> None:
     """Run a gateway until `stop`. Raises the store's errors, and `Misuse` when its port is taken."""
     identity = identify(settings, "gateway", name)
-    async with open_log(settings) as log, open_leases(settings) as leases:
-        await GatewayProcess(settings, identity, log, leases).run(stop)
+    async with coming_leases(settings) as leases, await_log(settings, stop) as log:
+        if log is not None:
+            await GatewayProcess(settings, identity, log, leases).run(stop)
 
 
 def stopping() -> HttpRefusal:
