@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from holdfast.gateway.client.budget import RetryBudget
@@ -89,7 +89,7 @@ def continued(sent: list[Sent], last_id: str | None) -> list[Sent]:
     if last_id is None:
         return sent
     at = next(index for index, event in enumerate(sent) if event.id == last_id)
-    return [event for event in sent[:at] if event.ends_choice] + sent[at + 1 :]
+    return [replace(event, id=last_id) for event in sent[:at] if event.ends_choice] + sent[at + 1 :]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Fault:
     kind: Literal["connect", "silent", "status", "cut", "polite_end", "stall", "error_event", "none"]
     at: int = 0
     status: int = 503
+    code: str = "stream_lost"
     retry_after: str | None = None
 
 
@@ -212,4 +213,4 @@ class Fleet:
             case "stall":
                 yield Failed("timeout")
             case "error_event":
-                yield Received(b'data: {"error": {"message": "lost thrice", "code": "stream_lost"}}\n\n')
+                yield Received(b'data: {"error": {"message": "lost thrice", "code": "%b"}}\n\n' % fault.code.encode())

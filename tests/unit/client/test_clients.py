@@ -160,6 +160,14 @@ def test_a_rejection_is_waited_for_as_long_as_it_says(servers: Servers, stream: 
     assert result.pauses == [7.0]
 
 
+def test_a_gateway_that_stops_is_not_waited_for(servers: Servers, stream: Stream) -> None:
+    error = {"message": "stopping", "code": "gateway_stopping"}
+    servers.plan = [Act("status", status=503, headers="retry-after: 7\r\n", error=error)]
+    result = stream(servers)
+    assert complete(servers, result)
+    assert result.pauses == [0.1]
+
+
 def test_a_refusal_is_not_repeated(servers: Servers, stream: Stream) -> None:
     servers.plan = [Act("status", status=404, error={"message": "no such model", "code": "model_not_found"})]
     result = stream(servers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,7 @@ from holdfast.gateway.client.setup import CHAT
 from holdfast.gateway.client.steps import (
     Answered,
     Begin,
+    Deliver,
     Delivered,
     Ended,
     Fail,
@@ -46,13 +48,15 @@ faults = st.builds(
     st.sampled_from(["connect", "silent", "status", "cut", "polite_end", "stall", "error_event"]),
     st.integers(0, 5000),
     st.sampled_from([400, 404, 408, 429, 500, 502, 503, 504]),
+    st.sampled_from(["stream_lost", "gateway_stopping"]),
     st.sampled_from([None, "0", "2", "86400"]),
 )
 passing = st.builds(
     Fault,
-    st.sampled_from(["connect", "silent", "status", "cut", "polite_end", "stall"]),
+    st.sampled_from(["connect", "silent", "status", "cut", "polite_end", "stall", "error_event"]),
     st.integers(0, 5000),
     st.sampled_from([408, 429, 502, 503, 504]),
+    st.just("gateway_stopping"),
     st.sampled_from([None, "1"]),
 )
 sizes = st.lists(st.integers(1, 400), max_size=5)
@@ -201,6 +205,15 @@ def test_an_error_event_ends_the_stream_with_its_code() -> None:
     assert len(run.opens) == 1
 
 
+@pytest.mark.parametrize("code", ["gateway_stopping", "no_replica"])
+def test_a_stream_that_its_gateway_gives_away_is_resumed_at_another(code: str) -> None:
+    sent = answer()
+    run = Fleet(sent, [Fault("error_event", 700, code=code)], []).run(shared_of(POLICY))
+    assert [event.data for event in run.events] == datas(sent)
+    assert [open_.url for open_ in run.opens] == [f"http://g0{CHAT}", f"http://g1{CHAT}"]
+    assert run.pauses == [0.1]
+
+
 def test_a_stream_of_an_earlier_call_is_resumed_from_its_last_event_id() -> None:
     sent = answer(6)
     run = Fleet(sent, [], []).run(shared_of(POLICY), last_event_id=sent[3].id)
@@ -236,6 +249,27 @@ def test_a_server_without_ids_is_served_but_not_resumed() -> None:
     assert isinstance(step, Fail)
     assert isinstance(step.error, StreamBroken)
     assert "no ids" in str(step.error)
+
+
+odd = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["choices", "index", "delta", "role", "finish_reason", "error", "id"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(odd, min_size=1, max_size=4))
+def test_whatever_json_a_server_sends_it_is_an_event_or_a_typed_error(objects: list[object]) -> None:
+    machine = begun()
+    machine.on(Answered(200, EVENTS), 0.0)
+    sent = "".join(f"id: {number}\ndata: {json.dumps(data)}\n\n" for number, data in enumerate(objects))
+    step = machine.on(Received(sent.encode()), 0.0)
+    for event in step.events if isinstance(step, Deliver) else ():
+        assert isinstance(event.text, str)
+    assert isinstance(step, Deliver | Fail)
 
 
 def test_another_content_type_is_no_answer() -> None:

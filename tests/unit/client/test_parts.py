@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import InvalidConfig, Misuse
-from holdfast.gateway.client import AsyncHoldfast, Holdfast, Options, Refused, RetryPolicy, ServerFault, text_of
+from holdfast.gateway.client import AsyncHoldfast, Event, Holdfast, Options, Refused, RetryPolicy, ServerFault, text_of
 from holdfast.gateway.client.bodies import PROBLEM_BYTES_MAX, Done, ProblemBody, WholeBody, error_from, retry_after_s
 from holdfast.gateway.client.budget import RetryBudget
 from holdfast.gateway.client.gateways import Gateways
+from holdfast.gateway.client.ledger import Ledger
 
 KEY = "sk-very-secret"
 DATES = {"date": "Wed, 21 Oct 2015 07:28:00 GMT", "retry-after": "Wed, 21 Oct 2015 07:28:07 GMT"}
@@ -138,6 +139,23 @@ def test_a_whole_answer_comes_in_pieces() -> None:
 )
 def test_the_first_choices_text_is_found_in_any_shape(data: dict[str, Any], wanted: str) -> None:
     assert text_of(data) == wanted
+
+
+def text_event(event_id: str, text: str) -> Event:
+    return Event(event_id, {"id": "cmpl-1", "choices": [{"index": 0, "text": text, "finish_reason": None}]})
+
+
+def test_an_echoed_prompt_that_a_resumed_stream_repeats_is_dropped_and_a_token_like_it_is_not() -> None:
+    ledger = Ledger("")
+    assert ledger.take(text_event("cmpl-1:0", "a"))
+    ledger.resuming()
+    assert [ledger.take(text_event(f"cmpl-1:{count}", "a")) for count in (0, 1, 2)] == [False, True, True]
+    assert ledger.last_id == "cmpl-1:2"
+
+
+def test_within_one_try_nothing_is_dropped() -> None:
+    ledger = Ledger("")
+    assert all(ledger.take(text_event("always-the-same", "a")) for _ in range(3))
 
 
 @pytest.mark.parametrize("kind", [Holdfast, AsyncHoldfast])

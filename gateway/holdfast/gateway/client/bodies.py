@@ -22,10 +22,13 @@ from holdfast.gateway.client.errors import (
 from holdfast.gateway.client.events import Event
 from holdfast.gateway.client.sse import ServerSent, SseParser
 
+GATEWAY_STOPPING: Final = "gateway_stopping"
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 PROBLEM_BYTES_MAX: Final = 64 * 1024
 MESSAGE_CHARS_MAX: Final = 2000
 RETRYABLE: Final = frozenset({408, 429, 502, 503, 504})
+RESUMABLE: Final = frozenset({GATEWAY_STOPPING, "no_replica"})
+"""Codes of error events after which the stream may go on: at another gateway, or once a replica is back."""
 _SENDABLE_ID: Final = re.compile(r"|[!-~]([ -~]{0,4094}[!-~])?")
 
 
@@ -131,7 +134,7 @@ def error_from(body: Mapping[str, Any], status: int | None, retry_after: float |
     message = _text(error.get("message")) or (f"HTTP status {status}" if status else "the server broke off the stream")
     code, param = _text(error.get("code")), _text(error.get("param"))
     kind: type[ApiError] = ServerFault
-    if status in RETRYABLE:
+    if status in RETRYABLE or (status is None and code in RESUMABLE):
         kind = Unavailable
     elif error.get("type") == "invalid_request_error" if status is None else 400 <= status < 500:
         kind = Refused

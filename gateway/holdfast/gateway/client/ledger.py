@@ -2,7 +2,7 @@
 
 Ids are opaque, and a gateway goes on behind the token whose id it is sent. What it can't know is which of the events
 that bring no token (a role, a choice's end, the usage) reached the client after that token: it may send them again.
-Those are known by what they are: nothing of a choice comes after its end, a choice begins once, the usage comes once.
+Those are known by what they are: a choice begins once and ends once, and the usage comes once.
 An event under the very id that was resumed from is also compared by content: two tokens may be alike, but each has an
 id of its own.
 """
@@ -28,7 +28,7 @@ class Ledger:
         self._response_id: object = None
         self._resumed = False
         self._same_id: deque[tuple[Any, Any]] = deque(maxlen=SAME_ID_EVENTS_MAX)
-        self._once: set[tuple[str, object]] = set()
+        self._once: set[tuple[str, int]] = set()
 
     def resuming(self) -> None:
         """The next events are another try's."""
@@ -42,7 +42,7 @@ class Ledger:
         self._response_id = response_id
         content = (event.data.get("choices"), event.data.get("usage"))
         marks = _marks(event.data)
-        if self._resumed and (self._repeated(event.id, content) or self._seen(event.data, marks)):
+        if self._resumed and (self._repeated(event.id, content) or (marks and marks <= self._once)):
             return False
         if event.id != self.last_id:
             self._same_id.clear()
@@ -56,29 +56,24 @@ class Ledger:
     def _repeated(self, event_id: str, content: tuple[Any, Any]) -> bool:
         return event_id != "" and event_id == self.last_id and content in self._same_id
 
-    def _seen(self, data: dict[str, Any], marks: set[tuple[str, object]]) -> bool:
-        """Whether this is a role or the usage, again, or belongs to choices that have ended."""
-        choices = _choices(data)
-        if marks and marks <= self._once:
-            return True
-        return bool(choices) and all(("end", choice.get("index")) in self._once for choice in choices)
-
 
 def _choices(data: dict[str, Any]) -> list[dict[str, Any]]:
     choices = data.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def _marks(data: dict[str, Any]) -> set[tuple[str, object]]:
+def _marks(data: dict[str, Any]) -> set[tuple[str, int]]:
     """What this event brings that comes only once."""
-    marks: set[tuple[str, object]] = set()
+    marks: set[tuple[str, int]] = set()
     choices = _choices(data)
     for choice in choices:
-        delta = choice.get("delta")
+        delta, index = choice.get("delta"), choice.get("index")
+        if not isinstance(index, int):
+            continue
         if choice.get("finish_reason") is not None:
-            marks.add(("end", choice.get("index")))
+            marks.add(("end", index))
         elif isinstance(delta, dict) and delta.get("role") and not delta.get("content"):
-            marks.add(("role", choice.get("index")))
+            marks.add(("role", index))
     if not choices and data.get("usage"):
-        marks.add(("usage", None))
+        marks.add(("usage", 0))
     return marks

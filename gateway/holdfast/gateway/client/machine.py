@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast.gateway.client.bodies import Body, Done, Found, ProblemBody, body_of
+from holdfast.gateway.client.bodies import GATEWAY_STOPPING, Body, Done, Found, ProblemBody, body_of
 from holdfast.gateway.client.budget import RetryBudget
 from holdfast.gateway.client.errors import (
     ApiError,
@@ -151,9 +151,7 @@ class CallMachine:
         return self._policy.answer_timeout_s or self.call.deadline_s
 
     def _answered(self, answered: Answered, now: float) -> Step:
-        if answered.status in (502, 504):
-            self._shared.gateways.failed(self._gateway, now)
-        elif answered.status < 500:
+        if answered.status < 500:
             self._shared.gateways.works(self._gateway)
         last_id = self._ledger.last_id
         body = body_of(answered.status, answered.headers, streamed=self.call.streamed, last_id=last_id)
@@ -194,10 +192,8 @@ class CallMachine:
                 return self._read(now)
             case Done():
                 return Drain(DRAIN_TIMEOUT_S)
-            case ConnectionFailed() as error:
-                return self._gateway_failed(error, now)
-            case Unavailable() as error:
-                return self._retry(error, now)
+            case ConnectionFailed() | Unavailable() as error:
+                return self._try_failed(error, now)
             case error:
                 return self._fail(error)
 
@@ -212,24 +208,30 @@ class CallMachine:
         detail = f": {failed.error}" if failed.error is not None and str(failed.error) else ""
         error = ConnectionFailed(f"{name} {_KINDS[failed.kind]}{detail}")
         error.__cause__ = failed.error
-        return self._gateway_failed(error, now)
+        return self._try_failed(error, now)
 
-    def _gateway_failed(self, error: ConnectionFailed, now: float) -> Step:
-        if now < self._deadline_at:
+    def _try_failed(self, error: ConnectionFailed | Unavailable, now: float) -> Step:
+        """It failed for now: to be tried again, or given up."""
+        gone = not isinstance(error, Unavailable) or error.status in (502, 504) or error.code == GATEWAY_STOPPING
+        if gone and now < self._deadline_at:
             self._shared.gateways.failed(self._gateway, now)
-        return self._retry(error, now)
-
-    def _retry(self, error: ConnectionFailed | Unavailable, now: float) -> Step:
         self._failures += 1
-        pause_s = self._policy.pause_s(self._failures, self._shared.random())
-        if isinstance(error, Unavailable) and error.retry_after_s is not None:
-            pause_s = max(pause_s, min(error.retry_after_s, self._policy.retry_after_max_s))
+        pause_s = self._pause_s(error)
         if now + pause_s >= self._deadline_at:
             return self._late(error)
         why = self._forbidden(now)
         if why is not None:
             return self._give_up(error, why)
         return Pause(pause_s, str(error))
+
+    def _pause_s(self, error: ConnectionFailed | Unavailable) -> float:
+        """The backoff, or what the gateway asks for, if that is more and it doesn't speak for itself alone."""
+        pause_s = self._policy.pause_s(self._failures, self._shared.random())
+        if not isinstance(error, Unavailable) or error.retry_after_s is None:
+            return pause_s
+        if error.code == GATEWAY_STOPPING and len(self._shared.gateways.urls) > 1:
+            return pause_s
+        return max(pause_s, min(error.retry_after_s, self._policy.retry_after_max_s))
 
     def _forbidden(self, now: float) -> str | None:
         """Why there must be no other try, if so. Takes from the budget, if not."""
