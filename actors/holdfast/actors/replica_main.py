@@ -110,10 +110,17 @@ async def _run(channel: NodeChannel) -> int:
         channel.report(Failed(str(error)))
         return 2
     except BaseExceptionGroup as group:
-        return _failed(channel, group.exceptions[0])
+        return _failed(channel, _first_leaf(group))
     except Exception as error:
         return _failed(channel, error)
     return 0
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    """What went wrong first, out of the groups that task groups wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _failed(channel: NodeChannel, error: BaseException) -> int:
