@@ -170,7 +170,7 @@ class AsyncHoldfast:
 
     base_urls: `http://HOST:PORT`, one or several, with or without `/v1`. A call begins at a random one; with
     `sticky`, at the one that worked last. policy: the limits. http: a client of yours, for proxies, certificates and
-    the like; it is not closed, and its own retries should be off. clock and sleep: for tests.
+    the like; it is not closed, and its own retries should be off. clock, sleep and rand: for tests.
     Raises `InvalidConfig`.
     """
 
