@@ -11,13 +11,16 @@ from holdfast.gateway.backend import Delta
 from holdfast.gateway.logprobs import chat_logprobs, completion_logprobs
 from holdfast.gateway.openai import (
     AnswerMessage,
+    CalledFunction,
     ChatChoice,
     ChatCompletion,
     Completion,
     CompletionChoice,
+    ToolCall,
     Usage,
 )
 from holdfast.gateway.sse import Head
+from holdfast.gateway.tool_calls import whole_message
 
 
 class Collected:
@@ -46,16 +49,19 @@ class Collected:
 
 def chat_answer(head: Head, collected: Collected, usage: Usage) -> bytes:
     """The body of a chat's answer."""
-    choices = [
-        ChatChoice(
-            index,
-            AnswerMessage("assistant", _text(pieces)),
-            chat_logprobs(pieces) if head.logprobs >= 0 else None,
-            collected.reasons[index],
-        )
-        for index, pieces in enumerate(collected.pieces)
-    ]
+    choices = [_chat_choice(head, collected, index) for index in range(len(collected.pieces))]
     return msgspec.json.encode(ChatCompletion(head.id, "chat.completion", head.created, head.model, choices, usage))
+
+
+def _chat_choice(head: Head, collected: Collected, index: int) -> ChatChoice:
+    pieces, reason = collected.pieces[index], collected.reasons[index]
+    if head.calls:
+        content, found, reason = whole_message([piece.text for piece in pieces], reason, head.id, index)
+        calls = [ToolCall(call.id, "function", CalledFunction(call.name, call.arguments)) for call in found]
+        message = AnswerMessage("assistant", content, tool_calls=calls or msgspec.UNSET)
+    else:
+        message = AnswerMessage("assistant", _text(pieces))
+    return ChatChoice(index, message, chat_logprobs(pieces) if head.logprobs >= 0 else None, reason)
 
 
 def completion_answer(head: Head, collected: Collected, usage: Usage) -> bytes:

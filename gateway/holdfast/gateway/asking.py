@@ -17,6 +17,7 @@ import msgspec
 from holdfast.core.errors import RequestRefused
 from holdfast.core.requests import EngineRequest, Sampling
 from holdfast.core.sampling import derive
+from holdfast.gateway.constraints import check_messages, constrained
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.openai import (
     COMPLETION_TOKENS_DEFAULT,
@@ -72,7 +73,12 @@ def ask_chat(body: bytes, settings: HttpSettings) -> Asked:
     limit = request.max_tokens or request.max_completion_tokens or 0
     messages = msgspec.to_builtins(request.messages)
     first = _engine_request(request, limit, logprobs, messages=messages)
-    return _asked(request, [first], logprobs, settings)
+    if request.tools or request.tool_choice or request.response_format is not None:
+        first = constrained(first, request)
+    check_messages(request.messages)
+    asked = _asked(request, [first], logprobs, settings)
+    asked.calls = first.tools is not None
+    return asked
 
 
 def ask_completion(body: bytes, settings: HttpSettings) -> Asked:
@@ -200,6 +206,11 @@ def _decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
         raise invalid("The JSON body of your request is nested too deeply.", None, "invalid_json") from error
 
 
+def _is_other_kind(top: str, path: str) -> bool:
+    """Whether the value is of a kind that OpenAI has and Holdfast hasn't, such as a tool that is no function."""
+    return top in ("tools", "tool_choice", "response_format") and path.endswith(".type")
+
+
 def _refusal(message: str, within: str = "") -> RequestRefused:
     """msgspec's error in OpenAI's words, with the field's path."""
     found = _AT.match(message)
@@ -213,7 +224,7 @@ def _refusal(message: str, within: str = "") -> RequestRefused:
         param = f"{path}.{unknown['field']}".lstrip(".")
         return invalid(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter")
     top = _TOP.match(path)
-    if top is not None and top[0] in UNSUPPORTED:
+    if top is not None and (top[0] in UNSUPPORTED or _is_other_kind(top[0], path)):
         return unsupported(path, f"can't have this value here ({what}).")
     if not path:
         return invalid(f"Invalid request body: {what}.", None, "invalid_type")

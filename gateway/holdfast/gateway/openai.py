@@ -17,6 +17,8 @@ INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 TOKENS_MAX: Final = 2**31 - 1
 TOKEN_ID_MAX: Final = 2**32 - 1
+TOOLS_MAX: Final = 128
+"""OpenAI's limit."""
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for completions; a chat's default is what the context has room for."""
 
@@ -44,12 +46,9 @@ UNSUPPORTED: Final = frozenset(
         "modalities",
         "prediction",
         "reasoning_effort",
-        "response_format",
         "service_tier",
         "store",
         "suffix",
-        "tool_choice",
-        "tools",
         "verbosity",
         "web_search_options",
     }
@@ -70,23 +69,118 @@ class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
 
 
-class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One message. The fields that are always null are those of an assistant's message sent back as it came."""
+Content = str | Annotated[list[TextPart], Meta(min_length=1)]
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Meta(min_length=1)]
+
+class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function's name, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A call that the model made: in an answer, and in an assistant's message sent back."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class SystemMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="role", tag="system"
+):
+    """What the model should be."""
+
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(SystemMessage, frozen=True, forbid_unknown_fields=True, tag="developer"):
+    """The newer name of a system message; the model's template decides what it makes of it."""
+
+
+class UserMessage(SystemMessage, frozen=True, forbid_unknown_fields=True, tag="user"):
+    """What the user said."""
+
+
+class AssistantMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="role", tag="assistant"
+):
+    """What the model said. The fields that are always null are those of an answer sent back as it came."""
+
+    content: Content | None = None
     name: str | None = None
     refusal: None = None
     annotations: Empty | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Empty | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Only free text."""
+class ToolMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="role", tag="tool"
+):
+    """What a call gave."""
 
-    type: Literal["text"]
+    content: Content
+    tool_call_id: str
+
+
+ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A function. `parameters` is a JSON schema, none for no parameters; it is enforced, `strict` or not."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the functions in `tools`."""
+
+    name: Name
+
+
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """Any text."""
+
+
+class JsonObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+    """A JSON object."""
+
+
+class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A JSON schema; none for any object. It is enforced, `strict` or not."""
+
+    name: Name
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    """JSON that a schema allows."""
+
+    json_schema: JsonSchema
 
 
 class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -117,10 +211,10 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     modalities: list[Literal["text"]] | None = None
-    tools: Empty | None = None
-    tool_choice: Literal["none"] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     functions: Empty | None = None
     function_call: Literal["none"] | None = None
@@ -189,11 +283,12 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
-    """What the model said."""
+    """What the model said, in text or in calls."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):

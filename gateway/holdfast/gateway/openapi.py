@@ -54,9 +54,15 @@ def _never(**fields: Json) -> Json:
 _OFF: Json = {"enum": [False, None]}
 _INTEGER: Json = {"type": "integer"}
 _STREAM_OPTIONS_ALONE = _never(stream_options={"type": "object"}, stream=_OFF)
+_JSON_FORMAT: Json = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"type": {"enum": ["json_object", "json_schema"]}},
+}
 _CHAT_RULES = (
     _never(max_tokens=_INTEGER, max_completion_tokens=_INTEGER),
     _never(top_logprobs=_INTEGER, logprobs=_OFF),
+    _never(response_format=_JSON_FORMAT, ignore_eos={"enum": [True]}),
 )
 _COMPLETION_RULES = (
     _never(echo={"enum": [True]}, logprobs=_INTEGER),
@@ -72,6 +78,7 @@ def document(settings: HttpSettings) -> Json:
         _limit(schemas[name]["properties"], settings)
     schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"] = _prompt_schemas()
     schemas["ChatRequest"]["allOf"] = [_STREAM_OPTIONS_ALONE, *_CHAT_RULES]
+    schemas["AssistantMessage"]["allOf"] = [_never(content={"enum": [None]}, tool_calls={"enum": [None, []]})]
     schemas["CompletionRequest"]["allOf"] = [_STREAM_OPTIONS_ALONE, *_COMPLETION_RULES]
     security: Json = {"security": [{"apiKey": []}]} if settings.api_keys else {}
     return {

@@ -33,7 +33,7 @@ def prompt_tokens(request: EngineRequest) -> int:
         return len(request.prompt_tokens)
     if request.prompt is not None:
         return len(request.prompt.split())
-    return sum(len(str(message["content"]).split()) for message in request.messages or ())
+    return sum(len(str(message.get("content")).split()) for message in request.messages or ())
 
 
 @dataclass

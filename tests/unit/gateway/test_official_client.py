@@ -123,7 +123,7 @@ async def test_the_blocking_client_gets_the_same(url: str) -> None:
     [
         ({"model": "gpt-5"}, openai.NotFoundError, "model_not_found"),
         ({"temperature": 9}, openai.BadRequestError, "invalid_value"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "unsupported_value"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, openai.BadRequestError, "unsupported_value"),
         ({"extra_body": {"zz": 1}}, openai.BadRequestError, "unknown_parameter"),
         ({"messages": [{"role": "user", "content": "x" * 200_000}]}, openai.APIStatusError, "request_too_large"),
     ],

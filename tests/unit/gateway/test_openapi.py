@@ -24,8 +24,12 @@ def test_every_answer_is_as_the_document_says(case: Any) -> None:
 
 
 def _beyond_a_schema(body: Any) -> bool:
-    """Rules that compare numbers, which JSON Schema can't say: these requests are rightly refused."""
-    if not isinstance(body, dict) or not isinstance(body.get("min_tokens"), int):
+    """Rules that compare fields, which JSON Schema can't say: these requests are rightly refused."""
+    if not isinstance(body, dict):
+        return False
+    if body.get("tools") or body.get("tool_choice"):
+        return True
+    if not isinstance(body.get("min_tokens"), int):
         return False
     limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
     return bool(body["min_tokens"] > next((limit for limit in limits if isinstance(limit, int)), 16))

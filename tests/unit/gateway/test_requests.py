@@ -67,9 +67,9 @@ def test_an_invalid_field_is_named(fields: dict[str, Any], param: str, code: str
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"tool_choice": "auto"},
-        {"response_format": {"type": "json_object"}},
+        {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},
+        {"response_format": {"type": "grammar"}},
         {"modalities": ["text", "audio"]},
         {"audio": {"voice": "x"}},
         {"logit_bias": {"50256": -100}},
