@@ -68,6 +68,43 @@ async def test_streams_leave_a_frozen_replica_which_serves_again_once_thawed(sta
         os.kill(frozen["pid"], signal.SIGCONT)
     cluster.wait_health(lambda health: ready(health) == 2)
     assert frozen["pid"] in {one["pid"] for one in running(cluster.status())}
+    suspected = happened(cluster, "ReplicaSuspected", frozen["id"])
+    trusted = happened(cluster, "ReplicaTrusted", frozen["id"])
+    assert len(suspected) >= 1
+    assert suspected[0]["payload"]["streams"] > 0
+    assert trusted[0]["cause"] == suspected[0]["id"]
+
+
+async def test_streams_leave_an_engine_that_hangs_while_its_replica_lives_and_it_is_replaced(
+    start_cluster: Any,
+) -> None:
+    cluster: Cluster = start_cluster(engine_args={**PACE, "faults": True})
+    hung = cluster.status()["replicas"][0]
+    texts = await under_streams(cluster, lambda: os.kill(hung["pid"], signal.SIGUSR1))
+    assert_right(texts)
+    cluster.wait(lambda status: len(running(status)) == 2 and hung["id"] not in {one["id"] for one in running(status)})
+    (exited,) = happened(cluster, "ReplicaExited", hung["id"])
+    assert exited["payload"]["exit_code"] == 1
+    assert "no step" in exited["payload"]["message"]
+
+
+async def test_a_request_that_kills_its_engines_is_given_up_and_the_others_go_on(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(engine_args={**PACE, "faults": True})
+    poison = {"model": "mock", "prompt": "[[fault:crash]]", "max_tokens": 50}
+
+    async def send_poison() -> httpx.Response:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+            return await client.post("/v1/completions", json=poison)
+
+    sent: list[asyncio.Task[httpx.Response]] = []
+    texts = await under_streams(cluster, lambda: sent.append(asyncio.create_task(send_poison())))
+    assert_right(texts)
+    answer = await sent[0]
+    assert answer.status_code == 503
+    cluster.wait_health(lambda health: ready(health) == 2)
+    messages = [event["payload"]["message"] for event in happened(cluster, "ReplicaExited")]
+    assert 1 <= len(messages) <= 3
+    assert all("asked for a crash" in message for message in messages)
 
 
 async def test_streams_wait_for_the_only_replica_to_be_replaced(start_cluster: Any) -> None:
@@ -91,3 +128,12 @@ def running(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 def ready(health: dict[str, Any]) -> int:
     return sum(model["replicas_ready"] for model in health["details"]["models"].values())
+
+
+def happened(cluster: Cluster, kind: str, replica: str | None = None) -> list[dict[str, Any]]:
+    """The events of a kind, about one replica or any."""
+    return [
+        event
+        for event in cluster.log()
+        if event["payload"]["type"] == kind and replica in (None, event["payload"]["replica"])
+    ]

@@ -88,6 +88,16 @@ class Stream:
         self._held_text = ""
 
     @property
+    def suspect(self) -> bool:
+        """Whether its last attempt broke off without a token: it may be what breaks them."""
+        return self._barren > 0
+
+    @property
+    def proven(self) -> bool:
+        """Whether the attempt under way has brought a token."""
+        return self._begun_at is not None and len(self.accepted) > self._begun_at
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self.status in (StreamStatus.FINISHED, StreamStatus.FAILED)

@@ -103,6 +103,7 @@ class ReplicaLink:
         self._beats_since = 0
         self._connection: Connection | None = None
         self._attempts: dict[int, StreamRun] = {}
+        self._on_probation: StreamRun | None = None
         self._numbers = itertools.count(1)
         self._reported = 0
         self._draining = False
@@ -121,6 +122,11 @@ class ReplicaLink:
     def room(self) -> bool:
         """As `Candidate.room`."""
         return self.ready and not self._full and len(self._attempts) < self.in_flight_max
+
+    @property
+    def free_for_suspects(self) -> bool:
+        """Whether no stream is on probation here: of those that may have broken an engine, one at a time begins."""
+        return self._on_probation is None
 
     @property
     def places(self) -> int:
@@ -144,6 +150,8 @@ class ReplicaLink:
         request = run.stream.start()
         self._attempts[attempt] = run
         run.link, run.attempt = self, attempt
+        if run.stream.suspect:
+            self._on_probation = run
         self._connection.send(Start(attempt, request))
 
     def end(self, run: StreamRun) -> None:
@@ -230,6 +238,7 @@ class ReplicaLink:
         self._beats_since = 0
         orphans = list(self._attempts.items())
         self._attempts.clear()
+        self._on_probation = None
         self._on_suspicion(self, silence_s, len(orphans))
         for attempt, _run in orphans:
             if self._connection is not None:
@@ -295,8 +304,16 @@ class ReplicaLink:
             run = attempts.pop(attempt, None)
             if run is not None:
                 run.finished(reason)
+        if self._on_probation is not None:
+            self._end_probation(self._on_probation)
         if step.finished:
             self._freed()
+
+    def _end_probation(self, run: StreamRun) -> None:
+        """Once it has brought a token, or is not here any more, the next suspect may begin."""
+        if run.stream.proven or run.link is not self:
+            self._on_probation = None
+            self._on_capacity(self)
 
     def _on_heartbeat(self, connection: Connection, beat: Heartbeat) -> None:
         self._phi.beat(connection.last_received_s)
@@ -337,12 +354,15 @@ class ReplicaLink:
         self._lost.set()
         self._reported = 0
         self._full = False
+        self._on_probation = None
         orphans = list(self._attempts.values())
         self._attempts.clear()
         if orphans:
             self._on_orphans(orphans, StreamLost(f"replica {self.replica} was lost"))
 
     def _freed(self) -> None:
+        if self._on_probation is not None and self._on_probation.link is not self:
+            self._on_probation = None
         if self._attempts:
             self._on_capacity(self)
             return

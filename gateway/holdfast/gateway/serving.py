@@ -166,6 +166,8 @@ class Serving:
     def health(self) -> Health:
         """As `Backend.health`."""
         reasons = ["it is shutting down"] if self.draining else []
+        if self._follower.unreadable is not None:
+            reasons.append(str(self._follower.unreadable))
         details: dict[str, Any] = {"models": {}, "log_sequence": self._follower.state.sequence}
         for name, pool in self._pools.items():
             ready = sum(link.ready for link in pool.links)
@@ -279,7 +281,10 @@ class Serving:
             self._enqueue(run, pool, first=False)
 
     def _begin(self, run: StreamRun, pool: _Pool) -> bool:
-        link = choose(pool.links, self._rng.randrange)
+        links = pool.links
+        if run.stream.suspect:
+            links = [link for link in links if link.free_for_suspects]
+        link = choose(links, self._rng.randrange)
         if link is None:
             return False
         link.begin(run)
