@@ -140,6 +140,21 @@ def test_each_mistake_is_its_own_error_class(client: OpenAI) -> None:
     assert large.value.status_code == 413
 
 
+def test_the_longest_body_that_is_taken_is_refused_at_once_and_costs_no_replica(
+    client: OpenAI, torch_cluster: Cluster
+) -> None:
+    before = {one["id"] for one in torch_cluster.status()["replicas"]}
+    for prompt in ("a " * 2_000_000, "\u20ac" * 1_300_000):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(model=MODEL, prompt=prompt, max_tokens=4)
+        assert refused.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model=MODEL, messages=ask(prompt), max_tokens=4)
+    assert {one["id"] for one in torch_cluster.status()["replicas"]} == before
+    suspected = [event for event in torch_cluster.log() if event["payload"]["type"] == "ReplicaSuspected"]
+    assert suspected == []
+
+
 def test_a_long_prompt_is_refused_before_a_stream_begins(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         client.completions.create(model=MODEL, prompt="word " * 5000, max_tokens=4, stream=True)
