@@ -13,11 +13,20 @@ import socket
 import struct
 from typing import Final
 
+from starlette.types import Scope
+
 DESCRIPTORS: Final = "/dev/fd"
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """`struct linger`: what is unsent is dropped, and the peer gets a reset."""
 
 _MAPPED: Final = "::ffff:"
+
+
+def cut_client(scope: Scope) -> None:
+    """Reset the connection on which an exchange came."""
+    server, client = scope.get("server"), scope.get("client")
+    if server is not None and client is not None:
+        reset_connections(int(server[1]), (client[0], int(client[1])))
 
 
 def reset_connections(port: int, client: tuple[str, int] | None = None) -> int:

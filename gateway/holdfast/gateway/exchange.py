@@ -16,7 +16,6 @@ from holdfast.gateway.problems import (
     Problem,
     body_too_large,
     body_too_slow,
-    invalid,
     unauthorized,
     unsupported_media_type,
 )
@@ -57,9 +56,9 @@ class KeyRing:
 
 
 class Exchange:
-    """A request and the answer to it. `started` tells whether the answer's status has been sent."""
+    """A request and its answer. `started` tells whether the answer's status has been sent; `turn` is as in `Writer`."""
 
-    __slots__ = ("_receive", "_send", "_settings", "_stamp", "headers", "request_id", "started", "unread")
+    __slots__ = ("_receive", "_send", "_settings", "_stamp", "headers", "request_id", "started", "turn", "unread")
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, settings: HttpSettings, stamp: tuple[bytes, bytes]
@@ -68,6 +67,7 @@ class Exchange:
         self.request_id = request_id_of(self.headers.get(b"x-request-id"))
         self.started = False
         self.unread = True
+        self.turn = 0
         self._receive = receive
         self._send = send
         self._settings = settings
@@ -106,7 +106,7 @@ class Exchange:
         """Send a whole answer in JSON."""
         length = (b"content-length", b"%d" % len(body))
         await self._start(status, [_JSON, length, *(extra or ())])
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self.write(body, more=False)
 
     async def problem(self, problem: Problem) -> None:
         """Send an error as the answer."""
@@ -123,8 +123,10 @@ class Exchange:
             await self.write(whole, more=False)
 
     async def write(self, body: bytes, *, more: bool) -> None:
-        """Send a piece of a stream; returns once the client's connection takes more."""
+        """Send a piece of the answer; returns once the client's connection takes more."""
+        self.turn += 1
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self.turn += 1
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
@@ -151,10 +153,3 @@ class Exchange:
 def _is_json(content_type: bytes) -> bool:
     kind = content_type.partition(b";")[0].strip().lower()
     return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
-
-
-def refuse_resuming(headers: dict[bytes, bytes]) -> None:
-    """Raises `RequestRefused` for `Last-Event-ID`: starting anew instead would repeat tokens."""
-    if b"last-event-id" in headers:
-        message = "Resuming a stream with Last-Event-ID is not supported by this version; send the request without it."
-        raise invalid(message, "Last-Event-ID", "unsupported_parameter")

@@ -16,11 +16,13 @@ from starlette.types import Receive, Scope, Send
 from holdfast.gateway.answers import Collected, chat_answer, completion_answer
 from holdfast.gateway.asking import Asked, ask_chat, ask_completion
 from holdfast.gateway.backend import Backend, Delta, Session
-from holdfast.gateway.exchange import ClientGone, Exchange, KeyRing, refuse_resuming
+from holdfast.gateway.cutting import cut_client
+from holdfast.gateway.exchange import ClientGone, Exchange, KeyRing
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.metrics import Metrics, ModelMetrics
 from holdfast.gateway.openai import Usage
 from holdfast.gateway.problems import problem_of
+from holdfast.gateway.resuming import Resume, resume_of, resumed
 from holdfast.gateway.sse import CompletionEncoder, Encoder, Head
 from holdfast.gateway.tool_stream import chat_encoder
 from holdfast.gateway.watch import DisconnectWatch
@@ -28,6 +30,8 @@ from holdfast.gateway.watch import DisconnectWatch
 OK = "ok"
 CANCELLED = "cancelled"
 """The client went away before the end."""
+SLOW_CLIENT = "slow_client"
+"""The client took nothing for longer than a write may take, and was cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Form:
     route: str
     id_prefix: str
     ask: Callable[[bytes, HttpSettings], Asked]
-    encoder: Callable[[Head, int], Encoder]
+    encoder: Callable[[Head, int, Sequence[int] | None], Encoder]
     answer: Callable[[Head, Collected, Usage], bytes]
 
 
@@ -114,15 +118,21 @@ class Generator:
         self._metrics.in_flight += 1
         try:
             self._keys.check(exchange.headers.get(b"authorization"))
-            refuse_resuming(exchange.headers)
+            resume = resume_of(exchange.headers, form.id_prefix)
             asked = form.ask(await exchange.body(), self._settings)
-            session = self._backend.open(asked.model, asked.choices, stops=asked.stops)
+            if resume is not None:
+                asked = resumed(asked, resume)
+            delivered = resume.counts if resume is not None else None
+            session = self._backend.open(asked.model, asked.choices, stops=asked.stops, delivered=delivered)
             model = asked.model
             meter.accepted(self._metrics.model(model))
-            async with DisconnectWatch(receive) as watch:
-                await self._run(form, asked, session, exchange, meter)
+            async with DisconnectWatch(receive, exchange, self._settings.write_timeout_s) as watch:
+                await self._run(form, asked, resume, session, exchange, meter)
             if watch.gone:
                 meter.outcome = CANCELLED
+            elif watch.slow:
+                meter.outcome = SLOW_CLIENT
+                cut_client(scope)
         except ClientGone:
             meter.outcome = CANCELLED
         except Exception as error:
@@ -134,9 +144,11 @@ class Generator:
             self._metrics.in_flight -= 1
             self._metrics.ended(form.route, model, meter.outcome)
 
-    async def _run(self, form: Form, asked: Asked, session: Session, exchange: Exchange, meter: Meter) -> None:
+    async def _run(
+        self, form: Form, asked: Asked, resume: Resume | None, session: Session, exchange: Exchange, meter: Meter
+    ) -> None:
         head = Head(
-            response_id(form.id_prefix, asked.seed),
+            resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed),
             int(time.time()),
             asked.model,
             asked.include_usage,
@@ -147,7 +159,8 @@ class Generator:
         async with session:
             try:
                 if asked.stream:
-                    await self._stream(form.encoder(head, len(asked.choices)), asked, session, exchange, meter)
+                    encoder = form.encoder(head, len(asked.choices), resume.counts if resume is not None else None)
+                    await self._stream(encoder, asked, session, exchange, meter)
                 else:
                     await self._collect(form, head, asked, session, exchange, meter)
             finally:

@@ -22,6 +22,10 @@ class HttpSettings(BaseModel):
     body_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=30.0, description="How long a client may take to send its body, in seconds. A slower one gets 408."
     )
+    write_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0,
+        description="How long a client may take nothing of its answer, in seconds. A slower one is disconnected.",
+    )
     n_max: Annotated[int, Field(ge=1, le=128)] = Field(
         default=16, description="The largest `n`, in choices per prompt."
     )

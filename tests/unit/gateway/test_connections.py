@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from holdfast.gateway.app import App, HttpSettings, create_app
@@ -15,6 +16,7 @@ from tests.unit.gateway.fakes import FakeBackend
 from tests.unit.gateway.server import serving
 
 SOON_S = 5.0
+WRITE_TIMEOUT_S = 0.4
 
 
 @pytest.fixture
@@ -80,6 +82,36 @@ async def test_a_client_that_does_not_read_holds_the_engine_back_and_may_go(
         connection.writer.transport.abort()
     await asyncio.wait_for(backend.left.wait(), SOON_S)
     assert 'outcome="cancelled"' in await outcomes(app)
+
+
+def server_ends(port: int) -> list[Any]:
+    """This process's sockets that the server on the port has accepted and not closed."""
+    here = psutil.Process().net_connections("tcp")
+    return [end for end in here if end.laddr.port == port and end.status != psutil.CONN_LISTEN]
+
+
+async def test_a_client_that_reads_nothing_for_too_long_is_cut_and_its_engine_freed(backend: FakeBackend) -> None:
+    app = create_app(backend, HttpSettings(write_timeout_s=WRITE_TIMEOUT_S))
+    backend.chunk = 1_000
+    async with serving(app) as port, connected(port) as connection:
+        await connection.post(CHAT, chat(stream=True, ignore_eos=True, max_tokens=10_000_000))
+        await asyncio.wait_for(backend.left.wait(), SOON_S * 4)
+        assert 'outcome="slow_client"' in await outcomes(app)
+        await until(lambda: not server_ends(port))
+        with pytest.raises(ConnectionResetError):
+            await connection.reader.read(-1)
+
+
+async def test_a_client_that_reads_slowly_is_left_alone(backend: FakeBackend) -> None:
+    app = create_app(backend, HttpSettings(write_timeout_s=WRITE_TIMEOUT_S))
+    backend.chunk = 1_000
+    async with serving(app) as port, connected(port) as connection:
+        await connection.post(CHAT, chat(stream=True, ignore_eos=True, max_tokens=30_000))
+        read = b""
+        while b"[DONE]" not in read:
+            read = read[-20:] + await connection.reader.read(1 << 20)
+            await asyncio.sleep(WRITE_TIMEOUT_S / 20)
+        assert 'outcome="ok"' in await outcomes(app)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
