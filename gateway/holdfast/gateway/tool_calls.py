@@ -62,12 +62,15 @@ class CallParser:
         return parts
 
     def end(self, reason: str) -> tuple[list[Part], str]:
-        """What was held back when the text ended, and the choice's reason in OpenAI's terms."""
+        """What was held back when the text ended, and the choice's reason in OpenAI's terms.
+
+        After a call it can only be the beginning of another that got no name: there is nothing to show of that.
+        """
         held, self._held = self._held, ""
         if self._inside:
             return ([Arguments(self.calls - 1, held)] if held else []), reason
         complete = self.calls > 0 and not held and reason == FINISH_STOP
-        return ([Text(held)] if held else []), FINISH_TOOL_CALLS if complete else reason
+        return ([Text(held)] if held and self.calls == 0 else []), FINISH_TOOL_CALLS if complete else reason
 
     def _content(self, parts: list[Part]) -> bool:
         """Give out content up to where a call may begin; whether a call has begun."""

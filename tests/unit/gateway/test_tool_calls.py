@@ -181,6 +181,12 @@ def test_a_call_that_was_cut_off_has_the_reason_that_cut_it() -> None:
     assert _parsed([CALL[:60]], FINISH_STOP)[1] == "stop"
 
 
+def test_of_a_further_call_that_was_cut_off_before_its_name_nothing_is_shown() -> None:
+    parts, reason = _parsed([CALL + SECOND[:20]], "length")
+    assert parts == [Began(0, "get_weather"), Arguments(0, '{"city":"Köln}"}')]
+    assert reason == "length"
+
+
 @pytest.mark.parametrize("text", TEXTS[3:7])
 def test_what_is_no_call_is_content(text: str) -> None:
     assert _parsed([text]) == ([Text(text)], "stop")
