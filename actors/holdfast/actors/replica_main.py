@@ -123,6 +123,13 @@ def _first_leaf(error: BaseException) -> BaseException:
     return error
 
 
+def _first_cause(error: BaseException) -> BaseException:
+    """What happened, out of the groups that it travelled in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _failed(channel: NodeChannel, error: BaseException) -> int:
     logger.error("the replica ends", exc_info=error)
     channel.report(Failed(f"{type(error).__name__}: {error}"))

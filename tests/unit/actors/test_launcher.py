@@ -13,8 +13,11 @@ import pytest
 
 from holdfast.actors.launcher import REPLICA_LOGS_MAX, ProcessLauncher, ReplicaProcess
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
+from holdfast.actors.wire import Connection
 from holdfast.core.config import EngineConfig
 from holdfast.core.errors import WorldFailure
+from holdfast.core.frames import PROTOCOL_VERSION, Hello, Start
+from holdfast.core.requests import EngineRequest
 
 
 def specification(**arguments: object) -> bytes:
@@ -43,6 +46,25 @@ async def test_a_replica_process_with_a_wrong_argument_says_so_and_exits_with_2(
     assert isinstance(report, Failed)
     assert "kv_block" in report.message
     assert await process.wait() == 2
+
+
+async def test_a_replica_whose_engine_dies_says_of_what(tmp_path: Path) -> None:
+    process = await ProcessLauncher(tmp_path).launch("app.tiny.1", specification(faults=True))
+    reports = process.messages()
+    ready = decode_report.decode(await anext(reports))
+    assert isinstance(ready, Ready)
+    host, port = ready.address.rsplit(":", 1)
+    welcomed = asyncio.Event()
+    _, gateway = await asyncio.get_running_loop().create_connection(
+        lambda: Connection(lambda *_: welcomed.set(), lambda _: None), host, int(port)
+    )
+    gateway.send(Hello(PROTOCOL_VERSION, "test", "g", "app.tiny.1"))
+    await welcomed.wait()
+    gateway.send(Start(1, EngineRequest(prompt="[[fault:crash]]", max_tokens=5)))
+    (last,) = [decode_report.decode(line) async for line in reports]
+    assert isinstance(last, Failed)
+    assert last.message == "RuntimeError: the prompt asked for a crash", "and not that of a task group"
+    assert await process.wait() == 1
 
 
 async def test_a_process_that_is_killed_ends_by_its_signal(tmp_path: Path) -> None:
