@@ -76,8 +76,12 @@ class DeploymentState(msgspec.Struct, frozen=True):
     """A deployment: its goal and what its replicas' starts have come to.
 
     `revision` counts changes of the engine; replicas of an older one are replaced. `replicas_placed` counts all
-    replicas ever placed, which numbers the next. `start_failures` counts starts in a row that ended before the
-    replica was ready, the last at `failed_at`.
+    replicas ever placed, which numbers the next; the last was placed at `placed_at`, by the leader's clock.
+
+    A start fails when the replica ends before it is ready, or by itself within `STABLE_AFTER_S` of that (`starts.py`);
+    the last did at `failed_at`, by its node's clock. `unstable_starts` counts failures until a replica has stayed
+    ready for that long, and sets the pause before the next start. `start_failures` is the same number while no
+    replica has got ready since, and 0 once one has.
     """
 
     config: DeploymentConfig
@@ -85,7 +89,9 @@ class DeploymentState(msgspec.Struct, frozen=True):
     revision: int = 1
     replicas_placed: int = 0
     start_failures: int = 0
+    unstable_starts: int = 0
     failed_at: datetime | None = None
+    placed_at: datetime | None = None
     message: str = ""
 
 
@@ -101,7 +107,8 @@ class ApplicationState(msgspec.Struct, frozen=True):
 class ReplicaState(msgspec.Struct, frozen=True):
     """A replica from its placement until it is gone and replaced. `event` is the last event about its life.
 
-    `suspected_by` are the gateways that hear nothing from it just now.
+    `ready_at` is when it first was ready, by its node's clock. `suspected_by` are the gateways that hear nothing from
+    it just now.
     """
 
     id: str
@@ -115,6 +122,7 @@ class ReplicaState(msgspec.Struct, frozen=True):
     pid: int = 0
     address: str = ""
     info: EngineInfo | None = None
+    ready_at: datetime | None = None
     message: str = ""
     suspected_by: tuple[str, ...] = ()
 

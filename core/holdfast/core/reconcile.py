@@ -27,7 +27,7 @@ from holdfast.core.placement import choose_node, occupancy
 
 START_BACKOFF_FIRST_S = 0.5
 START_BACKOFF_MAX_S = 30.0
-"""Between starts of a replica that fails before it is ready: doubling from the first to the largest, in seconds."""
+"""Between starts of a replica that fails (`DeploymentState`): doubling from the first to the largest, in seconds."""
 
 START_FAILURES_FATAL = 3
 """Starts in a row that failed before a deployment is called failed (it is tried again all the same)."""
@@ -140,7 +140,7 @@ def _converge(
     if outdated:
         # A rolling update: one more than wanted at a time, so that capacity never falls.
         missing = min(missing, 1 - sum(replica.status is ReplicaStatus.STARTING for replica in current))
-    retry_at = _retry_at(deployment)
+    retry_at = _retry_at(deployment, now)
     if missing > 0 and retry_at is not None and retry_at > now:
         look_again.append(retry_at)
     elif missing > 0:
@@ -151,13 +151,21 @@ def _converge(
             yield Proposal(ev.ReplicaStopOrdered(replica.id, "it is no longer needed"), replica.event)
 
 
-def _retry_at(deployment: DeploymentState) -> datetime | None:
-    """When a replica may be started again after failed starts; None for at once."""
-    if deployment.failed_at is None:
+def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
+    """When a replica may be started again after failed starts; None for at once.
+
+    The failure has its node's time. Where that clock is far ahead of ours, the wait begins at the last placement,
+    which a leader timed: so it stays bounded, and does not begin anew with every look.
+    """
+    if deployment.failed_at is None or not deployment.unstable_starts:
         return None
-    doublings = min(deployment.start_failures - 1, 16)
+    latest = now + timedelta(seconds=START_BACKOFF_MAX_S)
+    since = deployment.failed_at if deployment.failed_at <= latest else deployment.placed_at
+    if since is None or since > latest:
+        return None
+    doublings = min(deployment.unstable_starts - 1, 16)
     backoff_s = min(START_BACKOFF_FIRST_S * 2**doublings, START_BACKOFF_MAX_S)
-    return deployment.failed_at + timedelta(seconds=backoff_s)
+    return since + timedelta(seconds=backoff_s)
 
 
 def _fill(

@@ -29,6 +29,7 @@ from holdfast.core.cluster import (
 )
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.errors import CorruptLog
+from holdfast.core.starts import count_failure, start_failed, was_stable
 
 _V = TypeVar("_V")
 
@@ -187,7 +188,7 @@ def _replica_placed(
         message = f"node {decision.node} was gone when the replica was placed there"
         replica = msgspec.structs.replace(replica, status=ReplicaStatus.EXITED, message=message)
     state = msgspec.structs.replace(state, replicas=_with(state.replicas, replica.id, replica))
-    placed = msgspec.structs.replace(deployment, replicas_placed=deployment.replicas_placed + 1)
+    placed = msgspec.structs.replace(deployment, replicas_placed=deployment.replicas_placed + 1, placed_at=event.time)
     return _set_deployment(state, application, placed)
 
 
@@ -210,14 +211,9 @@ def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) 
         return state
     starting = replica.status is ReplicaStatus.STARTING
     status = ReplicaStatus.RUNNING if starting else replica.status
-    state = _change_replica(state, event, fact.replica, status=status, address=fact.address, info=fact.info)
-    application = state.applications.get(replica.application)
-    deployment = application.deployments.get(replica.deployment) if application else None
-    if application is None or deployment is None or not starting or replica.revision != deployment.revision:
-        return state
-    return _set_deployment(
-        state, application, msgspec.structs.replace(deployment, start_failures=0, failed_at=None, message="")
-    )
+    changes = {"status": status, "address": fact.address, "info": fact.info}
+    state = _change_replica(state, event, fact.replica, ready_at=replica.ready_at or event.time, **changes)
+    return _change_deployment_of(state, replica, start_failures=0, message="") if starting else state
 
 
 def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited) -> ClusterState:
@@ -226,9 +222,11 @@ def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited
         return state
     if replica.status is ReplicaStatus.STOPPING:
         return msgspec.structs.replace(state, replicas=_without(state.replicas, replica.id))
-    if replica.status is ReplicaStatus.STARTING and not fact.expected:
-        state = _count_start_failure(state, event, replica, fact.message)
     message = fact.message or (f"signal {fact.signal}" if fact.signal else f"exit code {fact.exit_code}")
+    if was_stable(replica, event.time):
+        state = _change_deployment_of(state, replica, unstable_starts=0, failed_at=None)
+    elif start_failed(replica, fact, event.time):
+        state = _count_start_failure(state, event, replica, message)
     return _change_replica(state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address="")
 
 
@@ -265,10 +263,17 @@ def _count_start_failure(state: ClusterState, event: ev.Event, replica: ReplicaS
     deployment = application.deployments.get(replica.deployment) if application else None
     if application is None or deployment is None or replica.revision != deployment.revision:
         return state
-    failed = msgspec.structs.replace(
-        deployment, start_failures=deployment.start_failures + 1, failed_at=event.time, message=message
-    )
-    return _set_deployment(state, application, failed)
+    replicas = state.replicas_of(application.name, deployment.config.name)
+    return _set_deployment(state, application, count_failure(deployment, replicas, event.time, message))
+
+
+def _change_deployment_of(state: ClusterState, replica: ReplicaState, **changes: Any) -> ClusterState:
+    """Change the replica's deployment, if the replica is of its current revision."""
+    application = state.applications.get(replica.application)
+    deployment = application.deployments.get(replica.deployment) if application else None
+    if application is None or deployment is None or replica.revision != deployment.revision:
+        return state
+    return _set_deployment(state, application, msgspec.structs.replace(deployment, **changes))
 
 
 def _set_deployment(state: ClusterState, application: ApplicationState, deployment: DeploymentState) -> ClusterState:

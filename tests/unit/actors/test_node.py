@@ -14,6 +14,7 @@ from holdfast.core import events as ev
 from holdfast.core.cluster import MemberStatus, ReplicaStatus
 from holdfast.core.errors import WrongLastSequence
 from holdfast.core.reconcile import START_BACKOFF_FIRST_S
+from holdfast.core.starts import STABLE_AFTER_S
 from tests.unit.support.history import INFO, application
 from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
 from tests.unit.support.world import FakeProcess, World, identity_of
@@ -68,6 +69,7 @@ def test_a_replica_that_ended_is_told_of_as_it_ended_and_replaced_at_once(
             node = world.node("a")
             await world.deploy(application())
             await world.running(1)
+            await asyncio.sleep(STABLE_AFTER_S)
             ended_s = now_s()
             node.launcher.processes[0].ends(status)
             await world.until(lambda state: "app.tiny.2" in state.replicas)

@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 
 from holdfast.core import events as ev
-from holdfast.core.cluster import LOSS_INTERVAL_S, ReplicaStatus
+from holdfast.core.cluster import LOSS_INTERVAL_S, DeploymentState, ReplicaStatus
 from holdfast.core.reconcile import START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S, Evidence, Plan, reconcile
+from holdfast.core.starts import STABLE_AFTER_S
 from tests.unit.support.history import INFO, History, application
 
 
@@ -59,6 +60,14 @@ class Cluster(History):
         self.fact(ev.ReplicaExited(replica, "a", 9, 1, None, False, "boom"), by="node.a")
 
 
+def deployment(cluster: Cluster) -> DeploymentState:
+    return cluster.state.applications["app"].deployments["tiny"]
+
+
+def newest(cluster: Cluster) -> str:
+    return [replica.id for replica in cluster.state.replicas.values() if replica.live][-1]
+
+
 def test_nothing_to_do_is_quiet() -> None:
     assert Cluster(a=4).plan() == Plan([])
 
@@ -96,6 +105,7 @@ def test_an_exited_replica_is_replaced_by_name_and_the_exit_is_the_cause() -> No
     cluster = Cluster(a=4)
     cluster.deploy()
     cluster.settle()
+    cluster.passes(STABLE_AFTER_S)
     cluster.fails("app.tiny.1")
     exit_id = cluster.records[-1].event.id
     (proposal,) = cluster.plan().proposals
@@ -176,7 +186,7 @@ def test_failed_starts_are_tried_again_after_longer_and_longer_waits() -> None:
     assert waits == [min(START_BACKOFF_FIRST_S * 2**n, START_BACKOFF_MAX_S) for n in range(9)]
 
 
-def test_a_replica_that_got_ready_ends_the_back_off() -> None:
+def test_a_replica_that_stayed_ready_ends_the_back_off() -> None:
     cluster = Cluster(a=4)
     cluster.deploy()
     cluster.step()
@@ -184,8 +194,64 @@ def test_a_replica_that_got_ready_ends_the_back_off() -> None:
     cluster.fails("app.tiny.1")
     cluster.passes(1)
     cluster.settle()
+    cluster.passes(STABLE_AFTER_S)
     cluster.fails("app.tiny.2")
     assert cluster.plan().proposals, "it ran: its end is no failed start"
+
+
+def test_replicas_that_crash_soon_after_they_are_ready_are_started_less_and_less_often() -> None:
+    cluster = loaded(2, a=4)
+    waits = []
+    for _ in range(9):
+        cluster.passes(1)
+        cluster.fails(newest(cluster))
+        plan = cluster.plan()
+        assert not plan.proposals, "nothing may start during the back-off"
+        assert plan.look_again_at is not None
+        waits.append((plan.look_again_at - cluster.now).total_seconds())
+        cluster.now = plan.look_again_at
+        cluster.settle()
+        assert deployment(cluster).start_failures == 0, "all run again"
+    assert waits == [min(START_BACKOFF_FIRST_S * 2**n, START_BACKOFF_MAX_S) for n in range(9)]
+
+
+def test_a_replica_that_stays_ready_ends_the_count_for_all() -> None:
+    cluster = loaded(2, a=4)
+    for _ in range(3):
+        cluster.passes(1)
+        cluster.fails(newest(cluster))
+        cluster.passes(START_BACKOFF_MAX_S)
+        cluster.settle()
+    assert deployment(cluster).unstable_starts == 3
+    cluster.passes(STABLE_AFTER_S)
+    cluster.deploy(3)
+    cluster.settle()
+    cluster.fails(newest(cluster))
+    assert deployment(cluster).unstable_starts == 1
+
+
+@pytest.mark.parametrize("after_s", [0.0, 1.0, STABLE_AFTER_S])
+def test_a_replica_that_is_killed_is_replaced_at_once_however_young(after_s: float) -> None:
+    cluster = loaded(1, a=4)
+    for number in range(1, 6):
+        cluster.passes(after_s)
+        cluster.fact(ev.ReplicaExited(f"app.tiny.{number}", "a", 9, None, "SIGKILL", False, ""), by="node.a")
+        assert [type(decision) for decision in cluster.step()] == [ev.ReplicaReplaced]
+        cluster.settle()
+
+
+def test_a_node_whose_clock_is_far_ahead_delays_a_start_by_no_more_than_the_back_off() -> None:
+    cluster = Cluster(a=4)
+    cluster.deploy()
+    cluster.step()
+    cluster.step()
+    placed_at = cluster.now
+    cluster.passes(3600)
+    cluster.fails("app.tiny.1")
+    cluster.now = placed_at
+    assert cluster.plan() == Plan([], placed_at + timedelta(seconds=START_BACKOFF_FIRST_S))
+    cluster.passes(START_BACKOFF_FIRST_S)
+    assert [type(proposal.payload) for proposal in cluster.plan().proposals] == [ev.ReplicaReplaced]
 
 
 # --- losses ---------------------------------------------------------------------------------------------
