@@ -7,7 +7,7 @@ from holdfast.actors.identity import Identity
 from holdfast.actors.writer import EventAppender
 from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig
-from holdfast.core.errors import WrongLastSequence
+from holdfast.core.errors import InvalidConfig, WrongLastSequence
 from holdfast.core.events import DeployRequested, Fact
 from holdfast.core.ports import Clock, Log
 
@@ -26,9 +26,10 @@ class Operator:
     async def deploy(self, application: ApplicationConfig) -> bool:
         """Ask for the application, unless it is what the cluster has already; whether it had to be asked for.
 
-        Raises `LogFull`, `LogUnavailable`.
+        Raises `InvalidConfig` when another application serves a model of the same name; `LogFull`, `LogUnavailable`.
         """
         await self._follower.catch_up()
+        _check_names(self._follower.state, application)
         if is_deployed(self._follower.state, application):
             return False
         await self._append(DeployRequested(application))
@@ -53,3 +54,19 @@ def is_deployed(state: ClusterState, application: ApplicationConfig) -> bool:
         return False
     goal = [deployment.config for deployment in deployed.deployments.values()]
     return goal == list(application.deployments)
+
+
+def _check_names(state: ClusterState, application: ApplicationConfig) -> None:
+    """Clients ask for a model by its deployment's name, so that one is served by one application only."""
+    wanted = {deployment.name for deployment in application.deployments}
+    others = {name: set(other.deployments) for name, other in state.applications.items()}
+    for name, request in state.requests.items():
+        if isinstance(request.application, ApplicationConfig):
+            asked = {deployment.name for deployment in request.application.deployments}
+            others[name] = others.get(name, set()) | asked
+    for name, deployments in others.items():
+        if name != application.name and (taken := wanted & deployments):
+            raise InvalidConfig(
+                f"application {application.name}: {', '.join(sorted(taken))} is served by application {name} already: "
+                f"choose another name for the deployment, or delete application {name} first"
+            )
