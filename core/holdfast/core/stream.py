@@ -63,6 +63,7 @@ class Stream:
         "_stops",
         "accepted",
         "attempts",
+        "delivered",
         "failure",
         "finish_reason",
         "migrations_max",
@@ -71,8 +72,12 @@ class Stream:
         "status",
     )
 
-    def __init__(self, request: EngineRequest, stops: Sequence[str] = (), migrations_max: int = 3) -> None:
+    def __init__(
+        self, request: EngineRequest, stops: Sequence[str] = (), migrations_max: int = 3, delivered: int = 0
+    ) -> None:
+        """`delivered` tokens the client has from another gateway: they are drawn again, but not handed out again."""
         self.request = request
+        self.delivered = delivered
         self.accepted: list[int] = list(request.accepted)
         self.attempts = 0
         self.migrations_max = migrations_max
@@ -174,6 +179,8 @@ class Stream:
     def take(self) -> list[Piece]:
         """What became ready for the client since the last call."""
         ready, self._ready = self._ready, []
+        if self.delivered and ready and ready[0].count <= self.delivered:
+            return [piece for piece in ready if piece.count > self.delivered]
         return ready
 
     def _become(self, status: StreamStatus) -> None:

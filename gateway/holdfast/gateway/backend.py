@@ -79,11 +79,19 @@ class Backend(Protocol):
     def models(self) -> Sequence[ModelInfo]: ...
 
     def open(
-        self, model: str, choices: Sequence[EngineRequest], *, stops: Sequence[str], timeout_s: float | None = None
+        self,
+        model: str,
+        choices: Sequence[EngineRequest],
+        *,
+        stops: Sequence[str],
+        timeout_s: float | None = None,
+        delivered: Sequence[int] | None = None,
     ) -> Session:
         """A session that will run `choices` at once; `timeout_s` bounds it from now (None: the setting).
 
-        Raises `UnknownModel`, `Overloaded`.
+        `delivered` says how many tokens of each choice the client has already: the session goes on after them.
+        Raises `UnknownModel`, `Overloaded`, and `RequestRefused` (`cannot_resume`) where the model's engines
+        would not draw the same tokens again.
         """
         ...
 

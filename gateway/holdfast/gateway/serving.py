@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from holdfast.actors.follower import Follower
 from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
-from holdfast.core.errors import NoReplica, Overloaded, StreamLost, UnknownModel
+from holdfast.core.errors import NoReplica, Overloaded, RequestRefused, StreamLost, UnknownModel
 from holdfast.core.events import Fact, ReplicaSuspected, ReplicaTrusted, StreamsMigrated
 from holdfast.core.requests import EngineRequest
 from holdfast.core.routing import choose
@@ -81,6 +81,12 @@ class _Pool:
         self.queue: deque[StreamRun] = deque()
         self.closed = False
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether all engines that are known here draw the same tokens for the same request and seed."""
+        known = [link.info.deterministic for link in self.links if link.info is not None]
+        return bool(known) and all(known)
+
 
 class Serving:
     """As `Backend`, over replicas' sockets."""
@@ -137,12 +143,21 @@ class Serving:
         ]
 
     def open(
-        self, model: str, choices: Sequence[EngineRequest], *, stops: Sequence[str], timeout_s: float | None = None
+        self,
+        model: str,
+        choices: Sequence[EngineRequest],
+        *,
+        stops: Sequence[str],
+        timeout_s: float | None = None,
+        delivered: Sequence[int] | None = None,
     ) -> StreamSession:
         """As `Backend.open`."""
         pool = self._pools.get(model)
         if pool is None:
             raise UnknownModel(model)
+        if delivered is not None and not pool.deterministic:
+            message = f"The engines of `{model}` would not draw the same tokens again, so its streams can't be resumed."
+            raise RequestRefused(message, code="cannot_resume", param="Last-Event-ID")
         if self.draining:
             raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
         free = pool.config.max_queued_requests - len(pool.queue)
@@ -161,6 +176,7 @@ class Serving:
             lambda run: self._submit(run, pool),
             self._withdraw,
             min(timeout_s or limit_s, limit_s),
+            delivered,
         )
 
     def health(self) -> Health:
@@ -176,7 +192,7 @@ class Serving:
                 "replicas_wanted": pool.config.num_replicas,
                 "queued": len(pool.queue),
                 "in_flight": sum(link.in_flight for link in pool.links),
-                "deterministic": all(link.info.deterministic for link in pool.links if link.info is not None),
+                "deterministic": pool.deterministic,
             }
             if not ready and pool.config.num_replicas:
                 reasons.append(f"no replica of {name} is ready")

@@ -99,10 +99,12 @@ class StreamSession:
         submit: Callable[[StreamRun], None],
         withdraw: Callable[[StreamRun], None],
         timeout_s: float,
+        delivered: Sequence[int] | None = None,
     ) -> None:
+        counts = delivered or [0] * len(choices)
         self._runs = [
-            StreamRun(self, choice, Stream(request, stops, migrations_max), bool(stops))
-            for choice, request in enumerate(choices)
+            StreamRun(self, choice, Stream(request, stops, migrations_max, count), bool(stops))
+            for choice, (request, count) in enumerate(zip(choices, counts, strict=True))
         ]
         self._submit = submit
         self._withdraw = withdraw

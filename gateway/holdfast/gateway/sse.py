@@ -5,8 +5,9 @@ A token's event is then five pieces of bytes: what stands before the token's num
 before the text, the text as JSON, and what stands behind it. The events of all deltas that wait together are
 joined once and sent together.
 
-An event's id is `<response id>.<choice>:<count>`: of that choice, so many tokens are delivered when the client
-has this event. Events that bring no token of their own repeat the id of the event before them.
+An event's id is `<response id>:<count>`, with one count for each choice, separated by commas: so many tokens of it
+are delivered when the client has this event. So one id says where all choices stand, and a stream can be taken up
+there. Events that bring no token of their own repeat the id of the event before them.
 """
 
 from __future__ import annotations
@@ -50,15 +51,23 @@ class Head:
 class Frame:
     """One choice's constant bytes, and how far it has come."""
 
-    __slots__ = ("after", "bare", "before", "between", "count", "offset")
+    __slots__ = ("_around", "_inner", "after", "bare", "before", "between", "count", "offset")
 
-    def __init__(self, before: bytes, bare: bytes, between: bytes, after: bytes) -> None:
-        self.before = before
+    def __init__(self, bare: bytes, between: bytes, after: bytes) -> None:
+        self._inner = bare
+        self._around = between
+        self.before = b""
         self.bare = bare
-        self.between = between
+        self.between = bare + between
         self.after = after
         self.count = 0
         self.offset = 0
+
+    def place(self, before: bytes, behind: bytes) -> None:
+        """What stands before this choice's count in an event's id, and behind it."""
+        self.before = before
+        self.bare = behind + self._inner
+        self.between = self.bare + self._around
 
     def event(self, inner: bytes) -> bytes:
         """An event with this choice's last id. `inner` is the rest of the choice, and of the object after it."""
@@ -68,13 +77,16 @@ class Frame:
 class Encoder:
     """Encodes one response's events. `ended` once every choice has its finish reason."""
 
-    __slots__ = ("_created", "_frames", "_head", "_last", "_open", "_plain", "ended")
+    __slots__ = ("_counts", "_created", "_frames", "_head", "_open", "_plain", "_prefix", "ended")
 
     OBJECT = ""
 
-    def __init__(self, head: Head, choices: int) -> None:
+    def __init__(self, head: Head, choices: int, delivered: Sequence[int] | None = None) -> None:
+        """`delivered` tokens of each choice are the client's already; those choices have had their opening."""
         self._head = head
+        self._prefix = b"id: %b:" % head.id.encode()
         self._frames: list[Frame | None] = [None] * choices
+        self._counts = list(delivered or [0] * choices)
         self._open = choices
         self._plain = head.logprobs < 0 and not head.calls
         self._created = b'{"id":"%b","object":"%b","created":%d,"model":%b,"choices":[' % (
@@ -83,7 +95,6 @@ class Encoder:
             head.created,
             _to_json(head.model),
         )
-        self._last = 0
         self.ended = False
 
     def encode(self, deltas: Sequence[Delta]) -> bytes:
@@ -91,16 +102,17 @@ class Encoder:
         out: list[bytes] = []
         for delta in deltas:
             frame = self._frames[delta.choice] or self._start(delta.choice, out)
+            if len(self._counts) > 1:
+                self._place(frame, delta.choice)
             if delta.pieces:
                 if self._plain:
                     _append_texts(frame, delta.pieces, out)
                 else:
                     self._append_pieces(frame, delta.pieces, out)
-                frame.count = delta.pieces[-1].count
+                frame.count = self._counts[delta.choice] = delta.pieces[-1].count
             if delta.finish_reason is not None:
                 out.append(frame.event(self._finish(frame, delta.finish_reason)))
                 self._open -= 1
-            self._last = delta.choice
         self.ended = self._open == 0
         return b"".join(out)
 
@@ -117,20 +129,27 @@ class Encoder:
         return b"id: %b\ndata: %b\n\n" % (self._last_id(), body)
 
     def _last_id(self) -> bytes:
-        frame = self._frames[self._last]
-        return b"%b.%d:%d" % (self._head.id.encode(), self._last, frame.count if frame is not None else 0)
+        return b"%b:%b" % (self._head.id.encode(), b",".join(b"%d" % count for count in self._counts))
 
     def _start(self, choice: int, out: list[bytes]) -> Frame:
         frame = self._frame(choice)
         self._frames[choice] = frame
-        self._opening(frame, choice, out)
+        frame.count = self._counts[choice]
+        self._place(frame, choice)
+        if not frame.count:
+            self._opening(frame, choice, out)
         return frame
 
+    def _place(self, frame: Frame, choice: int) -> None:
+        """Put the other choices' counts around this one's, as they are now."""
+        before = b"".join(b"%d," % count for count in self._counts[:choice])
+        after = b"".join(b",%d" % count for count in self._counts[choice + 1 :])
+        frame.place(self._prefix + before, after)
+
     def _frame(self, choice: int) -> Frame:
-        before = b"id: %b.%d:" % (self._head.id.encode(), choice)
         bare = b'\ndata: %b{"index":%d,' % (self._created, choice)
         between, after = self._around_text()
-        return Frame(before, bare, bare + between, after + self._tail() + b"\n\n")
+        return Frame(bare, between, after + self._tail() + b"\n\n")
 
     def _tail(self) -> bytes:
         return _NULL_USAGE + b"}" if self._head.include_usage else b"}"

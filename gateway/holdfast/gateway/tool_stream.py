@@ -15,9 +15,9 @@ _to_json = msgspec.json.Encoder().encode
 _OPEN: Final = b'"delta":{"role":"assistant","content":null},"finish_reason":null}]'
 
 
-def chat_encoder(head: Head, choices: int) -> Encoder:
+def chat_encoder(head: Head, choices: int, delivered: Sequence[int] | None = None) -> Encoder:
     """The encoder for a chat: this module's only where the answer may hold calls."""
-    return (ToolEncoder if head.calls else ChatEncoder)(head, choices)
+    return (ToolEncoder if head.calls else ChatEncoder)(head, choices, delivered)
 
 
 class ToolEncoder(ChatEncoder):
@@ -29,8 +29,8 @@ class ToolEncoder(ChatEncoder):
 
     __slots__ = ("_parsers",)
 
-    def __init__(self, head: Head, choices: int) -> None:
-        super().__init__(head, choices)
+    def __init__(self, head: Head, choices: int, delivered: Sequence[int] | None = None) -> None:
+        super().__init__(head, choices, delivered)
         self._parsers: dict[Frame, tuple[CallParser, int]] = {}
 
     def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:

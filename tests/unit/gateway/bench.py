@@ -118,7 +118,13 @@ class PreparedBackend:
         return Health(True, [], {})
 
     def open(
-        self, model: str, choices: Sequence[EngineRequest], *, stops: Sequence[str], timeout_s: float | None = None
+        self,
+        model: str,
+        choices: Sequence[EngineRequest],
+        *,
+        stops: Sequence[str],
+        timeout_s: float | None = None,
+        delivered: Sequence[int] | None = None,
     ) -> Session:
         """A session of the first choice."""
         return PreparedSession(self._pieces, choices[0].max_tokens)

@@ -64,14 +64,20 @@ class FakeBackend:
         return [ModelInfo(self.model, "default", created, self.context_tokens_max, 2, 2)]
 
     def open(
-        self, model: str, choices: Sequence[EngineRequest], *, stops: Sequence[str], timeout_s: float | None = None
+        self,
+        model: str,
+        choices: Sequence[EngineRequest],
+        *,
+        stops: Sequence[str],
+        timeout_s: float | None = None,
+        delivered: Sequence[int] | None = None,
     ) -> Session:
         if self.refuse_open is not None:
             raise self.refuse_open
         if model != self.model:
             raise UnknownModel(model)
         self.seen = list(choices)
-        return FakeSession(self, choices, stops)
+        return FakeSession(self, choices, stops, delivered or [0] * len(choices))
 
     def health(self) -> Health:
         return Health(not self.unhealthy, self.unhealthy, {"replicas": 2})
@@ -80,9 +86,13 @@ class FakeBackend:
 class FakeSession:
     """Runs each choice's stream on the product's own stream machine."""
 
-    def __init__(self, backend: FakeBackend, choices: Sequence[EngineRequest], stops: Sequence[str]) -> None:
+    def __init__(
+        self, backend: FakeBackend, choices: Sequence[EngineRequest], stops: Sequence[str], delivered: Sequence[int]
+    ) -> None:
         self._backend = backend
-        self._streams = [Stream(choice, stops) for choice in choices]
+        self._streams = [
+            Stream(choice, stops, delivered=count) for choice, count in zip(choices, delivered, strict=True)
+        ]
         self._told = [False] * len(choices)
         self._calls = 0
 

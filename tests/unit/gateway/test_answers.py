@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.sampling import derive
 from holdfast.gateway.app import App, HttpSettings, create_app
-from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion, converse
+from tests.unit.gateway.client import CHAT, COMPLETIONS, Event, ask, chat, completion, converse
 from tests.unit.gateway.fakes import NATURAL_END, FakeBackend, text_of
 
 
@@ -160,7 +161,7 @@ async def test_an_error_after_the_first_token_is_an_event_and_no_done_follows(ap
     answer = await ask(app, CHAT, chat(stream=True))
     assert answer.status == 200
     assert answer.chunks[-1]["error"]["message"] == "lost thrice"
-    assert answer.events[-1].id.endswith(".0:4")
+    assert answer.events[-1].id.endswith(":4")
     assert b"[DONE]" not in answer.body
 
 
@@ -230,9 +231,55 @@ async def test_a_body_that_is_said_to_be_no_json_is_415(app: App, content_type: 
     assert answer.status == status
 
 
-async def test_resuming_is_refused_rather_than_repeating_tokens(app: App) -> None:
-    answer = await ask(app, CHAT, chat(), {"last-event-id": "chatcmpl-x.0:3"})
-    assert (answer.status, answer.error["param"]) == (400, "Last-Event-ID")
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_stream_is_taken_up_after_any_of_its_events(app: App, path: str, n: int) -> None:
+    form = chat if path == CHAT else completion
+    body = form(max_tokens=9, stream=True, n=n, stop=["zzz"])
+    whole = (await ask(app, path, body)).events
+    assert len(whole) > 9
+    for at, last in enumerate(whole[:-1]):
+        rest = (await ask(app, path, body, {"last-event-id": last.id})).events
+        assert rest[-1] == whole[-1]
+        before, after = texts(whole[: at + 1], n), texts(rest, n)
+        assert [one + other for one, other in zip(before, after, strict=True)] == texts(whole, n)
+        assert reasons(rest) == reasons(whole)
+        assert {json.loads(event.data)["id"] for event in rest[:-1]} == {json.loads(whole[0].data)["id"]}
+
+
+def choices_in(events: list[Event]) -> list[dict[str, Any]]:
+    """All choices that events bring, in order."""
+    return [choice for event in events if event.data != "[DONE]" for choice in json.loads(event.data)["choices"]]
+
+
+def texts(events: list[Event], n: int) -> list[str]:
+    """Each choice's text."""
+    found = choices_in(events)
+    return [
+        "".join(one.get("text", one.get("delta", {}).get("content", "")) for one in found if one["index"] == index)
+        for index in range(n)
+    ]
+
+
+def reasons(events: list[Event]) -> dict[int, str]:
+    """Each choice's finish reason."""
+    return {one["index"]: one["finish_reason"] for one in choices_in(events) if one["finish_reason"]}
+
+
+@pytest.mark.parametrize(
+    ("header", "more", "code"),
+    [
+        ("chatcmpl-x:3", {"stream": True}, "invalid_value"),
+        ("cmpl-00000000000000010000000000000002:3", {"stream": True}, "invalid_value"),
+        ("chatcmpl-00000000000000010000000000000002:3,4", {"stream": True}, "invalid_value"),
+        ("chatcmpl-00000000000000010000000000000002:3", {}, "cannot_resume"),
+    ],
+)
+async def test_what_cannot_be_taken_up_is_refused_rather_than_repeating_tokens(
+    app: App, header: str, more: dict[str, Any], code: str
+) -> None:
+    answer = await ask(app, CHAT, chat(**more), {"last-event-id": header})
+    assert (answer.status, answer.error["param"], answer.error["code"]) == (400, "Last-Event-ID", code)
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,16 @@ class SayingBackend(FakeBackend):
         self.text, self.characters = text, chunk
 
     def open(
-        self, model: str, choices: Sequence[EngineRequest], *, stops: Sequence[str], timeout_s: float | None = None
+        self,
+        model: str,
+        choices: Sequence[EngineRequest],
+        *,
+        stops: Sequence[str],
+        timeout_s: float | None = None,
+        delivered: Sequence[int] | None = None,
     ) -> Session:
         self.seen = list(choices)
-        return _Saying(self, choices, stops)
+        return _Saying(self, choices, stops, delivered or [0] * len(choices))
 
 
 class _Saying(FakeSession):
