@@ -44,12 +44,16 @@ class Superseded(HoldfastError):
 
 
 class NodeSettings(msgspec.Struct, frozen=True):
-    """How a node runs. Times in seconds; `slots` is how many replicas it takes; `host` is what replicas bind."""
+    """How a node runs. Times in seconds; `slots` is how many replicas it takes; `host` is what replicas bind.
+
+    `advertise_host` is the host that gateways reach replicas by; without one it is what they bind.
+    """
 
     version: str
     lease_ttl_s: float
     slots: int = 16
     host: str = "127.0.0.1"
+    advertise_host: str = ""
     heartbeat_interval_s: float = 0.1
 
 
@@ -257,11 +261,19 @@ class Node:
                 continue
             if isinstance(report, Ready):
                 self._facts.record(
-                    ReplicaReady(child.specification.replica, self._identity.name, report.address, report.info),
+                    ReplicaReady(
+                        child.specification.replica, self._identity.name, self._reached_at(report.address), report.info
+                    ),
                     started,
                 )
             elif isinstance(report, Failed):
                 child.message = report.message
+
+    def _reached_at(self, address: str) -> str:
+        """Where gateways reach what listens at `address`; an IPv6 host in brackets."""
+        bound, _, port = address.rpartition(":")
+        host = (self._settings.advertise_host or bound).strip("[]")
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def _stop_when_told(self, child: _Child, process: Process) -> None:
         """SIGTERM when told to stop, SIGKILL when that was not enough."""

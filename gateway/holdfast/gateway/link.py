@@ -190,6 +190,7 @@ class ReplicaLink:
 
     async def _connect(self) -> None:
         host, port = self.address.rsplit(":", 1)
+        host = host.strip("[]")
         loop = asyncio.get_running_loop()
         self._lost.clear()
         self._welcomed.clear()

@@ -23,6 +23,7 @@ from holdfast.core.config import check_name
 from holdfast.core.errors import LogUnavailable
 from holdfast.core.events import GatewayJoined, GatewayLeft
 from holdfast.core.ports import Leases, Log
+from holdfast.gateway.addresses import advertised, bracketed
 from holdfast.gateway.problems import HttpRefusal, Problem
 from holdfast.gateway.serving import RETRY_AFTER_S
 from holdfast.gateway.settings import Settings
@@ -113,6 +114,7 @@ async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Even
         lease_ttl_s=settings.lease_ttl_s,
         slots=settings.node.slots,
         host=settings.node.host,
+        advertise_host=advertised(settings.node.host, settings.node.advertise_host),
         heartbeat_interval_s=settings.node.heartbeat_interval_s,
     )
     async with coming_leases(settings) as leases, await_log(settings, stop) as log:
@@ -223,7 +225,7 @@ class GatewayProcess:
 
     def _joining(self) -> GatewayJoined:
         gateway, identity = self._settings.gateway, self._identity
-        url = f"http://{gateway.host}:{gateway.port}"
+        url = f"http://{bracketed(advertised(gateway.host, gateway.advertise_host))}:{gateway.port}"
         return GatewayJoined(identity.name, identity.host, identity.pid, url, VERSION)
 
     async def _rejoin_when_given_up(self) -> None:

@@ -35,6 +35,11 @@ class NodeProcessSettings(BaseModel):
 
     slots: int = Field(16, ge=0, le=100_000, description="Replicas that the node takes.")
     host: str = Field("127.0.0.1", description="Address that the node's replicas listen on.")
+    advertise_host: str | None = Field(
+        None,
+        description="Host that gateways are told to reach the replicas by. By default `host`, and where that is any "
+        "address, what this machine's name resolves to.",
+    )
     heartbeat_interval_s: float = Field(
         0.1, gt=0, le=60, description="Replicas tell their load to gateways this often (seconds)."
     )
@@ -46,6 +51,11 @@ class GatewayProcessSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    advertise_host: str | None = Field(
+        None,
+        description="Host in the URL that the log and `holdfast status` show. By default `host`, and where that is any "
+        "address, what this machine's name resolves to.",
+    )
     port: int = Field(8000, ge=1, le=65_535, description="Port that the gateway listens on.")
     backlog: int = Field(1024, ge=1, le=65_535, description="Connections that may wait to be accepted.")
     drain_timeout_s: float = Field(
