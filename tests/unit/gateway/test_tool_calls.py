@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.actors.engines.mock import load_mock
 from holdfast.core.errors import RequestRefused
-from holdfast.core.requests import EngineRequest, Grammar, ToolUse
+from holdfast.core.requests import EngineInfo, EngineRequest, Grammar, ToolUse
 from holdfast.core.stream import FINISH_STOP, Stream
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.asking import Asked, ask_chat
@@ -313,3 +315,29 @@ async def test_the_official_client_parses_output_by_its_schema(
     grammar = backend.seen[0].grammar
     assert grammar is not None
     assert json.loads(grammar.schema)["required"] == ["city"]
+
+
+# --- engines that can't -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asks", "param"), [({"grammar": Grammar("{}")}, "response_format"), ({"tools": ToolUse([NOW])}, "tools")]
+)
+async def test_the_mock_engine_refuses_before_the_first_token(asks: dict[str, Any], param: str) -> None:
+    engine = load_mock({}, "mock", random.Random(0))
+    with pytest.raises(RequestRefused) as refused:
+        await engine.admit(1, EngineRequest(prompt="x", **asks))
+    assert (refused.value.code, refused.value.param) == ("unsupported_value", param)
+    assert engine.info.features == []
+
+
+def test_an_engine_that_an_older_version_described_has_no_features() -> None:
+    older = {
+        "model": "tiny",
+        "context_tokens_max": 9,
+        "kv_blocks": 9,
+        "streams_max": 9,
+        "deterministic": True,
+        "device": "cpu",
+    }
+    assert msgspec.json.decode(msgspec.json.encode(older), type=EngineInfo).features == []
