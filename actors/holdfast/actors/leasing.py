@@ -12,7 +12,9 @@ import logging
 import random
 from collections.abc import Callable
 
-from holdfast.core.errors import LeaseGone, LeasesUnavailable
+from holdfast.actors.identity import Identity
+from holdfast.core.cluster import GatewayState, MemberStatus, NodeState
+from holdfast.core.errors import LeaseGone, LeasesUnavailable, Misuse
 from holdfast.core.ports import Leases
 
 JITTER = 0.2
@@ -22,6 +24,32 @@ RETRY_S = 0.3
 """Between tries while no lease server answers, times 0.5 to 1.5."""
 
 logger = logging.getLogger(__name__)
+
+
+class NameTaken(Misuse):
+    """Another machine has a live member of this name."""
+
+
+async def check_name_free(leases: Leases, identity: Identity, holder: NodeState | GatewayState | None) -> None:
+    """Whether the name is ours to take from `holder`, who has it by the log. Raises `NameTaken`.
+
+    On the same machine the newer incarnation takes over. From another machine it would shut the older one out, which
+    its service manager starts again, which shuts us out, and so on; so a live lease there is respected.
+    """
+    taking_part = holder is not None and holder.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
+    if holder is None or not taking_part or holder.host == identity.host:
+        return
+    key = f"{identity.role}s/{holder.id}/{holder.incarnation}"
+    try:
+        alive = any(item.key == key for item in (await leases.list(key)).items)
+    except LeasesUnavailable as error:
+        logger.warning("can't see whether %s of host %s still lives: %s", holder.id, holder.host, error)
+        return
+    if alive:
+        raise NameTaken(
+            f"{identity.role} {holder.id} runs on host {holder.host} already (process {holder.pid}): stop it there, or "
+            f"give this one another name; if it was killed, try again when its lease has ended"
+        )
 
 
 class LeaseSession:

@@ -18,7 +18,7 @@ import msgspec
 from holdfast.actors.controller import Controller
 from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity
-from holdfast.actors.leasing import LeaseSession
+from holdfast.actors.leasing import LeaseSession, check_name_free
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
 from holdfast.actors.writer import DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
@@ -84,6 +84,7 @@ class Node:
         self._identity = identity
         self._settings = settings
         self._launcher = launcher
+        self._leases = leases
         self._follower = Follower(log)
         self._facts = FactWriter(log, clock, identity)
         self._session = LeaseSession(leases, settings.lease_ttl_s, {identity.lease_key: identity.lease_value()}, rng)
@@ -127,6 +128,7 @@ class Node:
     async def _participate(self, group: asyncio.TaskGroup) -> None:
         await self._catch_up()
         identity = self._identity
+        await check_name_free(self._leases, identity, self._follower.state.nodes.get(identity.name))
         joined = self._facts.record(
             NodeJoined(identity.name, identity.host, identity.pid, self._settings.version, self._settings.slots), None
         )

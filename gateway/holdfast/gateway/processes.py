@@ -15,7 +15,7 @@ from holdfast.actors.clock import SystemClock
 from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity, new_incarnation
 from holdfast.actors.launcher import ProcessLauncher
-from holdfast.actors.leasing import LeaseSession
+from holdfast.actors.leasing import LeaseSession, check_name_free
 from holdfast.actors.node import Node, NodeSettings
 from holdfast.actors.writer import FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus
@@ -158,6 +158,7 @@ class GatewayProcess:
 
         self._settings = settings
         self._identity = identity
+        self._leases = leases
         rng = random.Random()
         self._follower = Follower(log)
         self._facts = FactWriter(log, SystemClock(), identity)
@@ -187,6 +188,8 @@ class GatewayProcess:
                 group.create_task(self._session.run()),
             ]
             await self._catch_up()
+            known = self._follower.state.gateways.get(self._identity.name)
+            await check_name_free(self._leases, self._identity, known)
             tasks.append(group.create_task(self._serving.run()))
             http = group.create_task(self._http.run())
             await self._http.listening()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -18,7 +20,7 @@ from tests.unit.support.replicas import LocalReplica, Site, engine_of, eventuall
         ({"host": "0.0.0.0", "advertise_host": "gpu-7"}, "http://gpu-7:"),
     ],
 )
-async def test_the_log_has_a_url_that_others_can_use(settings: dict[str, str], url: str) -> None:
+async def test_the_log_has_a_url_that_others_can_use(settings: dict[str, Any], url: str) -> None:
     async with Site() as site, gateway_on(site, **settings) as gateway:
         await eventually(lambda: site.server.last_on("facts.gateway.g") is not None)
         entry = site.server.last_on("facts.gateway.g")
