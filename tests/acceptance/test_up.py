@@ -317,7 +317,9 @@ def test_after_kill_9_of_everything_the_log_alone_gives_the_same_cluster(start_c
     assert complete(cluster) == text
 
 
-def test_a_model_that_does_not_load_ends_up_with_its_message(start_cluster: Start, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_ends_up_with_its_message_until_it_is_mended(
+    start_cluster: Start, tmp_path: Path
+) -> None:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_text("nonsense")
     cluster = start_cluster("--model", str(tmp_path), engine="torch", replicas=1, run=False)
@@ -326,6 +328,8 @@ def test_a_model_that_does_not_load_ends_up_with_its_message(start_cluster: Star
     assert "failed to start 3 times" in cluster.output
     assert "config.json" in cluster.output
     assert cluster.processes() == []
+    shutil.copytree(default_model_directory(), tmp_path, dirs_exist_ok=True)
+    cluster.start()  # what is mended in place is tried again
 
 
 def test_a_model_that_is_gone_is_told_before_any_member_starts(start_cluster: Start, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import httpx
 
@@ -81,6 +82,7 @@ class _Arrival:
         self._operator = Operator(log, SystemClock(), identity, self.follower)
         self._log = log
         self._missing = "the log"
+        self._began_at = datetime.now(UTC)
 
     async def wait(self) -> list[str]:
         try:
@@ -188,6 +190,8 @@ class _Arrival:
     def _complaint(self) -> str:
         """What the last failed start said. Raises `NotReady` when starting is futile."""
         for deployment in _deployments(self.follower.state.applications.get(APPLICATION)):
+            if deployment.failed_at is None or deployment.failed_at < self._began_at:
+                continue  # an earlier run's: what was wrong may be mended
             if deployment.start_failures >= START_FAILURES_FATAL:
                 raise NotReady(
                     f"replicas of {deployment.config.name} failed to start {deployment.start_failures} times: "
