@@ -1,6 +1,7 @@
 # make up      install into .venv if need be, and run a cluster here (more options: make up ARGS="--engine mock")
 # make test    run the tests          make check   ruff, mypy, import-linter
-# make bench   measure throughput     make clean   remove .venv and caches
+# make bench   measure throughput     make bench-faults   measure what failures cost streams
+# make clean   remove .venv and caches
 
 PYTHON ?= python3
 ARGS ?=
@@ -14,7 +15,7 @@ TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: up test check bench clean
+.PHONY: up test check bench bench-faults clean
 .NOTPARALLEL:
 
 up: $(VENV)/.installed
@@ -33,6 +34,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench throughput $(ARGS)
 	$(BIN)/python -m examples.bench recovery
 	$(BIN)/python -m examples.bench fold
+
+bench-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m examples.bench faults $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,7 +1,8 @@
-"""`python -m examples.bench`: what one machine can do. `make bench` runs all of it."""
+"""`python -m examples.bench`: what one machine can do. `make bench` and `make bench-faults` run it."""
 
 import typer
 
+from examples.bench.faults import faults
 from examples.bench.fold import fold
 from examples.bench.recovery import recovery
 from examples.bench.throughput import throughput
@@ -10,6 +11,7 @@ app = typer.Typer(help="Measure a cluster on this machine.", add_completion=Fals
 app.command()(throughput)
 app.command()(recovery)
 app.command()(fold)
+app.command()(faults)
 
 if __name__ == "__main__":
     app()

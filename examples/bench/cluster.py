@@ -19,25 +19,73 @@ from typing import Any
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
+PORT_TRIES_MAX = 100
+
+
+class Running:
+    """A cluster that runs: where its gateways are, and what it says of itself."""
+
+    def __init__(self, port: int, gateways: int, replicas: int, data_dir: str) -> None:
+        self.port = port
+        self.urls = [f"http://127.0.0.1:{port + number}" for number in range(gateways)]
+        self._gateways = gateways
+        self._replicas = replicas
+        self._data_dir = data_dir
+
+    def status(self) -> Any:
+        """What `holdfast status --json` tells."""
+        command = [sys.executable, "-m", "holdfast.gateway.cli", "status", "--json", "--data-dir", self._data_dir]
+        return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+
+    def wait_strong(self, timeout_s: float) -> None:
+        """Wait until every gateway can send streams to all replicas."""
+        deadline_s = time.monotonic() + timeout_s
+        ports = range(self.port, self.port + self._gateways)
+        while any(replicas_ready(port) < self._replicas for port in ports):
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"the cluster was not at full strength again within {timeout_s:g} s")
+            time.sleep(POLL_S)
 
 
 @contextlib.contextmanager
 def own_cluster(engine: str, replicas: int, engine_args: str = "{}") -> Iterator[int]:
     """A cluster of one node and one gateway; the gateway's port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    with running_cluster(engine, replicas, engine_args) as cluster:
+        yield cluster.port
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many free ports in a row."""
+    for _ in range(PORT_TRIES_MAX):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            probe = stack.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            first = int(probe.getsockname()[1])
+            for port in range(first + 1, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise SystemExit(f"no {count} free ports in a row")
+
+
+@contextlib.contextmanager
+def running_cluster(
+    engine: str, replicas: int, engine_args: str = "{}", *, nodes: int = 1, gateways: int = 1
+) -> Iterator[Running]:
+    """A cluster of its own, stopped at the end."""
+    port = _free_ports(gateways)
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
         command = [sys.executable, "-m", "holdfast.gateway.cli", "up", "--engine", engine]
         command += ["--engine-args", engine_args, "--replicas", str(replicas), "--port", str(port)]
+        command += ["--nodes", str(nodes), "--gateways", str(gateways)]
         log = Path(directory) / "up.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--data-dir", f"{directory}/data"], stdout=output, stderr=output, start_new_session=True
             )
         try:
-            _wait_ready(process, port, replicas, log)
-            yield port
+            for number in range(gateways):
+                _wait_ready(process, port + number, replicas, log)
+            yield Running(port, gateways, replicas, f"{directory}/data")
         finally:
             process.send_signal(signal.SIGINT)
             try:
