@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from holdfast.core.cluster import ClusterState
 from holdfast.core.errors import CorruptLog, UnknownEventVersion, WorldFailure, WrongLastSequence
-from holdfast.core.events import Record, decode_record
+from holdfast.core.events import Record, decode_record, type_name
 from holdfast.core.ports import Log, LogEntry
 from holdfast.core.state import apply
 
@@ -86,7 +86,14 @@ class Follower:
 
     def _take(self, entry: LogEntry) -> None:
         record = decode_record(entry)
+        ignored = self.state.ignored
         self.state = apply(self.state, record)
+        if self.state.ignored > ignored:
+            event, name = record.event, type_name(record.event.payload)
+            logger.warning(
+                "sequence %d: %s of deposed leader %s (epoch %d, now %d) changes nothing",
+                *(record.sequence, name, event.writer, event.epoch, self.state.epoch),
+            )
         for observer in self._observers:
             observer(record, self.state)
         self._wake()

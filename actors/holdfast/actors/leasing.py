@@ -63,7 +63,7 @@ class LeaseSession:
         self._changed = asyncio.Event()
         self._observers: list[Callable[[], None]] = []
         self.lease: int | None = None
-        self.unreachable_since: float | None = None
+        self._unreachable = False
 
     def observe_loss(self, observer: Callable[[], None]) -> None:
         """Call `observer()` whenever the lease is found gone."""
@@ -85,12 +85,12 @@ class LeaseSession:
                 logger.warning("lease %x is gone; asking for a new one", self.lease or 0)
                 self._lost()
             except LeasesUnavailable as error:
-                if self.unreachable_since is None:
-                    self.unreachable_since = asyncio.get_running_loop().time()
+                if not self._unreachable:
+                    self._unreachable = True
                     logger.warning("lease servers don't answer: %s", error)
                 await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1.5))
             else:
-                self.unreachable_since = None
+                self._unreachable = False
                 await asyncio.sleep(remaining_s / 2 * (1 - JITTER * self._rng.random()))
 
     async def release(self) -> None:

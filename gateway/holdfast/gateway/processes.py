@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.actors.clock import SystemClock
 from holdfast.actors.follower import UNREADABLE, Follower
@@ -22,7 +23,6 @@ from holdfast.core.cluster import ClusterState, MemberStatus
 from holdfast.core.config import check_name
 from holdfast.core.errors import LogUnavailable
 from holdfast.core.events import GatewayJoined, GatewayLeft
-from holdfast.core.ports import Leases, Log
 from holdfast.gateway.addresses import advertised, bracketed
 from holdfast.gateway.problems import HttpRefusal, Problem
 from holdfast.gateway.serving import RETRY_AFTER_S
@@ -31,6 +31,9 @@ from holdfast.gateway.version import VERSION
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import EtcdGateway
 from holdfast.store.jetstream import JetStreamLog
+
+if TYPE_CHECKING:
+    from holdfast.gateway.reporting import WatchedLeases, WatchedLog
 
 FLUSH_TIMEOUT_S = 2.0
 """How long a gateway that ends waits for its last fact to reach the log."""
@@ -149,11 +152,11 @@ def stopping() -> HttpRefusal:
 class GatewayProcess:
     """A gateway's actors: follower, links and sessions, HTTP, lease and facts."""
 
-    def __init__(self, settings: Settings, identity: Identity, log: Log, leases: Leases) -> None:
+    def __init__(self, settings: Settings, identity: Identity, log: WatchedLog, leases: WatchedLeases) -> None:
         # Imported here: nodes and tools use this module too, and none of them needs an HTTP server.
         from holdfast.gateway.app import create_app
         from holdfast.gateway.http_server import HttpServer
-        from holdfast.gateway.serving import Serving
+        from holdfast.gateway.reporting import Planes, ReportingServing
         from holdfast.gateway.serving_metrics import ServingMetrics
 
         self._settings = settings
@@ -165,7 +168,7 @@ class GatewayProcess:
         keys = {identity.lease_key: identity.lease_value()}
         self._session = LeaseSession(leases, settings.lease_ttl_s, keys, rng)
         self._joined: str | None = None
-        self._serving = Serving(
+        self._serving = ReportingServing(
             self._follower,
             settings.cluster,
             identity.name,
@@ -176,6 +179,8 @@ class GatewayProcess:
         )
         app = create_app(self._serving, settings.http, identity.name)
         app.metrics.registry.register(ServingMetrics(self._serving))
+        self._serving.planes = Planes({"log": log, "leases": leases})
+        app.metrics.registry.register(self._serving.planes)
         self._http = HttpServer(app, settings.gateway.host, settings.gateway.port, settings.gateway.backlog)
 
     async def run(self, stop: asyncio.Event) -> None:

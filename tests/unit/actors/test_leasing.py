@@ -95,7 +95,6 @@ async def test_a_session_that_was_cut_off_for_longer_than_its_lease_gets_another
         leases.link.cut()
         await asyncio.sleep(2 * TTL_S)
         assert keys(server) == {}
-        assert session.unreachable_since is not None
         assert not losses, "it can't know yet"
         leases.link.heal()
         back_s = now_s()
@@ -103,7 +102,6 @@ async def test_a_session_that_was_cut_off_for_longer_than_its_lease_gets_another
         assert losses
         assert losses[0] - back_s < 1.0
         assert session.lease not in (None, lease)
-        assert session.unreachable_since is None
         assert keys(server) == KEYS
 
 

@@ -1,0 +1,62 @@
+"""A gateway says which of the planes it can't reach, and serves on."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from holdfast.core.events import LeaderElected, ReplicaStopOrdered
+from holdfast.store.memory_leases import MemoryLeasesServer
+from tests.unit.gateway.processes import gateway_on
+from tests.unit.support.history import application
+from tests.unit.support.replicas import Site
+
+
+@pytest.fixture
+def site() -> Site:
+    site = Site()
+    site.deploy(application())
+    return site
+
+
+async def metrics(port: int) -> str:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+
+
+@pytest.mark.parametrize(("down", "other"), [("log", "leases"), ("leases", "log")])
+async def test_a_plane_that_is_down_is_told_with_its_time_and_does_not_make_the_gateway_unhealthy(
+    site: Site, down: str, other: str
+) -> None:
+    leases = MemoryLeasesServer()
+    async with site:
+        await site.replica()
+        async with gateway_on(site, leases) as gateway:
+            healthy = await gateway.until(200)
+            assert healthy["details"]["planes"] == {"log": {"up": True}, "leases": {"up": True}}
+            assert healthy["details"]["degraded"] == []
+            (site.server if down == "log" else leases).stop()
+            details = (await gateway.until(200))["details"]
+            assert details["planes"][other] == {"up": True}
+            assert details["planes"][down]["up"] is False
+            since = datetime.fromisoformat(details["planes"][down]["down_since"])
+            assert timedelta(0) <= datetime.now(UTC) - since < timedelta(seconds=5)
+            assert details["degraded"] == [f"the {down} servers don't answer"]
+            text = await metrics(gateway.port)
+            assert f'holdfast_plane_up{{plane="{down}"}} 0.0' in text
+            assert f'holdfast_plane_up{{plane="{other}"}} 1.0' in text
+            (site.server if down == "log" else leases).start()
+
+
+async def test_decisions_of_deposed_leaders_are_told(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    async with site:
+        await site.replica()
+        site.decide(LeaderElected("a", "1"), epoch=5)
+        site.decide(ReplicaStopOrdered("app.tiny.1", "late"), epoch=1)
+        with caplog.at_level(logging.WARNING):
+            async with gateway_on(site) as gateway:
+                assert (await gateway.until(200))["details"]["decisions_ignored"] == 1
+    assert "ReplicaStopOrdered of deposed leader a (epoch 1, now 5) changes nothing" in caplog.text
