@@ -247,12 +247,14 @@ def _members(keys: list[str], role: str) -> frozenset[Member]:
     return frozenset((part[1], part[2]) for part in parts if len(part) == 3 and part[0] == role)
 
 
+_TAKING_PART = (MemberStatus.ALIVE, MemberStatus.STOPPING)
+
+
 def _nodes_alive(state: ClusterState) -> frozenset[Member]:
-    alive = (MemberStatus.ALIVE, MemberStatus.STOPPING)
-    return frozenset((node.id, node.incarnation) for node in state.nodes.values() if node.status in alive)
+    return frozenset((node.id, node.incarnation) for node in state.nodes.values() if node.status in _TAKING_PART)
 
 
 def _gateways_alive(state: ClusterState) -> frozenset[Member]:
     return frozenset(
-        (gateway.id, gateway.incarnation) for gateway in state.gateways.values() if gateway.status is MemberStatus.ALIVE
+        (gateway.id, gateway.incarnation) for gateway in state.gateways.values() if gateway.status in _TAKING_PART
     )

@@ -111,6 +111,12 @@ class GatewayJoined(Fact, frozen=True):
     version: str
 
 
+class GatewayStopping(Fact, frozen=True):
+    """The gateway was told to stop: it takes no new requests, and lets open streams go on for its drain timeout."""
+
+    gateway: str
+
+
 class GatewayLeft(Fact, frozen=True):
     """The gateway ended in an orderly way."""
 
@@ -230,6 +236,7 @@ FactTypes = (
     | ReplicaReady
     | ReplicaExited
     | GatewayJoined
+    | GatewayStopping
     | GatewayLeft
     | ReplicaSuspected
     | ReplicaTrusted

@@ -108,7 +108,7 @@ def _lost_nodes(
 def _lost_gateways(state: ClusterState, evidence: Evidence) -> Iterator[Proposal]:
     for gateway in state.gateways.values():
         expired = (gateway.id, gateway.incarnation) in evidence.gateways_expired
-        if gateway.status is MemberStatus.ALIVE and expired:
+        if gateway.status in (MemberStatus.ALIVE, MemberStatus.STOPPING) and expired:
             decision = ev.GatewayLost(gateway.id, gateway.incarnation, "its lease expired")
             yield Proposal(decision, gateway.event)
 

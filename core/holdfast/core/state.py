@@ -63,11 +63,6 @@ def state_hash(state: ClusterState) -> str:
     return hashlib.sha256(msgspec.json.encode(state, order="deterministic")).hexdigest()
 
 
-def subject_is_behind(state: ClusterState, subject: str, sequence: int) -> bool:
-    """Whether the state has not seen `sequence` on the subject yet."""
-    return state.head(subject).sequence < sequence
-
-
 def _check_order(state: ClusterState, record: ev.Record) -> None:
     if record.sequence != state.sequence + 1:
         raise CorruptLog(f"sequence {record.sequence} follows {state.sequence}: the log has a hole")
@@ -305,6 +300,10 @@ def _gateway_joined(state: ClusterState, event: ev.Event, fact: ev.GatewayJoined
     return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway.id, gateway))
 
 
+def _gateway_stopping(state: ClusterState, event: ev.Event, fact: ev.GatewayStopping) -> ClusterState:
+    return _set_gateway(state, event, fact.gateway, event.incarnation, MemberStatus.STOPPING)
+
+
 def _gateway_left(state: ClusterState, event: ev.Event, fact: ev.GatewayLeft) -> ClusterState:
     return _set_gateway(state, event, fact.gateway, event.incarnation, MemberStatus.LEFT)
 
@@ -442,6 +441,7 @@ _REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], Cluste
     ev.ReplicaReplaced: _replica_replaced,
     ev.ReplicaStopOrdered: _replica_stop_ordered,
     ev.GatewayJoined: _gateway_joined,
+    ev.GatewayStopping: _gateway_stopping,
     ev.GatewayLeft: _gateway_left,
     ev.GatewayLost: _gateway_lost,
     ev.ReplicaSuspected: _replica_suspected,

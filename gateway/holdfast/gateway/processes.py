@@ -22,7 +22,7 @@ from holdfast.actors.writer import FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus
 from holdfast.core.config import check_name
 from holdfast.core.errors import LogUnavailable
-from holdfast.core.events import GatewayJoined, GatewayLeft
+from holdfast.core.events import GatewayJoined, GatewayLeft, GatewayStopping
 from holdfast.gateway.addresses import advertised, bracketed
 from holdfast.gateway.problems import HttpRefusal, Problem
 from holdfast.gateway.serving import RETRY_AFTER_S
@@ -201,10 +201,11 @@ class GatewayProcess:
             joined = self._joined = self._join()
             tasks.append(group.create_task(self._rejoin_when_given_up()))
             await stop.wait()
+            leaving = self._facts.record(GatewayStopping(self._identity.name), joined)
             await self._drain()
             http.cancel()
             await asyncio.wait([http])
-            self._facts.record(GatewayLeft(self._identity.name), joined)
+            self._facts.record(GatewayLeft(self._identity.name), leaving)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
             for task in tasks:

@@ -322,9 +322,12 @@ def test_a_clock_that_went_back_does_not_hold_losses_back(back_s: float) -> None
     assert any(isinstance(decision, ev.NodeLost) for decision in cluster.step("b"))
 
 
-def test_a_gateway_whose_lease_expired_is_given_up_once() -> None:
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_gateway_whose_lease_expired_is_given_up_once(stopping: bool) -> None:
     cluster = Cluster(a=1)
     cluster.fact(ev.GatewayJoined("g", "host", 1, "http://h", "0"), by="gateway.g")
+    if stopping:
+        cluster.fact(ev.GatewayStopping("g"), by="gateway.g")
     evidence = Evidence(gateways_expired=frozenset({("g", "1")}))
     (proposal,) = reconcile(cluster.state, evidence, cluster.now).proposals
     assert proposal.payload == ev.GatewayLost("g", "1", "its lease expired")

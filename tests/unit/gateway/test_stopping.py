@@ -8,6 +8,9 @@ import logging
 
 import pytest
 
+from holdfast.actors.follower import Follower
+from holdfast.core.cluster import MemberStatus
+from holdfast.core.status import GatewayStatus, report
 from tests.unit.gateway.client import CHAT, chat, connected
 from tests.unit.gateway.processes import gateway_on
 from tests.unit.support.history import application
@@ -62,3 +65,23 @@ async def test_a_body_that_never_comes_does_not_hold_up_the_end(site: Site, capl
                     await gateway.stopped
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "cut 1 connections" in caplog.text
+
+
+async def test_the_log_hears_of_the_drain_when_it_begins(site: Site) -> None:
+    async with site:
+        await site.replica(itl_ms=50)
+        follower = Follower(site.server.client("reader"))
+        following = asyncio.create_task(follower.run())
+        async with gateway_on(site, drain_timeout_s=60) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                await connection.post(CHAT, chat(stream=True, max_tokens=1_000))
+                await connection.reader.readuntil(b"\n\n")
+                gateway.stop.set()
+                async with asyncio.timeout(SOON_S):
+                    state = await follower.until(lambda state: state.gateways["g"].status is MemberStatus.STOPPING)
+                assert report(state, None).gateways[0].status is GatewayStatus.DRAINING
+            await gateway.stopped
+            async with asyncio.timeout(SOON_S):
+                await follower.until(lambda state: state.gateways["g"].status is MemberStatus.LEFT)
+        following.cancel()
