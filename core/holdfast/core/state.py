@@ -384,7 +384,7 @@ def _application_deployed(state: ClusterState, event: ev.Event, decision: ev.App
     return msgspec.structs.replace(
         state,
         applications=_with(state.applications, name, application),
-        requests=_without(state.requests, name),
+        requests=_without_decided(state, event, name),
     )
 
 
@@ -406,8 +406,16 @@ def _application_deleted(state: ClusterState, event: ev.Event, decision: ev.Appl
     return msgspec.structs.replace(
         state,
         applications=_without(state.applications, decision.application),
-        requests=_without(state.requests, decision.application),
+        requests=_without_decided(state, event, decision.application),
     )
+
+
+def _without_decided(state: ClusterState, event: ev.Event, application: str) -> dict[str, PendingRequest]:
+    """The requests without the one that this decides. One that came in between waits for its own decision."""
+    request = state.requests.get(application)
+    if request is not None and request.event == event.cause:
+        return _without(state.requests, application)
+    return state.requests
 
 
 def _remember_numbers(state: ClusterState, application: ApplicationState | None) -> ClusterState:

@@ -307,3 +307,13 @@ def test_facts_about_unknown_replicas_nodes_and_gateways_change_nothing_but_the_
     history.decide(ev.ReplicaPlaced("x.y.1", "x", "y", "a", "1"))
     after = history.state
     assert msgspec.structs.replace(after, sequence=before.sequence, heads=before.heads) == before
+
+
+def test_a_wish_that_comes_before_an_earlier_one_is_decided_is_not_lost(running: History) -> None:
+    first = running.fact(ev.DeployRequested(application(replicas=2)), by="operator.a")
+    second = running.fact(ev.DeleteRequested("app"), by="operator.a")
+    running.decide(ev.ApplicationDeployed(application(replicas=2)), first)
+    assert running.state.requests["app"].event == second
+    running.decide(ev.ApplicationDeleted("app"), second)
+    assert running.state.requests == {}
+    assert running.state.applications == {}
