@@ -37,14 +37,21 @@ class Running:
         command = [sys.executable, "-m", "holdfast.gateway.cli", "status", "--json", "--data-dir", self._data_dir]
         return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
 
-    def wait_strong(self, timeout_s: float) -> None:
-        """Wait until every gateway can send streams to all replicas."""
-        deadline_s = time.monotonic() + timeout_s
+    def weak_until(self, settled_s: float, timeout_s: float) -> float | None:
+        """When some gateway last could not send streams to all replicas (monotonic); None if that never was.
+
+        Returns once all has been well for `settled_s`: a failure may take that long to show.
+        """
+        began_s = time.monotonic()
+        weak_s: float | None = None
         ports = range(self.port, self.port + self._gateways)
-        while any(replicas_ready(port) < self._replicas for port in ports):
-            if time.monotonic() > deadline_s:
+        while (now_s := time.monotonic()) - (weak_s or began_s) < settled_s:
+            if any(replicas_ready(port) < self._replicas for port in ports):
+                weak_s = time.monotonic()
+            if now_s - began_s > timeout_s:
                 raise SystemExit(f"the cluster was not at full strength again within {timeout_s:g} s")
             time.sleep(POLL_S)
+        return weak_s
 
 
 @contextlib.contextmanager

@@ -30,7 +30,10 @@ from holdfast.gateway.client import AsyncHoldfast, ClientError, Options
 
 ITL_MS = 6
 DEADLINE_S = 180.0
-STRENGTH_TIMEOUT_S = 90.0
+STRENGTH_TIMEOUT_S = 180.0
+SETTLED_S = 5.0
+"""Replicas that are all there for this long after the worst is over are back for good (seconds)."""
+
 RANDOM_EVERY_S = 2.0
 
 Fault = Callable[[Running, Any, float], Awaitable[None]]
@@ -46,7 +49,7 @@ class Outcome(msgspec.Struct):
 
 
 class Row(msgspec.Struct):
-    """One scenario's result. Pauses in milliseconds; `strength_s` is None where nothing had to come back."""
+    """One scenario's result. Pauses in milliseconds; `strength_s` is None where no replica was missing."""
 
     scenario: str
     streams: int
@@ -175,10 +178,10 @@ async def _stream(client: AsyncHoldfast, number: int, tokens: int, on_token: Cal
 async def _waves(
     cluster: Running, fault: Fault, streams: int, tokens: int, seconds: float
 ) -> tuple[list[Outcome], float | None]:
-    """Streams, one wave after the other until the fault is over; and how long until all replicas were ready again."""
+    """Streams, one wave after the other until the fault is over; and how long replicas were missing after it began."""
     status = cluster.status()
     outcomes: list[Outcome] = []
-    halfway = asyncio.Event()
+    halfway, over = asyncio.Event(), asyncio.Event()
     received = 0
 
     def count() -> None:
@@ -190,15 +193,15 @@ async def _waves(
     async def worst() -> float | None:
         await halfway.wait()
         began_s = time.monotonic()
+        weak = asyncio.create_task(asyncio.to_thread(cluster.weak_until, SETTLED_S + seconds, STRENGTH_TIMEOUT_S))
         await fault(cluster, status, seconds)
-        if fault is nothing:
-            return None
-        await asyncio.to_thread(cluster.wait_strong, STRENGTH_TIMEOUT_S)
-        return time.monotonic() - began_s
+        over.set()
+        weak_s = await weak
+        return None if weak_s is None else weak_s - began_s
 
     async with AsyncHoldfast(cluster.urls) as client, asyncio.TaskGroup() as group:
         trouble = group.create_task(worst())
-        while not outcomes or not trouble.done():
+        while not outcomes or not over.is_set():
             numbers = range(len(outcomes), len(outcomes) + streams)
             outcomes += await asyncio.gather(*(_stream(client, number, tokens, count) for number in numbers))
     return outcomes, trouble.result()
