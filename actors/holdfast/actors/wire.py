@@ -33,6 +33,7 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._buffer = FrameBuffer(FIRST_FRAME_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes] = []
         self._drained = asyncio.Event()
         self._drained.set()
         self.last_received_s = 0.0
@@ -88,7 +89,17 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        transport.write(encode(frame))
+        self._unsent.append(encode(frame))
+        if len(self._unsent) == 1:
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write all frames of this turn of the loop in one piece: a system call costs more than a frame."""
+        unsent, self._unsent = self._unsent, []
+        transport = self._transport
+        if not unsent or transport is None or transport.is_closing():
+            return
+        transport.write(b"".join(unsent))
         if not self._drained.is_set() and transport.get_write_buffer_size() > WRITE_BUFFER_MAX_BYTES:
             logger.warning("cutting a connection whose other end does not read")
             transport.abort()
@@ -99,6 +110,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close after what is buffered has been sent."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 

@@ -314,7 +314,7 @@ async def test_a_peer_that_does_not_read_is_cut_when_too_much_waits_for_it(monke
     assert made[0].open, "to be behind is no reason yet"
     for _ in range(200):
         made[0].send(Refused(1, "", "x" * (1 << 17), None, True))
-    assert not made[0].open
+    await eventually(lambda: not made[0].open)
     await made[0].drained()
     writer.transport.abort()
     server.close()
