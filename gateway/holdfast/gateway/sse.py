@@ -12,6 +12,7 @@ there. Events that bring no token of their own repeat the id of the event before
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -74,7 +75,7 @@ class Frame:
         return b"%b%d%b%b\n\n" % (self.before, self.count, self.bare, inner)
 
 
-class Encoder:
+class Encoder(ABC):
     """Encodes one response's events. `ended` once every choice has its finish reason."""
 
     __slots__ = ("_counts", "_created", "_frames", "_head", "_open", "_plain", "_prefix", "ended")
@@ -154,19 +155,21 @@ class Encoder:
     def _tail(self) -> bytes:
         return _NULL_USAGE + b"}" if self._head.include_usage else b"}"
 
+    @abstractmethod
     def _around_text(self) -> tuple[bytes, bytes]:
         """What stands in the choice before a token's text and behind it, up to the end of the choices."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
         """Events that come before a choice's first token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self, frame: Frame, reason: str) -> bytes:
-        raise NotImplementedError
+        """What stands in the choice of the event that ends it, and behind it."""
 
+    @abstractmethod
     def _append_pieces(self, frame: Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
-        raise NotImplementedError
+        """Events of tokens that bring more than their text."""
 
 
 class ChatEncoder(Encoder):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -45,6 +46,9 @@ SEQUENCE_FIELD = 5
 LONG_SEQUENCE_FIELD = 7
 
 
+logger = logging.getLogger(__name__)
+
+
 class _Renew(Exception):
     """This consumer is of no more use; take a new one from the next sequence."""
 
@@ -73,8 +77,8 @@ class Follower:
                         yield entry
             except _Gap:
                 self._note_gap()
-            except (_Renew, ConnectionLost, NoResponders, TimeoutError):
-                pass
+            except (_Renew, ConnectionLost, NoResponders, TimeoutError) as error:
+                logger.debug("following %s anew: %s", self._api.settings.stream, error or type(error).__name__)
             except LogUnavailable:
                 if self._api.session.closed:
                     raise
