@@ -77,7 +77,7 @@ class TcpProxy:
             if not self.refusing:
                 await self._forward(reader, writer)
         except OSError:
-            pass
+            pass  # the server behind is away: the client is cut off, which is what it would see without a proxy
         finally:
             writer.transport.abort()
             self._tasks.discard(task)
@@ -103,6 +103,6 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, flow: 
             sink.write(chunk)
             await sink.drain()
     except OSError:
-        pass
+        pass  # one end is gone; `abort` tells the other
     finally:
         pipe.abort()

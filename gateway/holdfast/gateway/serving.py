@@ -273,17 +273,22 @@ class Serving:
         group.create_task(link.run(), name=f"link to {replica.id}")
 
     def _retire(self, link: ReplicaLink) -> None:
-        self._links.pop(link.replica, None)
+        self._forget(link)
         for pool in self._pools.values():
             if link in pool.links:
                 pool.links.remove(link)
         link.retire()
 
+    def _forget(self, link: ReplicaLink) -> None:
+        """A replica that is gone is not linked to any more, nor suspected: nobody will hear of it again."""
+        self._links.pop(link.replica, None)
+        self._suspicions.pop(link.replica, None)
+
     def _close_pool(self, name: str) -> None:
         pool = self._pools.pop(name)
         pool.closed = True
         for link in list(pool.links):
-            self._links.pop(link.replica, None)
+            self._forget(link)
             link.retire()
         while pool.queue:
             pool.queue[0].fail(UnknownModel(name))
@@ -327,10 +332,14 @@ class Serving:
 
     def _suspected(self, link: ReplicaLink, silence_s: float, streams: int) -> None:
         fact = ReplicaSuspected(self._gateway, link.replica, round(silence_s, 3), streams)
-        self._suspicions[link.replica] = self._report(fact, None)
+        told = self._report(fact, None)
+        if not link.retired:
+            self._suspicions[link.replica] = told
 
     def _trusted(self, link: ReplicaLink, suspected_s: float) -> None:
         cause = self._suspicions.pop(link.replica, None)
+        if link.retired:
+            return
         self._report(ReplicaTrusted(self._gateway, link.replica, round(suspected_s, 3)), cause)
 
     def _orphaned(self, replica: str, runs: list[StreamRun], cause: Exception) -> None:

@@ -12,9 +12,9 @@ from typing import Protocol
 import msgspec
 
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
+from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP
 
-FINISH_STOP = "stop"
-FINISH_LENGTH = "length"
+__all__ = ["ENGINE_OVERLOADED", "FINISH_LENGTH", "FINISH_STOP", "Engine", "StepOutput"]
 
 ENGINE_OVERLOADED = "engine_overloaded"
 """The code of a refusal that is about the engine's queue, not about the request: another engine may take it."""
