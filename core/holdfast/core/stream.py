@@ -170,9 +170,13 @@ class Stream:
         self.fail(refusal)
 
     def fail(self, cause: Exception) -> None:
-        """End it with an error, unless it has ended."""
+        """End it with an error, unless it has ended.
+
+        Text that may begin a stop string is not handed out: whoever takes the stream up after what the client has
+        may find the stop string, and that text should then not have been there.
+        """
         if not self.ended:
-            self._release(len(self._held))
+            self._held, self._held_text = [], ""
             self.failure = cause
             self._become(StreamStatus.FAILED)
 

@@ -53,7 +53,8 @@ class Session(Protocol):
         """What came since the last call, waiting until there is something; an empty list once all have ended.
 
         Raises what broke the request: `RequestRefused` (the client's fault), `Overloaded` or `NoReplica`,
-        `DeadlineExceeded`, `StreamLost`. Before it raises, everything that was accepted has been handed out.
+        `DeadlineExceeded`, `StreamLost`. Before it raises, everything that was accepted has been handed out, but for
+        text that may begin a stop string.
         The first call raises before any delta where the request can't be served at all.
         """
         ...
