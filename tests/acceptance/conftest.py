@@ -58,12 +58,15 @@ def run_holdfast(*arguments: str, environment: dict[str, str] | None = None) -> 
 class Cluster:
     """A `holdfast up` of ours. `start` it, use it, `stop` it, and perhaps start it again."""
 
-    def __init__(self, folder: Path, options: list[str], gateways: int) -> None:
+    def __init__(
+        self, folder: Path, options: list[str], gateways: int, environment: dict[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
         self.port = _free_ports(gateways)
         self.url = f"http://127.0.0.1:{self.port}"
         self.options = options
+        self.environment = environment or {}
         self._runs = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -79,7 +82,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env={**_environment(), **self.environment},
                 start_new_session=True,
             )
         if wait:
@@ -238,6 +241,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         replicas: int = 2,
         nodes: int = 1,
         gateways: int = 1,
+        environment: dict[str, str] | None = None,
         run: bool = True,
     ) -> Cluster:
         for earlier in started:
@@ -246,7 +250,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         more = [text for name, count in counts.items() for text in (name, str(count))]
         if engine_args is not None:
             more += ["--engine-args", json.dumps(engine_args)]
-        cluster = Cluster(tmp_path_factory.mktemp("up"), ["--engine", engine, *more, *options], gateways)
+        cluster = Cluster(tmp_path_factory.mktemp("up"), ["--engine", engine, *more, *options], gateways, environment)
         started[:] = [cluster]
         if run:
             cluster.start()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,6 +228,27 @@ async def test_a_prompt_crashes_the_engine_only_where_faults_are_on() -> None:
     await wild.step()
     with pytest.raises(RuntimeError, match="crash"):
         await wild.step()
+
+
+@virtual_time
+async def test_a_prompt_kills_its_replicas_when_the_stream_is_so_long_and_says_what_it_would_have() -> None:
+    plain, marked = request_of("please", 6), request_of("please[[fault:kill 2 4]]", 6)
+    told = (await run_out(await admitted(engine_of(), plain)))[1]
+    killed: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "kill", lambda pid, _signal: killed.append(pid))
+        for accepted, kills in ((0, 2), (1, 2), (2, 1), (3, 1), (4, 0)):
+            killed.clear()
+            resumed = msgspec.structs.replace(marked, accepted=[token for _, token, *_ in told[:accepted]])
+            assert (await run_out(await admitted(engine_of(faults=True), resumed)))[1] == told[accepted:]
+            assert killed == [os.getpid()] * kills
+        await run_out(await admitted(engine_of(), marked))
+        assert killed == []
+
+
+async def admitted(engine: MockEngine, request: EngineRequest) -> MockEngine:
+    await engine.admit(1, request)
+    return engine
 
 
 def test_the_vocabulary_is_256_different_words() -> None:

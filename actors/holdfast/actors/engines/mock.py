@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
+import re
 import signal
 from collections import deque
 from typing import Annotated, Any
@@ -33,6 +35,7 @@ POLL_MS = 5.0
 """While nothing is due the engine looks for work this often, in milliseconds."""
 
 CRASH_MARKER = "[[fault:crash]]"
+KILL_MARKER = re.compile(r"\[\[fault:kill((?: \d{1,9})+)\]\]")
 
 
 class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,8 +43,9 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `ttft_ms`: from admission to the first token. `itl_ms`: between two steps, 0 for as fast as it goes.
     `kv_blocks` of `block_tokens` tokens each bound what runs at once, with `streams_max`; the rest waits.
-    `faults`: SIGUSR1 makes the engine hang until SIGUSR2, and the text `[[fault:crash]]` in a prompt ends the
-    replica at that stream's third token. Off by default, since a client could use the latter.
+    `faults`: SIGUSR1 makes the engine hang until SIGUSR2; the text `[[fault:crash]]` in a prompt ends the replica at
+    that stream's third token; `[[fault:kill 5 9]]`, which is no part of the prompt itself, kills it (SIGKILL) when the
+    stream has 5 tokens, and the next one when it has 9. Off by default, since a client could use the latter two.
     """
 
     ttft_ms: Annotated[float, msgspec.Meta(ge=0, le=600_000)] = 0.0
@@ -57,7 +61,7 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Stream:
     """One admitted stream. `base` is the hash that its words follow from."""
 
-    __slots__ = ("base", "blocks", "crashes", "due_s", "end", "finish", "logprobs", "position")
+    __slots__ = ("base", "blocks", "crashes", "due_s", "end", "finish", "kills", "logprobs", "position")
 
     def __init__(self, base: int, request: EngineRequest, end: int, finish: str, blocks: int, due_s: float) -> None:
         self.base = base
@@ -68,6 +72,7 @@ class _Stream:
         self.due_s = due_s
         self.logprobs = request.logprobs
         self.crashes = False
+        self.kills: frozenset[int] = frozenset()
 
 
 def parse_settings(arguments: dict[str, Any]) -> MockSettings:
@@ -133,7 +138,9 @@ class MockEngine:
             param = "response_format" if request.grammar is not None else "tools"
             message = f"Unsupported: '{param}' needs a model; the mock engine has none."
             raise RequestRefused(message, code="unsupported_value", param=param)
-        text = prompt_text(request)
+        text, kills = prompt_text(request), frozenset[int]()
+        if self._settings.faults:
+            text, kills = _without_kills(text)
         prompt_tokens = len(request.prompt_tokens) if request.prompt_tokens is not None else max(1, len(text.split()))
         end, finish = self._extent(request, prompt_tokens)
         blocks = -(-(prompt_tokens + end) // self._settings.block_tokens)
@@ -146,6 +153,7 @@ class MockEngine:
         due_s = asyncio.get_running_loop().time() + self._settings.ttft_ms / 1000
         stream = _Stream(base_hash(text, request.sampling.seed), request, end, finish, blocks, due_s)
         stream.crashes = self._settings.faults and CRASH_MARKER in text
+        stream.kills = frozenset(at for at in kills if at > stream.position)
         self._waiting.append((key, stream))
         self._promote()
         return prompt_tokens
@@ -238,6 +246,8 @@ class MockEngine:
             return
         if stream.crashes and position == 2:
             raise RuntimeError("the prompt asked for a crash")
+        if position in stream.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
         token = token_at(stream.base, position)
         output.keys.append(key)
         output.positions.append(position)
@@ -259,6 +269,12 @@ def load_mock(arguments: dict[str, Any], model: str, rng: random.Random) -> Mock
         loop.add_signal_handler(signal.SIGUSR1, engine.hang)
         loop.add_signal_handler(signal.SIGUSR2, engine.resume)
     return engine
+
+
+def _without_kills(text: str) -> tuple[str, frozenset[int]]:
+    """The text without its `[[fault:kill ...]]`, and after how many tokens that kills."""
+    found = KILL_MARKER.search(text)
+    return (text.replace(found[0], ""), frozenset(map(int, found[1].split()))) if found else (text, frozenset())
 
 
 def _prompt_field(request: EngineRequest) -> str:
