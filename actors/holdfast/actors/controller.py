@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+from collections.abc import Callable
 from datetime import datetime
+from typing import NoReturn
 
 from holdfast.actors.follower import Follower
-from holdfast.actors.identity import DECISIONS, LEADER_KEY, Identity
+from holdfast.actors.identity import DECISIONS, LEADER_KEY, Identity, members_at, parse_holder
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.writer import DecisionWriter
 from holdfast.core.cluster import ClusterState, Head, MemberStatus
 from holdfast.core.detector import LeaseEvidence, Member
 from holdfast.core.errors import KeyTaken, LeaseGone, LeasesUnavailable, LogUnavailable, WrongLastSequence
-from holdfast.core.events import LeaderElected
-from holdfast.core.ports import Clock, KeyValue, Leases
+from holdfast.core.events import LeaderDeposed, LeaderElected, Record, type_name
+from holdfast.core.ports import Clock, KeyValue, Leases, Listing
 from holdfast.core.reconcile import Evidence, Plan, reconcile
 
 RETRY_S = 0.3
@@ -31,15 +32,26 @@ VACANCY_POLL_S = 2.0
 POLL_MAX_S = 1.0
 """The lease keys are listed every quarter of the TTL, but at least this often (seconds)."""
 
+GATHER_S = 0.05
+"""When a key goes they are listed again after this long, together with those that go meanwhile (seconds)."""
+
+SUCCESSOR_TIMEOUT_S = 2.0
+"""How long a leader whose decision was refused reads on, to learn who leads now (seconds)."""
+
 logger = logging.getLogger(__name__)
 
 
 class Deposed(Exception):
-    """Another leader was elected, or this one's lease is gone."""
+    """Another leader was elected, or this one's lease is gone. `refused` is the decision that told, if one did."""
+
+    def __init__(self, reason: str, refused: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.refused = refused
 
 
 class Controller:
-    """One node's bid to lead, again and again."""
+    """One node's bid to lead, again and again. What became of it is told by `tell(fact, cause)`."""
 
     def __init__(
         self,
@@ -50,6 +62,7 @@ class Controller:
         session: LeaseSession,
         clock: Clock,
         ttl_s: float,
+        tell: Callable[[LeaderDeposed, str | None], object],
     ) -> None:
         self._identity = identity
         self._follower = follower
@@ -58,27 +71,38 @@ class Controller:
         self._session = session
         self._clock = clock
         self._ttl_s = ttl_s
+        self._tell = tell
         self._poke = asyncio.Event()
         self._lease_lost = False
+        self._retired = False
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+        self._elected = False
+        self._election: str | None = None
         self._nodes = LeaseEvidence(ttl_s)
         self._gateways = LeaseEvidence(ttl_s)
         session.observe_loss(self._on_lease_lost)
-        follower.observe(lambda _record, _state: self._poke.set())
+        follower.observe(self._on_record)
 
     async def run(self) -> None:
-        """Campaign and lead until cancelled."""
-        while True:
+        """Campaign and lead until cancelled or retired."""
+        while not self._retired:
             epoch = await self._epoch(await self._campaign())
             logger.info("%s leads with epoch %d", self._identity.name, epoch)
-            self._lease_lost = False
+            self._lease_lost = self._elected = False
             self._nodes = LeaseEvidence(self._ttl_s)
             self._gateways = LeaseEvidence(self._ttl_s)
+            self._at_rest.clear()
             try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._watch_members())
-                    group.create_task(self._lead(epoch))
-            except* Deposed as deposed:
-                logger.warning("%s no longer leads: %s", self._identity.name, deposed.exceptions[0])
+                await self._report(epoch, await self._term(epoch))
+            finally:
+                self._at_rest.set()
+
+    async def retire(self) -> None:
+        """Lead no more. Returns once it is known and told what became of the last decision; bound it."""
+        self._retired = True
+        self._poke.set()
+        await self._at_rest.wait()
 
     async def resign(self) -> None:
         """Leave the leader key to the next one; the lease's release does it for good."""
@@ -130,27 +154,29 @@ class Controller:
         if await self._take_from_dead(holder):
             return
         listing = await self._leases.list(LEADER_KEY)
-        if not listing.items:
-            return
-        changes = self._leases.watch(LEADER_KEY, after=listing.revision)
+        if listing.items:
+            await self._until_gone(LEADER_KEY, listing.revision, VACANCY_POLL_S)
+
+    async def _until_gone(self, prefix: str, after: int, within_s: float) -> bool:
+        """Wait for a key below `prefix` to go after this revision; whether one did in time."""
+        changes = self._leases.watch(prefix, after=after)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(VACANCY_POLL_S), contextlib.aclosing(changes):
+            async with asyncio.timeout(within_s), contextlib.aclosing(changes):
                 async for batch in changes:
                     if any(change.value is None for change in batch):
-                        return
+                        return True
+        return False
 
     async def _take_from_dead(self, holder: bytes) -> bool:
         """Clear the leader key if the log proves that its holder is not the node's latest incarnation."""
-        try:
-            claim = json.loads(holder)
-            name, incarnation = claim["holder"], claim["incarnation"]
-        except (ValueError, KeyError, TypeError):
+        claim = parse_holder(holder)
+        if claim is None or claim.incarnation == self._identity.incarnation:
             return False
-        node = self._follower.state.nodes.get(name)
+        node = self._follower.state.nodes.get(claim.holder)
         gone = node is not None and (
-            node.incarnation != incarnation or node.status in (MemberStatus.LEFT, MemberStatus.LOST)
+            node.incarnation != claim.incarnation or node.status in (MemberStatus.LEFT, MemberStatus.LOST)
         )
-        if not gone or incarnation == self._identity.incarnation:
+        if not gone:
             return False
         for item in (await self._leases.list(LEADER_KEY)).items:
             if item.key == LEADER_KEY and item.value == holder:
@@ -164,11 +190,40 @@ class Controller:
         self._lease_lost = True
         self._poke.set()
 
+    def _on_record(self, record: Record, _state: ClusterState) -> None:
+        if isinstance(record.event.payload, LeaderElected):
+            self._election = record.event.id
+        self._poke.set()
+
     # --- leading ----------------------------------------------------------------------------------------
 
-    async def _lead(self, epoch: int) -> None:
+    async def _term(self, epoch: int) -> Deposed:
+        """Lead until deposed; why it ended."""
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch_members())
+            try:
+                await self._lead(epoch)
+            except Deposed as deposed:
+                watching.cancel()
+                return deposed
+
+    async def _report(self, epoch: int, deposed: Deposed) -> None:
+        """Tell the log that this node no longer leads, and by whose election if that can be read soon."""
+        logger.warning("%s no longer leads: %s", self._identity.name, deposed.reason)
+        if not self._elected:
+            return
+        if deposed.refused is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SUCCESSOR_TIMEOUT_S):
+                    await self._follower.until(lambda state: state.epoch > epoch)
+        successor = self._follower.state.epoch if self._follower.state.epoch > epoch else None
+        cause = self._election if successor is not None else None
+        self._tell(LeaderDeposed(self._identity.name, epoch, deposed.reason, deposed.refused, successor), cause)
+
+    async def _lead(self, epoch: int) -> NoReturn:
         """Append our election, then decide after every change. Raises `Deposed`."""
         head = await self._elect(epoch)
+        self._elected = True
         while True:
             self._poke.clear()
             self._check(epoch)
@@ -178,7 +233,7 @@ class Controller:
                 try:
                     head = await self._writer.append(proposal.payload, proposal.cause, epoch=epoch, head=head)
                 except WrongLastSequence as error:
-                    raise Deposed(f"a decision was refused, {error}") from error
+                    raise Deposed(f"the log refused a decision, {error}", type_name(proposal.payload)) from error
             if not plan.proposals:
                 await self._wait(plan.look_again_at)
 
@@ -201,16 +256,20 @@ class Controller:
                 await asyncio.sleep(RETRY_S)
 
     def _check(self, epoch: int) -> None:
-        if self._lease_lost:
-            raise Deposed("its lease is gone")
+        """Raises `Deposed`. The log is asked first, since it also tells who leads instead."""
         if self._follower.state.epoch > epoch:
             raise Deposed(f"epoch {self._follower.state.epoch} was elected")
+        if self._lease_lost:
+            raise Deposed("its lease is gone")
+        if self._retired:
+            raise Deposed("its node is given up")
 
     def _plan(self) -> Plan:
-        now_s = asyncio.get_running_loop().time()
         # Whoever decides is alive: a leader whose own lease slipped away asks for a new one, and may be deposed.
         ourselves = (self._identity.name, self._identity.incarnation)
-        evidence = Evidence(self._nodes.expired(now_s) - {ourselves}, self._gateways.expired(now_s))
+        evidence = Evidence(
+            self._nodes.expired() - {ourselves}, self._gateways.expired(), self._nodes.ended | self._gateways.ended
+        )
         return reconcile(self._follower.state, evidence, self._clock.now())
 
     async def _wait(self, until: datetime | None) -> None:
@@ -225,26 +284,27 @@ class Controller:
             return
 
     async def _watch_members(self) -> None:
-        """Hold the listing of lease keys against the log, every so often."""
+        """Hold the listing of lease keys against the log, every so often and whenever a key goes."""
+        interval_s = min(POLL_MAX_S, self._ttl_s / 4)
         while True:
             try:
                 listing = await self._leases.list("")
+                self._compare(listing)
+                if await self._until_gone("", listing.revision, interval_s):
+                    await asyncio.sleep(GATHER_S)
             except LeasesUnavailable:
                 self._nodes.unreachable()
                 self._gateways.unreachable()
-            else:
-                now_s = asyncio.get_running_loop().time()
-                keys = [item.key for item in listing.items]
-                state = self._follower.state
-                self._nodes.listed(_members(keys, "nodes"), _nodes_alive(state), now_s)
-                self._gateways.listed(_members(keys, "gateways"), _gateways_alive(state), now_s)
-                self._poke.set()
-            await asyncio.sleep(min(POLL_MAX_S, self._ttl_s / 4))
+                await asyncio.sleep(interval_s)
 
-
-def _members(keys: list[str], role: str) -> frozenset[Member]:
-    parts = (key.split("/") for key in keys)
-    return frozenset((part[1], part[2]) for part in parts if len(part) == 3 and part[0] == role)
+    def _compare(self, listing: Listing) -> None:
+        now_s = asyncio.get_running_loop().time()
+        keys = [item.key for item in listing.items]
+        state = self._follower.state
+        known = ((self._nodes, "node", _nodes_alive(state)), (self._gateways, "gateway", _gateways_alive(state)))
+        for evidence, role, alive in known:
+            evidence.listed(members_at(keys, role), alive, now_s, members_at(keys, role, ended=True))
+        self._poke.set()
 
 
 _TAKING_PART = (MemberStatus.ALIVE, MemberStatus.STOPPING)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterable
 
 import msgspec
+
+from holdfast.core.decoding import UNDECODABLE
 
 DECISIONS = "decisions"
 """The subject of all decisions."""
 
 LEADER_KEY = "leader"
 """The key whose holder leads; its create revision is the epoch."""
+
+ENDED = "ended"
+"""What stands before the lease key of a member whose process was seen to end (`ended.py`)."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -52,6 +58,31 @@ class Identity(msgspec.Struct, frozen=True):
                 "pid": self.pid,
             }
         ).encode()
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """What `Identity.lease_value` tells about a member."""
+
+    holder: str
+    role: str
+    incarnation: str
+    host: str
+    pid: int
+
+
+def parse_holder(value: bytes) -> Holder | None:
+    """Who holds a lease key; None when something else stands there."""
+    try:
+        return msgspec.json.decode(value, type=Holder)
+    except UNDECODABLE:
+        return None
+
+
+def members_at(keys: Iterable[str], role: str, *, ended: bool = False) -> frozenset[tuple[str, str]]:
+    """The (name, incarnation) of the role's lease keys among `keys`; or of those that have `ENDED` before them."""
+    root = [ENDED, f"{role}s"] if ended else [f"{role}s"]
+    parts = (key.split("/") for key in keys)
+    return frozenset((part[-2], part[-1]) for part in parts if part[:-2] == root)
 
 
 def new_incarnation() -> str:

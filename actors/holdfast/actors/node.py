@@ -96,6 +96,7 @@ class Node:
             self._session,
             clock,
             settings.lease_ttl_s,
+            self._facts.record,
         )
         self._children: dict[str, _Child] = {}
         self._taken_up: set[str] = set()
@@ -138,9 +139,23 @@ class Node:
         async with asyncio.TaskGroup() as inner:
             if self._follower.unreadable is None:
                 self._leading = inner.create_task(self._controller.run())
-            while True:
-                self._act(group)
-                await self._follower.change()
+            try:
+                while True:
+                    self._act(group)
+                    await self._follower.change()
+            except Superseded:
+                await self._give_up()
+                raise
+
+    async def _give_up(self) -> None:
+        """End at once what somebody else may run already, and tell the log what there is left to tell."""
+        for child in self._children.values():
+            if child.process is not None:
+                child.process.kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._controller.retire()
+                await self._facts.flush()
 
     async def _catch_up(self) -> None:
         """Read all there is before joining, so that a stale view is never acted on."""

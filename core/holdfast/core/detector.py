@@ -3,8 +3,12 @@
 Suspicion is cheap and can be taken back; it learns from each peer's own heartbeats how long a silence is unusual.
 
 A member is held for expired when its lease key is missing although the lease servers answer: at once if its
-key was seen before and the answers never stopped in between, else after a full TTL, which is the time that a
-member has to come back after the servers were away or a new leader looks for the first time.
+key was seen before and they have answered all along for a TTL, else after a full TTL, which is the time that a
+member has to come back after the servers were away or a new leader looks for the first time. Servers that froze
+and thawed end the leases of everybody who could not renew meanwhile, a moment later, without ever having failed a
+call: hence all along, and for a TTL. Of a time in which they did not answer only a part of a TTL counts.
+
+A member whose process was seen to end needs no such inference, and is held for gone at once.
 """
 
 from __future__ import annotations
@@ -65,29 +69,67 @@ Member = tuple[str, str]
 """A node or a gateway: (id, incarnation)."""
 
 
+SILENCE_MAX = 3 / 8
+"""Servers whose answers are further apart than this part of the TTL did not answer all along, and no more than this
+counts of such a silence. A member has at least half of its TTL left while they do, so none runs out of it within it."""
+
+
 class LeaseEvidence:
     """What listings of lease keys say about members. Times are monotonic seconds."""
 
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
-        self._seen: set[Member] = set()
+        self._seen: frozenset[Member] = frozenset()
+        self._ended: frozenset[Member] = frozenset()
         self._absent_since: dict[Member, float] = {}
+        self._listed_s: float | None = None
+        self._steady_since_s = 0.0
 
-    def listed(self, present: frozenset[Member], wanted: frozenset[Member], now_s: float) -> None:
-        """The servers listed `present`; `wanted` are the members that the log holds for alive."""
-        for member in present:
-            self._absent_since.pop(member, None)
+    def listed(
+        self,
+        present: frozenset[Member],
+        wanted: frozenset[Member],
+        now_s: float,
+        ended: frozenset[Member] = frozenset(),
+    ) -> None:
+        """The servers listed `present`, and `ended` as those whose process was seen to end.
+
+        `wanted` are the members that the log holds for alive.
+        """
+        self._pass_over_silence(now_s)
+        steady = now_s - self._steady_since_s >= self._ttl_s
         for member in wanted - present:
-            grace_s = 0.0 if member in self._seen else self._ttl_s
-            self._absent_since.setdefault(member, now_s - self._ttl_s + grace_s)
-        self._seen = set(present)
-        self._absent_since = {member: since for member, since in self._absent_since.items() if member in wanted}
+            known = steady and member in self._seen
+            self._absent_since.setdefault(member, now_s - self._ttl_s if known else now_s)
+        absent = wanted - present
+        self._absent_since = {member: since for member, since in self._absent_since.items() if member in absent}
+        self._ended = ended & absent
+        self._seen = present
 
     def unreachable(self) -> None:
         """The servers did not answer: absence proves nothing any more, and everybody gets a full TTL again."""
-        self._seen.clear()
+        self._listed_s = None
+        self._seen = self._ended = frozenset()
         self._absent_since.clear()
 
-    def expired(self, now_s: float) -> frozenset[Member]:
-        """The members whose time is over."""
-        return frozenset(member for member, since in self._absent_since.items() if now_s - since >= self._ttl_s)
+    def expired(self) -> frozenset[Member]:
+        """The members whose time was over at the last listing."""
+        if self._listed_s is None:
+            return frozenset()
+        limit_s = self._listed_s - self._ttl_s
+        return self._ended.union(member for member, since in self._absent_since.items() if since <= limit_s)
+
+    @property
+    def ended(self) -> frozenset[Member]:
+        """Of the expired, those whose process was seen to end."""
+        return self._ended
+
+    def _pass_over_silence(self, now_s: float) -> None:
+        """Take out of everybody's time what the servers let pass without an answer."""
+        silence_max_s = self._ttl_s * SILENCE_MAX
+        if self._listed_s is None:
+            self._steady_since_s = now_s
+        elif (excess_s := now_s - self._listed_s - silence_max_s) > 0:
+            self._steady_since_s = now_s
+            self._absent_since = {member: since + excess_s for member, since in self._absent_since.items()}
+        self._listed_s = now_s

@@ -65,6 +65,20 @@ class NodeLeft(Fact, frozen=True):
     node: str
 
 
+class LeaderDeposed(Fact, frozen=True):
+    """The node led under `epoch` and found out that it does no longer, for the reason given.
+
+    `refused` is the decision that it tried to append, and that the log's servers refused, as another leader had been
+    elected; None when it found out otherwise. `by_epoch` is that election's, once the node has read it.
+    """
+
+    node: str
+    epoch: int
+    reason: str
+    refused: str | None
+    by_epoch: int | None
+
+
 class ReplicaStarted(Fact, frozen=True):
     """The node started the replica's process."""
 
@@ -232,6 +246,7 @@ FactTypes = (
     NodeJoined
     | NodeStopping
     | NodeLeft
+    | LeaderDeposed
     | ReplicaStarted
     | ReplicaReady
     | ReplicaExited

@@ -53,11 +53,17 @@ class Plan(msgspec.Struct, frozen=True):
 class Evidence(msgspec.Struct, frozen=True):
     """What the leases say: incarnations of nodes and gateways whose lease is gone, as (id, incarnation).
 
-    Only members that had been seen alive under a lease, or that have had a full TTL to get one, belong here.
+    Only members that had been seen alive under a lease, or that have had a full TTL to get one, belong here, and
+    those whose process was seen to end, which are in `ended` as well.
     """
 
     nodes_expired: frozenset[tuple[str, str]] = frozenset()
     gateways_expired: frozenset[tuple[str, str]] = frozenset()
+    ended: frozenset[tuple[str, str]] = frozenset()
+
+    def reason(self, member: tuple[str, str]) -> str:
+        """Why the member is given up, for people."""
+        return "its process ended" if member in self.ended else "its lease expired"
 
 
 def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
@@ -102,15 +108,16 @@ def _lost_nodes(
                 look_again.append(recent.since + timedelta(seconds=LOSS_INTERVAL_S))
             return
         given_up += used[node.id]
-        yield Proposal(ev.NodeLost(node.id, node.incarnation, "its lease expired"), node.event)
+        reason = evidence.reason((node.id, node.incarnation))
+        yield Proposal(ev.NodeLost(node.id, node.incarnation, reason), node.event)
 
 
 def _lost_gateways(state: ClusterState, evidence: Evidence) -> Iterator[Proposal]:
     for gateway in state.gateways.values():
-        expired = (gateway.id, gateway.incarnation) in evidence.gateways_expired
+        member = (gateway.id, gateway.incarnation)
+        expired = member in evidence.gateways_expired
         if gateway.status in (MemberStatus.ALIVE, MemberStatus.STOPPING) and expired:
-            decision = ev.GatewayLost(gateway.id, gateway.incarnation, "its lease expired")
-            yield Proposal(decision, gateway.event)
+            yield Proposal(ev.GatewayLost(*member, evidence.reason(member)), gateway.event)
 
 
 def _stop_unwanted(state: ClusterState) -> Iterator[Proposal]:

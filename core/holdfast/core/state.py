@@ -336,8 +336,8 @@ def _replica_trusted(state: ClusterState, event: ev.Event, fact: ev.ReplicaTrust
     return state if replica is None else _without_suspicions_of(state, fact.gateway, [replica])
 
 
-def _streams_migrated(state: ClusterState, event: ev.Event, fact: ev.StreamsMigrated) -> ClusterState:
-    """For people to read: what is remembered of a request is in its gateway."""
+def _for_people(state: ClusterState, event: ev.Event, fact: ev.StreamsMigrated | ev.LeaderDeposed) -> ClusterState:
+    """For people to read: what is remembered of a request is in its gateway, and who leads was decided before."""
     return state
 
 
@@ -454,7 +454,8 @@ _REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], Cluste
     ev.GatewayLost: _gateway_lost,
     ev.ReplicaSuspected: _replica_suspected,
     ev.ReplicaTrusted: _replica_trusted,
-    ev.StreamsMigrated: _streams_migrated,
+    ev.StreamsMigrated: _for_people,
+    ev.LeaderDeposed: _for_people,
     ev.LeaderElected: _leader_elected,
     ev.ApplicationDeployed: _application_deployed,
     ev.ApplicationDeleted: _application_deleted,

@@ -236,7 +236,7 @@ _GATEWAY_STATUS = {
 def _gateway(gateway: GatewayState, leases: LeaseView | None) -> GatewayReport:
     status, message = _GATEWAY_STATUS[gateway.status], ""
     if gateway.status is MemberStatus.LOST:
-        message = "its lease expired"
+        message = "its lease ended"
     elif _lease_missing(gateway, leases):
         status, message = GatewayStatus.UNHEALTHY, "its lease is missing"
     return GatewayReport(gateway.id, gateway.pid, status, gateway.url, gateway.host, gateway.version, message)

@@ -18,6 +18,7 @@ import msgspec
 from holdfast.core.errors import Misuse
 from holdfast.gateway.addresses import check_address, local_url
 from holdfast.gateway.data_dir import ClusterFile, DataDirectory, Member, Service
+from holdfast.gateway.ending import end_lease
 from holdfast.gateway.goal import Wish
 from holdfast.gateway.leftovers import MARK, kill_marked, sweep
 from holdfast.gateway.reaching import reach_leases, reach_log
@@ -82,6 +83,7 @@ class LocalCluster:
         self.nodes: list[ChildProcess] = []
         self.gateways: list[ChildProcess] = []
         self._keepers: dict[asyncio.Task[None], Keeper] = {}
+        self._endings: set[asyncio.Task[None]] = set()
 
     def check_ports(self) -> None:
         """Whether the gateways can listen. Raises `Misuse`."""
@@ -114,8 +116,9 @@ class LocalCluster:
         """Start nodes and gateways; they join the cluster by themselves."""
         self.nodes = [self._node(f"node-{number + 1}") for number in range(self.plan.nodes)]
         self.gateways = [self._gateway(number) for number in range(self.plan.gateways)]
-        for member in (*self.nodes, *self.gateways):
-            self._keep(group, member)
+        for role, members in (("node", self.nodes), ("gateway", self.gateways)):
+            for member in members:
+                self._keep(group, member, role)
         self._describe()
 
     def settle(self) -> None:
@@ -125,7 +128,7 @@ class LocalCluster:
 
     def stop_keeping(self) -> None:
         """Start nothing again from here on."""
-        for task in self._keepers:
+        for task in (*self._keepers, *self._endings):
             task.cancel()
 
     async def stop(self) -> None:
@@ -204,8 +207,16 @@ class LocalCluster:
             "HOLDFAST_ETCD__ENDPOINTS": msgspec.json.encode(self.settings.etcd.endpoints).decode(),
         }
 
-    def _keep(self, group: asyncio.TaskGroup, child: ChildProcess) -> None:
-        keeper = Keeper(child, changed=self._describe, say=self._progress.note)
+    def _keep(self, group: asyncio.TaskGroup, child: ChildProcess, role: str | None = None) -> None:
+        """Keep it running. Of a member that ends, the lease ends as well: nobody waits for its time to live."""
+
+        def ended(pid: int) -> None:
+            if role is not None:
+                ending = group.create_task(end_lease(self.settings, role, child.name, pid))
+                self._endings.add(ending)
+                ending.add_done_callback(self._endings.discard)
+
+        keeper = Keeper(child, changed=self._describe, say=self._progress.note, ended=ended)
         self._keepers[group.create_task(keeper.run())] = keeper
 
     # --- cluster.json -----------------------------------------------------------------------------------

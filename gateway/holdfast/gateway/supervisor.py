@@ -53,10 +53,21 @@ class Child(Protocol):
 
 
 class Keeper:
-    """Keeps one child running. `running` is set from its first start on; `changed()` is called at every change."""
+    """Keeps one child running. `running` is set from its first start on; `changed()` is called at every change.
 
-    def __init__(self, child: Child, *, changed: Callable[[], None], say: Callable[[str], None]) -> None:
+    `ended(pid)` is called when a process of the child has ended without having been told to.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        *,
+        changed: Callable[[], None],
+        say: Callable[[str], None],
+        ended: Callable[[int], object] = lambda _pid: None,
+    ) -> None:
         self.child = child
+        self._ended = ended
         self.running = asyncio.Event()
         self.settled = False
         self._changed = changed
@@ -87,7 +98,11 @@ class Keeper:
             return "it did not come up"
         self.running.set()
         self._changed()
-        return describe_ending(await self.child.wait())
+        pid = self.child.pid
+        status = await self.child.wait()
+        if pid is not None:
+            self._ended(pid)
+        return describe_ending(status)
 
     def _futile(self, ending: str, deaths: int) -> str:
         last = last_line(self.child.log_path)

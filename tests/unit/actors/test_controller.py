@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Awaitable
 
 import pytest
 
-from holdfast.actors.identity import LEADER_KEY
+from holdfast.actors.ended import end_leases
+from holdfast.actors.identity import LEADER_KEY, Holder
 from holdfast.actors.writer import FactWriter
 from holdfast.core import events as ev
 from holdfast.core.cluster import LOSS_INTERVAL_S, MemberStatus
@@ -66,6 +68,72 @@ async def test_a_leader_that_crashes_is_followed_by_another_when_its_lease_is_ov
         await world.running(2)
         assert now_s() - crashed_s <= 2 * world.ttl_s + SLACK_S
         check_one_leader_per_epoch(world)
+
+
+def told_ended(world: World, name: str, pid: int = 7) -> Awaitable[list[Holder]]:
+    """As the supervisor of that node's process on that host."""
+    return end_leases(world.leases.client(), "node", name, lambda holder: (holder.host, holder.pid) == ("host", pid))
+
+
+@virtual_time
+async def test_a_leader_whose_supervisor_saw_it_end_is_followed_and_made_up_for_at_once() -> None:
+    async with World(ttl_s=600.0) as world:
+        leader = world.node("a")
+        await led_by(world, "a")
+        world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await world.deploy(application(replicas=2))
+        await world.running(2)
+        await leader.crash()
+        crashed_s = now_s()
+        (ended,) = await told_ended(world, "a")
+        assert (ended.holder, ended.incarnation) == ("a", "1")
+        assert await led_by(world, "b") - crashed_s < 1.0
+        await world.until(lambda state: state.nodes["a"].status is MemberStatus.LOST)
+        assert await world.running(2) - crashed_s < 1.0
+        assert {replica.node for replica in world.state.replicas.values()} == {"b"}
+        (lost,) = world.happened(ev.NodeLost)
+        assert lost == ev.NodeLost("a", "1", "its process ended")
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_node_whose_supervisor_saw_it_end_is_given_up_by_the_leader_at_once() -> None:
+    async with World(ttl_s=600.0) as world:
+        world.node("a")
+        await led_by(world, "a")
+        other = world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await asyncio.sleep(10)
+        await other.crash()
+        await told_ended(world, "b")
+        await world.until(lambda state: state.nodes["b"].status is MemberStatus.LOST, within_s=1.0)
+
+
+@virtual_time
+async def test_a_supervisor_ends_the_lease_of_no_other_process() -> None:
+    async with World() as world:
+        world.node("a")
+        await led_by(world, "a")
+        assert await told_ended(world, "a", pid=8) == []
+        assert await told_ended(world, "b") == []
+        await asyncio.sleep(60)
+        assert not world.happened(ev.NodeLost)
+        assert len(world.happened(ev.LeaderElected)) == 1
+
+
+@virtual_time
+async def test_a_note_about_a_node_whose_lease_lives_is_not_believed() -> None:
+    async with World() as world:
+        world.node("a")
+        await led_by(world, "a")
+        world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await asyncio.sleep(10)
+        note = await world.leases.client().grant(60)
+        await world.leases.client().put("ended/nodes/b/1", b"{}", note.id)
+        await asyncio.sleep(60)
+        assert not world.happened(ev.NodeLost)
 
 
 @virtual_time
@@ -127,6 +195,13 @@ async def test_a_leader_that_was_cut_off_and_replaced_has_its_decision_under_way
         await asyncio.sleep(60)
         assert len(world.happened(ev.ApplicationDeployed)) == 1
         check_one_leader_per_epoch(world)
+        first, second = (record for record in world.records() if isinstance(record.event.payload, ev.LeaderElected))
+        (deposed,) = (record for record in world.records() if isinstance(record.event.payload, ev.LeaderDeposed))
+        told = deposed.event.payload
+        assert isinstance(told, ev.LeaderDeposed)
+        assert (told.node, told.epoch, told.by_epoch) == ("a", first.event.epoch, second.event.epoch)
+        assert told.refused == "ApplicationDeployed"
+        assert deposed.event.cause == second.event.id
 
 
 @virtual_time
@@ -139,6 +214,9 @@ async def test_a_leader_without_its_lease_steps_down_and_may_lead_again() -> Non
         await world.until(lambda state: state.epoch > key.create_revision)
         assert world.state.leader == "a"
         check_one_leader_per_epoch(world)
+        assert world.happened(ev.LeaderDeposed) == [
+            ev.LeaderDeposed("a", key.create_revision, "its lease is gone", None, None)
+        ]
 
 
 @virtual_time

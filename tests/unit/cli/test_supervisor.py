@@ -84,6 +84,24 @@ async def test_once_settled_a_child_is_started_again_and_again(tmp_path: Path) -
     assert "exit code 0" in said[0]
 
 
+async def test_the_end_of_each_process_is_told(tmp_path: Path) -> None:
+    child, told = FakeChild(tmp_path / "log"), list[int]()
+    child.pid = 41
+    kept = Keeper(child, changed=lambda: None, say=lambda _: None, ended=told.append)
+    kept.settled = True
+    task = asyncio.create_task(kept.run())
+    await child.started.wait()
+    child.started.clear()
+    assert told == []
+    child.ends.set()
+    await child.started.wait()
+    assert told == [41]
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert told == [41], "one that is not kept any more was told to end"
+
+
 async def test_what_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
     willing, stubborn = FakeChild(tmp_path / "a", dies=0), FakeChild(tmp_path / "b")
     await stop_all([willing, stubborn], 0.01)

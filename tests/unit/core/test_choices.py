@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core import events as ev
-from holdfast.core.detector import LeaseEvidence
+from holdfast.core.detector import SILENCE_MAX, LeaseEvidence
 from holdfast.core.placement import choose_node
 from holdfast.core.routing import choose
 from tests.unit.support.history import History
@@ -119,59 +119,122 @@ def test_equal_replicas_are_equally_often_chosen() -> None:
 # --- leases' evidence -----------------------------------------------------------------------------------
 
 
+NOBODY: frozenset[tuple[str, str]] = frozenset()
+POLL_S = 1.0
+
+
+class Listings:
+    """Listings one after the other, `POLL_S` apart unless said otherwise, as if by a leader."""
+
+    def __init__(self) -> None:
+        self.evidence = LeaseEvidence(TTL_S)
+        self.now_s = 100.0
+
+    def list(
+        self,
+        present: frozenset[tuple[str, str]],
+        *,
+        wanted: frozenset[tuple[str, str]] = frozenset({A, B}),
+        times: int = 1,
+        after_s: float = POLL_S,
+        ended: frozenset[tuple[str, str]] = NOBODY,
+    ) -> frozenset[tuple[str, str]]:
+        """The same listing some times; who is expired then."""
+        for _ in range(times):
+            self.now_s += after_s
+            self.evidence.listed(present, wanted, self.now_s, ended)
+        return self.evidence.expired()
+
+
 def test_a_member_that_was_never_seen_gets_a_full_ttl() -> None:
-    evidence = LeaseEvidence(TTL_S)
-    evidence.listed(frozenset(), frozenset({A}), 100.0)
-    assert evidence.expired(104.9) == frozenset()
-    assert evidence.expired(105.0) == {A}
+    listings = Listings()
+    assert listings.list(frozenset({B}), times=5) == NOBODY
+    assert listings.list(frozenset({B})) == {A}
 
 
-def test_a_member_that_was_seen_and_is_gone_is_expired_at_once() -> None:
-    evidence = LeaseEvidence(TTL_S)
-    evidence.listed(frozenset({A, B}), frozenset({A, B}), 100.0)
-    evidence.listed(frozenset({B}), frozenset({A, B}), 101.0)
-    assert evidence.expired(101.0) == {A}
+def test_a_member_that_was_seen_and_is_gone_is_expired_at_once_where_the_servers_answered_for_a_ttl() -> None:
+    listings = Listings()
+    assert listings.list(frozenset({A, B}), times=6) == NOBODY
+    assert listings.list(frozenset({B})) == {A}
+
+
+def test_a_member_that_is_gone_before_the_servers_have_answered_for_a_ttl_gets_a_full_one() -> None:
+    listings = Listings()
+    listings.list(frozenset({A, B}), times=2)
+    assert listings.list(frozenset({B}), times=5) == NOBODY
+    assert listings.list(frozenset({B})) == {A}
+
+
+def test_a_member_whose_process_was_seen_to_end_is_expired_at_once() -> None:
+    listings = Listings()
+    assert listings.list(frozenset({B}), ended=frozenset({A})) == {A}
+    assert listings.evidence.ended == {A}
+
+
+def test_a_note_about_a_member_that_is_there_proves_nothing() -> None:
+    listings = Listings()
+    assert listings.list(frozenset({A, B}), ended=frozenset({A})) == NOBODY
+    assert listings.evidence.ended == NOBODY
+
+
+def test_servers_that_froze_for_less_than_their_time_limit_cost_nobody_his_place() -> None:
+    """No call failed: the first listing came late, and leases that could not be renewed end a moment after it."""
+    listings = Listings()
+    listings.list(frozenset({A, B}), times=10)
+    assert listings.list(frozenset({A, B}), after_s=4.0) == NOBODY
+    assert listings.list(NOBODY, times=4) == NOBODY
+    assert listings.list(frozenset({A, B})) == NOBODY
+
+
+def test_silence_of_the_servers_counts_for_no_more_than_its_limit() -> None:
+    listings = Listings()
+    listings.list(frozenset({B}), times=3)
+    assert listings.list(frozenset({B}), after_s=60.0) == NOBODY
+    assert listings.list(frozenset({B})) == NOBODY
+    assert listings.list(frozenset({B})) == {A}
+
+
+def test_servers_that_always_answer_late_keep_nobody_alive_for_ever() -> None:
+    listings = Listings()
+    assert listings.list(frozenset({B}), times=20, after_s=TTL_S) == {A}
 
 
 def test_a_member_that_comes_back_is_not_expired_any_more() -> None:
-    evidence = LeaseEvidence(TTL_S)
-    evidence.listed(frozenset({A}), frozenset({A}), 100.0)
-    evidence.listed(frozenset(), frozenset({A}), 101.0)
-    evidence.listed(frozenset({A}), frozenset({A}), 102.0)
-    assert evidence.expired(200.0) == frozenset()
+    listings = Listings()
+    listings.list(frozenset({A, B}), times=6)
+    assert listings.list(frozenset({B})) == {A}
+    assert listings.list(frozenset({A, B})) == NOBODY
 
 
 def test_lease_servers_that_come_back_give_everybody_a_full_ttl() -> None:
-    evidence = LeaseEvidence(TTL_S)
-    evidence.listed(frozenset({A}), frozenset({A, B}), 100.0)
-    evidence.unreachable()
-    assert evidence.expired(200.0) == frozenset()
-    evidence.listed(frozenset(), frozenset({A, B}), 200.0)
-    assert evidence.expired(204.9) == frozenset()
-    assert evidence.expired(205.0) == {A, B}
+    listings = Listings()
+    listings.list(frozenset({A, B}), times=10)
+    listings.evidence.unreachable()
+    assert listings.evidence.expired() == NOBODY
+    listings.list(frozenset({A, B}), after_s=100.0)
+    assert listings.list(NOBODY, times=5) == NOBODY
+    assert listings.list(NOBODY) == {A, B}
 
 
 def test_waiting_is_not_prolonged_by_looking_often() -> None:
-    evidence = LeaseEvidence(TTL_S)
-    for tenths in range(1000, 1051):
-        evidence.listed(frozenset(), frozenset({A}), tenths / 10)
-    assert evidence.expired(105.0) == {A}
+    listings = Listings()
+    listings.list(NOBODY, wanted=frozenset({A}), times=41, after_s=0.125)
+    assert listings.evidence.expired() == {A}
 
 
 def test_a_member_that_the_log_no_longer_holds_for_alive_is_forgotten() -> None:
-    evidence = LeaseEvidence(TTL_S)
-    evidence.listed(frozenset({A}), frozenset({A}), 100.0)
-    evidence.listed(frozenset(), frozenset({A}), 101.0)
-    evidence.listed(frozenset(), frozenset(), 102.0)
-    assert evidence.expired(200.0) == frozenset()
+    listings = Listings()
+    listings.list(frozenset({A}), wanted=frozenset({A}), times=6)
+    assert listings.list(NOBODY, wanted=frozenset({A})) == {A}
+    assert listings.list(NOBODY, wanted=NOBODY) == NOBODY
 
 
 def test_another_life_of_the_same_member_is_another_member() -> None:
-    evidence = LeaseEvidence(TTL_S)
-    evidence.listed(frozenset({A}), frozenset({A}), 100.0)
-    evidence.listed(frozenset({A}), frozenset({("a", "2")}), 101.0)
-    assert evidence.expired(101.0) == frozenset()
-    assert evidence.expired(106.0) == {("a", "2")}
+    again = ("a", "2")
+    listings = Listings()
+    listings.list(frozenset({A}), wanted=frozenset({A}), times=6)
+    assert listings.list(frozenset({A}), wanted=frozenset({again}), times=5) == NOBODY
+    assert listings.list(frozenset({A}), wanted=frozenset({again})) == {again}
 
 
 LISTINGS = st.lists(
@@ -184,21 +247,28 @@ LISTINGS = st.lists(
 def test_nobody_is_expired_while_listed_or_before_its_time(
     listings: list[tuple[float, frozenset[tuple[str, str]] | None]],
 ) -> None:
-    """The model: expired is who was missing in the last listing, and was seen in the one before or missed for a TTL."""
+    """Whoever is expired is missing, and was for a TTL of answers, or went after a TTL of answers without a break."""
     evidence = LeaseEvidence(TTL_S)
     wanted = frozenset({A, B})
-    now_s = 1000.0
-    absent: dict[tuple[str, str], float] = {}
-    seen: frozenset[tuple[str, str]] = frozenset()
+    now_s, steady_s, before_s = 1000.0, 1000.0, None
+    counted: dict[tuple[str, str], float] = {}
+    seen = NOBODY
     for pause_s, present in listings:
         now_s += pause_s
         if present is None:
             evidence.unreachable()
-            absent, seen = {}, frozenset()
+            counted, seen, before_s = {}, NOBODY, None
         else:
             evidence.listed(present, wanted, now_s)
-            for member in wanted - present:
-                absent.setdefault(member, now_s - TTL_S if member in seen else now_s)
-            absent = {member: since for member, since in absent.items() if member not in present}
-            seen = present
-        assert evidence.expired(now_s) == {member for member, since in absent.items() if now_s - since >= TTL_S}
+            passed_s = min(now_s - before_s, TTL_S * SILENCE_MAX) if before_s is not None else 0.0
+            if before_s is None or now_s - before_s > TTL_S * SILENCE_MAX:
+                steady_s = now_s
+            known = seen if now_s - steady_s >= TTL_S else NOBODY
+            counted = {
+                member: counted[member] + passed_s if member in counted else TTL_S if member in known else 0.0
+                for member in wanted - present
+            }
+            seen, before_s = present, now_s
+        missed = {member: time_s for member, time_s in counted.items() if abs(time_s - TTL_S) > 1e-6 or member in seen}
+        assert evidence.expired() <= {member for member, time_s in counted.items() if time_s >= TTL_S - 1e-6}
+        assert evidence.expired() >= {member for member, time_s in missed.items() if time_s > TTL_S}

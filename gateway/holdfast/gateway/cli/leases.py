@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,14 @@ WATCH_EPILOG = """
 Examples
 
 `holdfast leases watch` shows leases as they come and go, until Ctrl-C.
+"""
+
+END_EPILOG = """
+Examples
+
+`holdfast leases end node node-7 --etcd http://a:2379` after the process of node-7 was killed on this machine.
+
+`ExecStopPost=-/usr/local/bin/holdfast leases end node node-7` in the systemd unit that runs `holdfast node node-7`.
 """
 
 app = typer.Typer(no_args_is_help=True, help="Who is alive, until when, and who leads.")
@@ -66,6 +74,22 @@ def watch(
     execute(_watch(as_json, (data_dir, nats, etcd)))
 
 
+@app.command(epilog=END_EPILOG)
+def end(
+    role: Annotated[Literal["node", "gateway"], typer.Argument(metavar="node|gateway", help="What it is.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    data_dir: DataDirOption = Path(".holdfast"),
+    nats: NatsOption = None,
+    etcd: EtcdOption = None,
+) -> None:
+    """End the lease of a node or gateway whose process on this machine is dead, instead of waiting for its end.
+
+    The next leader is elected, and replacements are placed, at once. Run it where the process ran, after its end: a
+    lease whose process exists, or that is held from another host, is left alone. `holdfast up` does this by itself.
+    """
+    execute(_end(role, name, (data_dir, nats, etcd)))
+
+
 Where = tuple[Path, list[str] | None, list[str] | None]
 
 
@@ -74,6 +98,17 @@ async def _picture(where: Where) -> LeasePicture:
     from holdfast.gateway.cli.reading import read_leases
 
     return await read_leases(find_cluster(*where).settings)
+
+
+async def _end(role: str, name: str, where: Where) -> None:
+    from holdfast.gateway.cli.finding import find_cluster
+    from holdfast.gateway.ending import end_leases_of_dead
+
+    ended = await end_leases_of_dead(find_cluster(*where).settings, role, name)
+    for holder in ended:
+        print(f"ended the lease of {role} {name}, process {holder.pid}")
+    if not ended:
+        print(f"no lease of a dead process of {role} {name} on this machine")
 
 
 async def _list(as_json: bool, where: Where) -> None:

@@ -1,0 +1,188 @@
+"""Leaders and nodes that die while their machine runs on, or freeze: who leads next, and what the log says of it.
+
+Where leases live for ten minutes, what happens within a test does not happen because they end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.conftest import Cluster
+from tests.faults.test_replica_faults import PACE, assert_right, happened, running, under_streams
+
+LONG_TTL = ("--lease-ttl-s", "600")
+SHORT_TTL = ("--lease-ttl-s", "2")
+
+FAILED_STARTS = 4
+"""After so many the next start waits for a while, which a freeze of the leader fits into."""
+
+Event = dict[str, Any]
+
+
+def alive(status: dict[str, Any]) -> list[int]:
+    """The processes of the nodes, once all take part."""
+    nodes = status["nodes"]
+    return [node["pid"] for node in nodes] if {node["status"] for node in nodes} == {"ALIVE"} else []
+
+
+def processes_of(status: dict[str, Any], node: str) -> list[int]:
+    """A node's process and its replicas'."""
+    (found,) = (one for one in status["nodes"] if one["id"] == node)
+    return [found["pid"], *(one["pid"] for one in running(status) if one["node"] == node)]
+
+
+def kill(*pids: int) -> datetime:
+    """SIGKILL to all; when."""
+    now = datetime.now(UTC)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return now
+
+
+def first(events: list[Event], kind: str, after: datetime) -> Event:
+    """The first event of a kind after a moment."""
+    since = [event for event in events if datetime.fromisoformat(event["time"]) >= after]
+    found = [event for event in since if event["payload"]["type"] == kind]
+    assert found, [(event["time"], event["writer"], event["payload"]) for event in since]
+    return found[0]
+
+
+def follows_in_s(event: Event, moment: datetime) -> float:
+    return (datetime.fromisoformat(event["time"]) - moment).total_seconds()
+
+
+def assert_one_leader_at_a_time(events: list[Event]) -> None:
+    """Epochs of decisions never fall, and each event is there once, in a sequence without holes."""
+    epochs = [event["epoch"] for event in events if event["subject"].endswith("decisions")]
+    assert epochs == sorted(epochs)
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert len({event["id"] for event in events}) == len(events)
+
+
+async def test_the_next_leader_does_not_wait_for_the_lease_of_a_killed_one(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(*LONG_TTL, engine_args=PACE, nodes=2, replicas=4)
+    before = cluster.status()["controller"]
+    killed: list[datetime] = []
+    assert_right(await under_streams(cluster, lambda: killed.append(kill(before["pid"]))))
+    cluster.wait(lambda status: len(running(status)) == 4 and before["pid"] not in (alive(status) or [before["pid"]]))
+    events = cluster.log()
+    election, rejoined = first(events, "LeaderElected", killed[0]), first(events, "NodeJoined", killed[0])
+    assert election["payload"]["node"] != before["node"]
+    assert election["sequence"] < rejoined["sequence"], "it was not the restarted node that cleared the way"
+    lost = first(events, "NodeLost", killed[0])
+    assert (lost["payload"]["node"], lost["payload"]["reason"]) == (before["node"], "its process ended")
+    assert_one_leader_at_a_time(events)
+    print(f"the next leader was elected {follows_in_s(election, killed[0]):.3f} s after kill -9 of the last")
+
+
+async def test_leaders_killed_one_after_the_other_and_all_at_once_are_followed(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(*LONG_TTL, engine_args=PACE, nodes=2, replicas=2)
+
+    def whole_after(epoch: int, pids: set[int]) -> dict[str, Any]:
+        return cluster.wait(
+            lambda status: (
+                status["controller"]["status"] == "LEADING"
+                and status["controller"]["epoch"] > epoch
+                and len(running(status)) == 2
+                and not pids & {*(alive(status) or pids)}
+            )
+        )
+
+    status = cluster.status()
+    for _ in range(2):
+        leader = status["controller"]
+        kill(leader["pid"])
+        status = whole_after(leader["epoch"], {leader["pid"]})
+    pids = {node["pid"] for node in status["nodes"]}
+    kill(*pids)
+    whole_after(status["controller"]["epoch"], pids)
+    assert_one_leader_at_a_time(cluster.log())
+
+
+async def test_a_node_killed_with_its_replicas_is_made_up_for_on_the_other_node(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(*LONG_TTL, engine_args=PACE, nodes=2, replicas=4)
+    status = cluster.status()
+    victim = next(node["id"] for node in status["nodes"] if node["id"] != status["controller"]["node"])
+    pids = processes_of(status, victim)
+    assert len(pids) == 3
+    killed: list[datetime] = []
+    assert_right(await under_streams(cluster, lambda: killed.append(kill(*pids))))
+    cluster.wait(lambda status: len(running(status)) == 4 and not {one["pid"] for one in running(status)} & {*pids})
+    events = cluster.log()
+    lost = first(events, "NodeLost", killed[0])
+    assert (lost["payload"]["node"], lost["payload"]["reason"]) == (victim, "its process ended")
+    made_up = [event for event in events if event["cause"] == lost["id"]]
+    assert [event["payload"]["type"] for event in made_up] == ["ReplicaReplaced"] * 2
+    assert {event["payload"]["node"] for event in made_up} == {status["controller"]["node"]}
+
+
+@contextmanager
+def node_of_our_own(cluster: Cluster, name: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A `holdfast node` that nothing starts again, as under a service manager that gave up."""
+    services = cluster.status()["services"]
+    urls = [part for name in ("nats", "etcd") for part in (f"--{name}", services[name]["url"])]
+    command = [sys.executable, "-m", "holdfast.gateway.cli", "node", name, "--logs", str(folder), *LONG_TTL, *urls]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_service_manager_can_tell_that_a_process_has_ended(start_cluster: Any, tmp_path: Path) -> None:
+    cluster: Cluster = start_cluster(*LONG_TTL)
+    with node_of_our_own(cluster, "extra", tmp_path) as node:
+
+        def extra(status: dict[str, Any]) -> dict[str, Any]:
+            return next((one for one in status["nodes"] if one["id"] == "extra"), {"status": None, "message": ""})
+
+        cluster.wait(lambda status: extra(status)["status"] == "ALIVE" and not extra(status)["message"])
+        assert "no lease of a dead process" in cluster.command("leases", "end", "node", "extra")
+        node.kill()
+        node.wait()
+        assert f"process {node.pid}" in cluster.command("leases", "end", "node", "extra")
+        cluster.wait(lambda status: extra(status)["status"] == "LOST")
+    (lost,) = (event for event in cluster.log() if event["payload"]["type"] == "NodeLost")
+    assert lost["payload"]["reason"] == "its process ended"
+
+
+def test_a_thawed_leader_has_its_decision_refused_and_says_so(start_cluster: Any) -> None:
+    """Before it freezes it knows a decision that is due while it is frozen: thawed, it takes that one before it reads.
+
+    The replacement of a replica whose starts failed is such a one: it waits for the back-off.
+    """
+    cluster: Cluster = start_cluster(*SHORT_TTL, nodes=2, replicas=1)
+    for number in range(FAILED_STARTS):
+        status = cluster.wait(lambda status: len(running(status)) == 1)
+        os.kill(running(status)[0]["pid"], signal.SIGTERM)
+        cluster.wait(lambda status: not running(status))
+        assert len(happened(cluster, "ReplicaExited")) == number + 1
+    stale = cluster.status()["controller"]
+    os.kill(stale["pid"], signal.SIGSTOP)
+    try:
+        cluster.wait(lambda status: status["controller"]["epoch"] > stale["epoch"] and len(running(status)) == 1)
+    finally:
+        os.kill(stale["pid"], signal.SIGCONT)
+    cluster.wait(lambda _: bool(happened_any(cluster, "LeaderDeposed")))
+    events = cluster.log()
+    (deposed,) = happened_any(cluster, "LeaderDeposed")
+    election = next(event for event in events if event["epoch"] > stale["epoch"])
+    assert deposed["writer"] == stale["node"]
+    assert deposed["payload"]["refused"] == "ReplicaReplaced"
+    assert (deposed["payload"]["epoch"], deposed["payload"]["by_epoch"]) == (stale["epoch"], election["epoch"])
+    assert deposed["cause"] == election["id"]
+    assert_one_leader_at_a_time(events)
+    cluster.wait(lambda status: bool(alive(status)))
+
+
+def happened_any(cluster: Cluster, kind: str) -> list[Event]:
+    return [event for event in cluster.log() if event["payload"]["type"] == kind]
