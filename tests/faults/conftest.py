@@ -1,5 +1,5 @@
 """The fault tests run the clusters of the acceptance tests."""
 
-from tests.acceptance.conftest import mock_cluster, start_cluster, torch_cluster
+from tests.acceptance.conftest import mock_cluster, start_cluster
 
-__all__ = ["mock_cluster", "start_cluster", "torch_cluster"]
+__all__ = ["mock_cluster", "start_cluster"]

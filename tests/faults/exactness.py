@@ -12,6 +12,9 @@ from tests.acceptance.conftest import Cluster, until, until_value
 from tests.unit.gateway.client import Answer
 
 TIMEOUT_S = 60.0
+PATIENCE = {"HOLDFAST_SERVING__SUSPICION_PHI": "300", "HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S": "10"}
+"""For clusters whose migrations are counted: none must come from a replica that was only slow."""
+
 _METRIC = re.compile(r"^(?P<name>holdfast_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 _REPLICA = re.compile(r'replica="([^"]+)"')
 

@@ -17,7 +17,7 @@ import pytest
 from holdfast.actors.engines.mock import mock_text
 from holdfast.core.requests import EngineRequest, Sampling
 from tests.acceptance.conftest import Cluster, clusters
-from tests.faults.exactness import busy, migrations, send, wait_for_full_strength, wait_until_told
+from tests.faults.exactness import PATIENCE, busy, migrations, send, wait_for_full_strength, wait_until_told
 from tests.faults.test_replica_faults import running
 from tests.unit.gateway.client import CHAT, COMPLETIONS, chat, completion
 from tests.unit.support.answers import by_choice
@@ -59,13 +59,9 @@ KILLS = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Replicas of a paced mock engine that can be told to kill itself, for all tests here.
-
-    Migrations are counted here, so that none must come from a replica that was only slow.
-    """
-    patience = {"HOLDFAST_SERVING__SUSPICION_PHI": "300", "HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S": "10"}
+    """Replicas of a paced mock engine that can be told to kill itself, for all tests here."""
     with clusters(tmp_path_factory) as start:
-        yield start(engine_args={"itl_ms": 6, "faults": True}, replicas=REPLICAS, environment=patience)
+        yield start(engine_args={"itl_ms": 6, "faults": True}, replicas=REPLICAS, environment=PATIENCE)
 
 
 def killing(body: dict[str, Any], kills: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ def by_choice(answer: Answer) -> dict[int, list[str]]:
     for event in answer.events:
         index = _INDEX.search(event.data)
         counts = event.id.rsplit(":", 1)[1]
-        text = f"{'' if ',' in counts else counts} {_VARIES.sub('', event.data)}"
-        found.setdefault(int(index[1]) if index else -1, []).append(text)
+        text = _VARIES.sub('"-":0', event.data)
+        found.setdefault(int(index[1]) if index else -1, []).append(f"{'' if ',' in counts else counts} {text}")
     return found
 
 
