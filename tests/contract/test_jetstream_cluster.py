@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest_asyncio
 
 from holdfast.core.ports import Log
-from holdfast.store.embedded import ChildProcess, free_port, nats_server
+from holdfast.store.embedded import ChildProcess
+from holdfast.store.embedded_cluster import nats_servers
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.settings import JetStreamSettings
 from tests.contract.helpers import Reading
@@ -20,14 +21,7 @@ ELECTION_S = 30.0
 
 @pytest_asyncio.fixture
 async def cluster(tmp_path: Path, stack: AsyncExitStack) -> list[ChildProcess]:
-    ports = {free_port() for _ in range(3)}
-    while len(ports) < 3:
-        ports.add(free_port())
-    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
-    servers = []
-    for port in ports:
-        config = f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{routes}] }}'
-        servers.append(nats_server(tmp_path / str(port), more_config=config))
+    servers = nats_servers(tmp_path, 3)
     for server in servers:
         await stack.enter_async_context(server)
     return servers
@@ -39,9 +33,9 @@ def settings_for(servers: list[ChildProcess]) -> JetStreamSettings:
 
 
 async def leader(log: JetStreamLog, servers: list[ChildProcess]) -> ChildProcess:
-    """The server that leads the stream; its name ends in its port."""
+    """The server that leads the stream; its name ends in its number."""
     name = (await log._api.stream_info(ELECTION_S))["cluster"]["leader"]
-    return next(server for server in servers if server.url.endswith(":" + name.removeprefix("holdfast-")))
+    return servers[int(name.rpartition("-")[2]) - 1]
 
 
 async def write(log: Log, subject: str, count: int) -> None:

@@ -4,7 +4,7 @@ layout          the layout's version: another one is refused, never guessed at
 lock            held (flock) by the `holdfast up` that uses the directory
 cluster.json    what runs here and where, for `holdfast status` and its like; rewritten atomically
 logs/           one file per process
-nats/, etcd/    the data of the servers that Holdfast starts
+nats/, etcd/    the data of the servers that Holdfast starts; of three in nats/1 to nats/3, and so on
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ LAYOUT_VERSION = "1"
 DEFAULT = Path(".holdfast")
 
 
-class Service(msgspec.Struct, frozen=True):
-    """A kind of server: its URLs, and its process where it is ours (`embedded`)."""
-
-    urls: list[str]
-    embedded: bool
-    pid: int | None = None
-
-
 class Member(msgspec.Struct, frozen=True):
-    """A node or a gateway that `up` started. `pid` is None while it is being restarted."""
+    """A server, node or gateway that `up` started. `pid` is None while it is being restarted."""
 
     id: str
     pid: int | None
     url: str | None = None
+
+
+class Service(msgspec.Struct, frozen=True):
+    """A kind of server: its URLs, and its processes where they are ours (`embedded`), in the same order."""
+
+    urls: list[str]
+    embedded: bool
+    servers: list[Member] = []
 
 
 class ClusterFile(msgspec.Struct, frozen=True):

@@ -21,11 +21,12 @@ from holdfast.gateway.data_dir import ClusterFile, DataDirectory, Member, Servic
 from holdfast.gateway.ending import end_lease
 from holdfast.gateway.goal import Wish
 from holdfast.gateway.leftovers import MARK, kill_marked, sweep
-from holdfast.gateway.reaching import reach_leases, reach_log
+from holdfast.gateway.reaching import await_leader, reach_leases, reach_log
 from holdfast.gateway.settings import Settings
 from holdfast.gateway.supervisor import Keeper, stop_all
 from holdfast.gateway.version import VERSION
-from holdfast.store.embedded import PORTS, ChildProcess, etcd_server, free_port, is_free, nats_server
+from holdfast.store.embedded import ChildProcess
+from holdfast.store.embedded_cluster import THREE, Count, count_with_data, etcd_servers, nats_servers
 
 STOP_S = 9.0
 """An orderly stop ends by then, in seconds: what has not ended is killed."""
@@ -42,7 +43,8 @@ LEFTOVER_GRACE_S = 0.5
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to run. Gateway k listens on `port` + k. Servers without URLs are our own."""
+    """What to run. Gateway k listens on `port` + k. Servers without URLs are our own, so many of each kind as
+    `servers` says; None for as many as there were, or one."""
 
     nodes: int
     gateways: int
@@ -50,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True):
     port: int
     wish: Wish
     start_timeout_s: float
+    servers: Count | None = None
 
 
 class Progress(Protocol):
@@ -78,8 +81,8 @@ class LocalCluster:
         self._progress = progress
         self._started_at = datetime.now(UTC)
         self._earlier = directory.read_cluster()
-        self._nats: ChildProcess | None = None
-        self._etcd: ChildProcess | None = None
+        self._nats: list[ChildProcess] = []
+        self._etcd: list[ChildProcess] = []
         self.nodes: list[ChildProcess] = []
         self.gateways: list[ChildProcess] = []
         self._keepers: dict[asyncio.Task[None], Keeper] = {}
@@ -94,7 +97,7 @@ class LocalCluster:
             check_address(self.plan.host, self.plan.port + number)
 
     def prepare(self) -> None:
-        """Find binaries and ports. Raises `Misuse` for a missing binary."""
+        """Find binaries and ports. Raises `Misuse` for a missing binary, or another number of servers than before."""
         os.environ[MARK] = str(self.directory.path)  # all our descendants inherit it
         self._build_servers()
 
@@ -102,15 +105,18 @@ class LocalCluster:
         """Bring up our own servers, once those that were given have answered. Raises the store's errors."""
         await self._reach_given()
         await sweep(self.directory.path, grace_s=LEFTOVER_GRACE_S)
-        for server in (self._nats, self._etcd):
-            if server is not None:
-                self._keep(group, server)
+        for server in self._servers():
+            self._keep(group, server)
         self._progress.waiting("log and lease servers")
         for keeper in self._keepers.values():
             await keeper.running.wait()
         for server in self._servers():
             self._progress.done(f"{server.name}: {server.url} (process {server.pid})")
         self._describe()
+        if THREE in (len(self._nats), len(self._etcd)):
+            self._progress.waiting("the servers to elect their leaders")
+            await await_leader(self.settings, self.plan.start_timeout_s)
+            self._progress.done("servers: a majority of each kind has a leader")
 
     async def start_members(self, group: asyncio.TaskGroup) -> None:
         """Start nodes and gateways; they join the cluster by themselves."""
@@ -148,10 +154,10 @@ class LocalCluster:
 
     async def _reach_given(self) -> None:
         """Whether the servers that are not ours answer. Raises `LogUnavailable`, `LeasesUnavailable`, `Misuse`."""
-        if self._nats is None:
+        if not self._nats:
             self._progress.waiting(f"nats-server at {', '.join(self.settings.nats.urls)}")
             self._progress.done(f"nats-server: {await reach_log(self.settings, GIVEN_TIMEOUT_S)}")
-        if self._etcd is None:
+        if not self._etcd:
             self._progress.waiting(f"etcd at {', '.join(self.settings.etcd.endpoints)}")
             self._progress.done(f"etcd: {await reach_leases(self.settings, GIVEN_TIMEOUT_S)}")
 
@@ -159,26 +165,44 @@ class LocalCluster:
 
     def _build_servers(self) -> None:
         """Our own servers on the ports that they had, where these are free."""
-        settings = self.settings
-        if "urls" not in settings.nats.model_fields_set:
-            port = self._port_of(self._earlier.nats if self._earlier else None)
-            self._nats = nats_server(self.directory.nats, port)
-            self._nats.log_path = self.directory.logs / "nats-server.log"
-            settings = _with(settings, "nats", urls=(self._nats.url,))
-        if "endpoints" not in settings.etcd.model_fields_set:
-            port = self._port_of(self._earlier.etcd if self._earlier else None)
-            self._etcd = etcd_server(self.directory.etcd, port)
-            self._etcd.log_path = self.directory.logs / "etcd.log"
-            settings = _with(settings, "etcd", endpoints=(self._etcd.url,))
+        settings, folder, earlier = self.settings, self.directory, self._earlier
+        own_log = "urls" not in settings.nats.model_fields_set
+        own_leases = "endpoints" not in settings.etcd.model_fields_set
+        log_count, lease_count = self._counts(own_log, own_leases)
+        if own_log:
+            self._nats = nats_servers(folder.nats, log_count, port=_port_of(earlier.nats if earlier else None))
+            more = {} if "replicas" in settings.nats.model_fields_set else {"replicas": log_count}
+            settings = _with(settings, "nats", urls=tuple(server.url for server in self._nats), **more)
+        if own_leases:
+            self._etcd = etcd_servers(folder.etcd, lease_count, port=_port_of(earlier.etcd if earlier else None))
+            settings = _with(settings, "etcd", endpoints=tuple(server.url for server in self._etcd))
+        for server in self._servers():
+            server.log_path = folder.logs / f"{server.name}.log"
         self.settings = settings
 
-    def _port_of(self, service: Service | None) -> int:
-        """The port that our server had when it ran last, if it is free, else another. Raises `WorldFailure`."""
-        port = urlsplit(service.urls[0]).port if service is not None and service.embedded else None
-        return port if port is not None and port in PORTS and is_free(port) else free_port()
+    def _counts(self, own_log: bool, own_leases: bool) -> tuple[Count, Count]:
+        """How many servers of each kind: as many as there is data of, else as asked. Raises `Misuse`."""
+        asked, path = self.plan.servers, self.directory.path
+        if asked is not None and not (own_log or own_leases):
+            raise Misuse("--servers is about servers that `up` starts, and all are given by URL: leave it out")
+        log = count_with_data(self.directory.nats) if own_log else None
+        leases = count_with_data(self.directory.etcd) if own_leases else None
+        for kind, found in (("nats-server", log), ("etcd", leases)):
+            if None not in (asked, found) and asked != found:
+                raise Misuse(
+                    f"data directory {path} holds the data of {found} {kind}{'s' if found == THREE else ''} "
+                    f"and can't go on with {asked}: "
+                    f"leave --servers out to go on with {found}, or begin anew in another --data-dir"
+                )
+        otherwise = asked or log or leases or 1
+        count = log or otherwise
+        replicas = self.settings.nats.replicas
+        if own_log and replicas > count:
+            raise Misuse(f"HOLDFAST_NATS__REPLICAS is {replicas}, more than the {count} of --servers: leave it out")
+        return count, leases or otherwise
 
     def _servers(self) -> list[ChildProcess]:
-        return [server for server in (self._nats, self._etcd) if server is not None]
+        return [*self._nats, *self._etcd]
 
     def _node(self, name: str) -> ChildProcess:
         return self._member(name, ["node", name, "--logs", str(self.directory.logs)], "", {})
@@ -204,6 +228,7 @@ class LocalCluster:
             "HOLDFAST_CLUSTER": self.settings.cluster,
             "HOLDFAST_LEASE_TTL_S": f"{self.settings.lease_ttl_s:g}",
             "HOLDFAST_NATS__URLS": msgspec.json.encode(self.settings.nats.urls).decode(),
+            "HOLDFAST_NATS__REPLICAS": str(self.settings.nats.replicas),
             "HOLDFAST_ETCD__ENDPOINTS": msgspec.json.encode(self.settings.etcd.endpoints).decode(),
         }
 
@@ -238,8 +263,13 @@ class LocalCluster:
         )
 
 
-def _service(server: ChildProcess | None, urls: tuple[str, ...]) -> Service:
-    return Service(list(urls), server is not None, server.pid if server else None)
+def _service(servers: list[ChildProcess], urls: tuple[str, ...]) -> Service:
+    return Service(list(urls), bool(servers), [Member(server.name, server.pid, server.url) for server in servers])
+
+
+def _port_of(service: Service | None) -> int | None:
+    """The port that our single server had when it ran last."""
+    return urlsplit(service.urls[0]).port if service is not None and service.embedded else None
 
 
 def _with(settings: Settings, part: str, **values: object) -> Settings:

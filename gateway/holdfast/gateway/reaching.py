@@ -1,11 +1,13 @@
-"""Whether servers that run already can be reached."""
+"""Whether servers can be reached, and whether clusters of them can serve."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 from holdfast.gateway.settings import Settings
 from holdfast.store.etcd import EtcdLeases
+from holdfast.store.jetstream_api import JetStreamApi
 from holdfast.store.nats_connection import Session
 
 
@@ -27,3 +29,21 @@ async def reach_leases(settings: Settings, timeout_s: float) -> str:
         stack.push_async_callback(leases.close)
         status = await leases.status()
         return f"{status.url}, version {status.version}"
+
+
+async def await_leader(settings: Settings, timeout_s: float) -> None:
+    """Wait until both kinds of servers have a majority and a leader. Raises `LogUnavailable`, `LeasesUnavailable`."""
+    await asyncio.gather(_await_log_leader(settings, timeout_s), reach_leases(settings, timeout_s))
+
+
+async def _await_log_leader(settings: Settings, timeout_s: float) -> None:
+    """In a cluster only the leader of JetStream's meta group answers for the account."""
+    log_settings = settings.log_settings().model_copy(update={"open_timeout_s": timeout_s})
+    session = Session(log_settings)
+    await session.open()
+    try:
+        api = JetStreamApi(session, log_settings)
+        api.opened = True  # we wrote their configuration: what isn't enabled yet will be
+        await api.call("INFO", timeout_s=timeout_s)
+    finally:
+        await session.close()

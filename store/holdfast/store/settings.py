@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Subject = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=128)]
+
+
+def _number(value: object) -> object:
+    """The environment has texts only, and a literal takes none for a number."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class TlsSettings(BaseModel):
@@ -67,8 +72,10 @@ class JetStreamSettings(TlsSettings):
     nkey_seed_file: Path | None = Field(
         None, description="A file with an nkey seed. Needs `pip install 'nats-py[nkeys]'`."
     )
-    replicas: Literal[1, 3, 5] = Field(
-        1, description="Copies of the stream. 3 or 5 need as many servers; 1 survives no lost disk."
+    replicas: Annotated[Literal[1, 3, 5], BeforeValidator(_number)] = Field(
+        1,
+        description="Copies of the stream. 3 or 5 need as many servers; 1 survives no lost disk. "
+        "`holdfast up --servers 3` sets 3.",
     )
     max_bytes: int = Field(
         1 << 30,

@@ -10,10 +10,10 @@ import pytest
 
 from holdfast.core.errors import Misuse, WorldFailure
 from holdfast.gateway.cli.finding import find_cluster
-from holdfast.gateway.data_dir import ClusterFile, DataDirectory, Service
+from holdfast.gateway.data_dir import ClusterFile, DataDirectory, Member, Service
 
-NATS = Service(["nats://127.0.0.1:20001"], embedded=True, pid=1)
-ETCD = Service(["http://127.0.0.1:20002"], embedded=True, pid=2)
+NATS = Service(["nats://127.0.0.1:20001"], embedded=True, servers=[Member("nats-server", 1)])
+ETCD = Service(["http://127.0.0.1:20002"], embedded=True, servers=[Member("etcd", 2)])
 
 
 def cluster_file(*, running: bool = True) -> ClusterFile:

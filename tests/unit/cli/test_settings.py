@@ -59,3 +59,11 @@ def test_a_timeout_shorter_than_four_heartbeats_is_refused_with_both_names(monke
     both = r"HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S \(1\.9\).* HOLDFAST_NODE__HEARTBEAT_INTERVAL_S \(0\.5\)"
     with pytest.raises(InvalidConfig, match=both):
         load_settings()
+
+
+def test_the_number_of_copies_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_NATS__REPLICAS", "3")
+    assert load_settings().log_settings().replicas == 3
+    monkeypatch.setenv("HOLDFAST_NATS__REPLICAS", "three")
+    with pytest.raises(InvalidConfig, match=r"nats\.replicas"):
+        load_settings()

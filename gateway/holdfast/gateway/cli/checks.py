@@ -19,12 +19,14 @@ import msgspec
 
 from holdfast.core.errors import HoldfastError, Misuse
 from holdfast.gateway.cli.finding import ANSWER_TIMEOUT_S, Found, find_cluster
+from holdfast.gateway.cli.servers import ServerView, lease_servers, log_servers
 from holdfast.gateway.data_dir import LAYOUT_VERSION
 from holdfast.gateway.goal import TORCH_PACKAGES
 from holdfast.gateway.log_room import ADVICE, log_room
 from holdfast.gateway.processes import open_leases
 from holdfast.gateway.version import VERSION
 from holdfast.store.embedded import find_binary
+from holdfast.store.embedded_cluster import server_configs
 from holdfast.store.jetstream_api import ApiError, JetStreamApi
 from holdfast.store.jetstream_stream import check_stream
 from holdfast.store.nats_connection import Session
@@ -138,6 +140,8 @@ async def _log(found: Found) -> list[Finding]:
         asked_at = datetime.now().astimezone()
         connection = await session.connection(ANSWER_TIMEOUT_S)
         reached = Finding("log servers", OK, f"{connection.url}, nats-server {connection.server_version}")
+        if len(settings.urls) > 1:
+            reached = _together(reached, await log_servers(settings, found.cluster.nats if found.cluster else None))
         try:
             info = await JetStreamApi(session, settings).stream_info(ANSWER_TIMEOUT_S)
         except ApiError as error:
@@ -147,6 +151,15 @@ async def _log(found: Found) -> list[Finding]:
         return [Finding("log servers", FAIL, str(error), "start them, or mend --nats or HOLDFAST_NATS__...")]
     finally:
         await session.close()
+
+
+def _together(reached: Finding, servers: list[ServerView]) -> Finding:
+    """The finding about one server that answers, with what is to be said about the others."""
+    problems = [f"{one.name} {one.problem}" for one in servers if one.problem]
+    if not problems:
+        return Finding(reached.check, OK, f"{reached.found}; all {len(servers)} are well")
+    advice = "mend it soon: what is left serves only while a majority is well"
+    return Finding(reached.check, WARN, f"{reached.found}; {'; '.join(problems)}", advice)
 
 
 def _stream(info: dict[str, Any], found: Found) -> Finding:
@@ -186,14 +199,14 @@ def _fsync(found: Found) -> Finding:
     if found.cluster is None or not found.cluster.nats.embedded or found.directory is None:
         advice = "set `sync_interval: always` in the servers' jetstream block, or run 3 replicas in 3 power domains"
         return Finding("fsync of log", WARN, "a server of yours doesn't tell", advice)
-    config = found.directory.nats / "nats-server.conf"
-    try:
-        always = "sync_interval: always" in config.read_text()
-    except OSError as error:
-        return Finding("fsync of log", WARN, f"{config}: {error.strerror}", "start the cluster again")
-    if always:
-        return Finding("fsync of log", OK, "sync_interval: always")
-    return Finding("fsync of log", FAIL, f"{config} lacks `sync_interval: always`", "start the cluster again")
+    for config in server_configs(found.directory.nats):
+        try:
+            always = "sync_interval: always" in config.read_text()
+        except OSError as error:
+            return Finding("fsync of log", WARN, f"{config}: {error.strerror}", "start the cluster again")
+        if not always:
+            return Finding("fsync of log", FAIL, f"{config} lacks `sync_interval: always`", "start the cluster again")
+    return Finding("fsync of log", OK, "sync_interval: always")
 
 
 # --- the lease servers ----------------------------------------------------------------------------------
@@ -206,6 +219,9 @@ async def _leases(found: Found) -> list[Finding]:
     except HoldfastError as error:
         return [Finding("lease servers", FAIL, str(error), "start them, or mend --etcd or HOLDFAST_ETCD__...")]
     reached = Finding("lease servers", OK, f"{status.url}, etcd {status.version}, revision {status.revision}")
+    settings = found.settings.lease_settings()
+    if len(settings.endpoints) > 1:
+        reached = _together(reached, await lease_servers(settings, found.cluster.etcd if found.cluster else None))
     return [reached, await _lease_clock(found, status.url)]
 
 

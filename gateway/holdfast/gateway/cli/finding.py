@@ -44,6 +44,8 @@ def find_cluster(data_dir: Path, nats: Sequence[str] | None, etcd: Sequence[str]
     more: dict[str, Any] = dict(given)
     if not log_given:
         more["nats"] = {"urls": tuple(cluster.nats.urls)}
+        if cluster.nats.embedded and "replicas" not in settings.nats.model_fields_set:
+            more["nats"]["replicas"] = max(1, len(cluster.nats.servers))
     if not leases_given:
         more["etcd"] = {"endpoints": tuple(cluster.etcd.urls)}
     if "cluster" not in settings.model_fields_set:
@@ -61,6 +63,17 @@ def _check_running(directory: DataDirectory, cluster: ClusterFile) -> None:
 
 def _impatient(settings: Settings) -> Settings:
     """The settings with waits that suit a person at a terminal."""
-    log = settings.nats.model_copy(update={"open_timeout_s": ANSWER_TIMEOUT_S, "read_timeout_s": ANSWER_TIMEOUT_S})
-    leases = settings.etcd.model_copy(update={"request_timeout_s": ANSWER_TIMEOUT_S})
-    return settings.model_copy(update={"nats": log, "etcd": leases})
+    log, leases = settings.nats, settings.etcd
+    log_waits = {
+        "open_timeout_s": ANSWER_TIMEOUT_S,
+        "read_timeout_s": ANSWER_TIMEOUT_S,
+        # One server that hangs must leave time to ask the others.
+        "connect_timeout_s": min(log.connect_timeout_s, ANSWER_TIMEOUT_S / len(log.urls)),
+    }
+    lease_waits = {
+        "request_timeout_s": ANSWER_TIMEOUT_S,
+        "try_timeout_s": min(leases.try_timeout_s, ANSWER_TIMEOUT_S / len(leases.endpoints)),
+    }
+    return settings.model_copy(
+        update={"nats": log.model_copy(update=log_waits), "etcd": leases.model_copy(update=lease_waits)}
+    )

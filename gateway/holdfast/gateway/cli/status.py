@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holdfast.core.status import ClusterReport
     from holdfast.gateway.cli.finding import Found
     from holdfast.gateway.cli.reading import LeasePicture, LogPicture
+    from holdfast.gateway.cli.servers import ServerView
     from holdfast.gateway.data_dir import Service
     from holdfast.gateway.log_room import LogRoom
 
@@ -64,10 +65,25 @@ async def collect(found: Found) -> dict[str, Any]:
     from holdfast.core.errors import HoldfastError
     from holdfast.gateway.cli.reading import read_leases, read_log
 
-    log, leases = await asyncio.gather(_or_error(read_log(found.settings)), _or_error(read_leases(found.settings)))
+    log, leases, servers = await asyncio.gather(
+        _or_error(read_log(found.settings)), _or_error(read_leases(found.settings)), _look_at_servers(found)
+    )
     if isinstance(log, HoldfastError) and isinstance(leases, HoldfastError):
         raise type(log)(f"{log}; and the leases: {leases}")
-    return _answer(found, log, leases)
+    return _answer(found, log, leases, servers)
+
+
+async def _look_at_servers(found: Found) -> dict[str, list[ServerView]]:
+    """Of several servers of a kind, each by itself. A single one stands and falls with what is read from it."""
+    from holdfast.gateway.cli.servers import lease_servers, log_servers
+
+    log, leases, cluster = found.settings.log_settings(), found.settings.lease_settings(), found.cluster
+    looks = {}
+    if len(log.urls) > 1:
+        looks["nats"] = log_servers(log, cluster.nats if cluster else None)
+    if len(leases.endpoints) > 1:
+        looks["etcd"] = lease_servers(leases, cluster.etcd if cluster else None)
+    return dict(zip(looks, await asyncio.gather(*looks.values()), strict=True))
 
 
 async def _or_error(reading: Coroutine[Any, Any, _T]) -> _T | Exception:
@@ -80,7 +96,12 @@ async def _or_error(reading: Coroutine[Any, Any, _T]) -> _T | Exception:
         return error
 
 
-def _answer(found: Found, log: LogPicture | Exception, leases: LeasePicture | Exception) -> dict[str, Any]:
+def _answer(
+    found: Found,
+    log: LogPicture | Exception,
+    leases: LeasePicture | Exception,
+    servers: dict[str, list[ServerView]],
+) -> dict[str, Any]:
     import msgspec
 
     from holdfast.core.cluster import ClusterState
@@ -103,10 +124,10 @@ def _answer(found: Found, log: LogPicture | Exception, leases: LeasePicture | Ex
         }
     return {
         "cluster": settings.cluster,
-        "degraded": _degraded(log, leases),
+        "degraded": _degraded(log, leases, servers),
         "services": {
-            "nats": _service(cluster.nats if cluster else None, settings.nats.urls, log),
-            "etcd": _service(cluster.etcd if cluster else None, settings.etcd.endpoints, leases),
+            "nats": _service(cluster.nats if cluster else None, settings.nats.urls, log, servers.get("nats")),
+            "etcd": _service(cluster.etcd if cluster else None, settings.etcd.endpoints, leases, servers.get("etcd")),
         },
         "log": None if isinstance(log, Exception) else msgspec.to_builtins(log.status),
         **msgspec.to_builtins(seen),
@@ -114,7 +135,9 @@ def _answer(found: Found, log: LogPicture | Exception, leases: LeasePicture | Ex
     }
 
 
-def _degraded(log: LogPicture | Exception, leases: LeasePicture | Exception) -> list[str]:
+def _degraded(
+    log: LogPicture | Exception, leases: LeasePicture | Exception, servers: dict[str, list[ServerView]]
+) -> list[str]:
     """What is not as it should be, in sentences."""
     from holdfast.gateway.log_room import ADVICE
 
@@ -123,6 +146,7 @@ def _degraded(log: LogPicture | Exception, leases: LeasePicture | Exception) -> 
         for name, answer in (("log", log), ("leases", leases))
         if isinstance(answer, Exception)
     ]
+    said += [f"{one.name} {one.problem}" for views in servers.values() for one in views if one.problem]
     if not isinstance(log, Exception):
         room = _room({"bytes": log.status.bytes, "bytes_max": log.status.bytes_max})
         if room.result != "ok":
@@ -137,21 +161,32 @@ def _room(log: dict[str, Any]) -> LogRoom:
 
 
 def _service(
-    noted: Service | None, urls: tuple[str, ...], answer: LogPicture | LeasePicture | Exception
+    noted: Service | None,
+    urls: tuple[str, ...],
+    answer: LogPicture | LeasePicture | Exception,
+    servers: list[ServerView] | None,
 ) -> dict[str, Any]:
-    from holdfast.gateway.cli.reading import LogPicture
+    import msgspec
 
-    reached = not isinstance(answer, Exception)
+    from holdfast.gateway.cli.reading import LogPicture
+    from holdfast.gateway.cli.servers import ServerView, named
+
     version = None
     if not isinstance(answer, Exception):
         version = answer.status.server_version if isinstance(answer, LogPicture) else answer.status.version
+    url = urls[0] if isinstance(answer, Exception) else answer.status.url
+    reached = not isinstance(answer, Exception)
+    if servers is None:
+        name, pid = named(noted, urls[0])
+        servers = [ServerView(name, urls[0], pid, reached)]
     return {
-        "pid": noted.pid if noted else None,
-        "url": urls[0] if isinstance(answer, Exception) else answer.status.url,
+        "pid": named(noted, url)[1],
+        "url": url,
         "urls": list(urls),
         "embedded": bool(noted and noted.embedded),
         "reachable": reached,
         "version": version,
+        "servers": msgspec.to_builtins(servers),
     }
 
 
@@ -166,17 +201,8 @@ def _show(answer: dict[str, Any]) -> None:
     out = console()
     for problem in answer["degraded"]:
         out.print(f"[red]degraded:[/] {escape(problem)}")
-    services = answer["services"].items()
-    out.print(
-        table(
-            f"Cluster {answer['cluster']}",
-            ("SERVER", "STATE", "URL", "PID", "VERSION"),
-            [
-                (n, "reachable" if s["reachable"] else "unreachable", s["url"], s["pid"], s["version"])
-                for n, s in services
-            ],
-        )
-    )
+    heads = ("SERVER", "STATE", "ROLE", "URL", "PID", "VERSION")
+    out.print(table(f"Cluster {answer['cluster']}", heads, _server_rows(answer)))
     controller = answer["controller"]
     columns = ("node", "epoch", "status", "pid", "message")
     out.print(table("\nController", [name.upper() for name in columns], [[controller[name] for name in columns]]))
@@ -191,6 +217,16 @@ def _show(answer: dict[str, Any]) -> None:
     out.print(
         table("\nApplications", ("APPLICATION", "MODEL", "STATUS", "REPLICAS", "ENGINE", "MESSAGE"), _rows(answer))
     )
+
+
+def _server_rows(answer: dict[str, Any]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for kind, service in answer["services"].items():
+        for one in service["servers"]:
+            name = kind if one["name"] == one["url"] else one["name"]
+            state = "reachable" if one["reachable"] else "unreachable"
+            rows.append([name, state, one["role"], one["url"], one["pid"], service["version"]])
+    return rows
 
 
 def _rows(answer: dict[str, Any]) -> list[list[object]]:

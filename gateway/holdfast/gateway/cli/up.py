@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from holdfast.gateway.local_cluster import LocalCluster, Plan
     from holdfast.gateway.settings import Settings
 
+_COUNTS: dict[str | None, Literal[1, 3]] = {"1": 1, "3": 3}
+
 EPILOG = """
 Examples
 
@@ -32,6 +34,8 @@ Examples
 `holdfast up --engine mock --replicas 4 --gateways 2` needs no model; gateways on 8000 and 8001.
 
 `holdfast up --engine mock --engine-args '{"ttft_ms": 50, "itl_ms": 10}'` paces the mock.
+
+`holdfast up --servers 3 --nodes 2` survives the loss of any one process: three nats-servers, three etcds.
 
 `holdfast up --model ~/models/my-llama --replicas 1` serves a Llama from a directory in Hugging Face layout.
 
@@ -46,6 +50,13 @@ def up(
         typer.Option(min=0, max=10_000, help="Replicas of the model. [default: as before, or 2]", show_default=False),
     ] = None,
     gateways: Annotated[int, typer.Option(min=1, max=100, help="Gateways to run; gateway k is on port P + k.")] = 1,
+    servers: Annotated[
+        Literal["1", "3"] | None,
+        typer.Option(
+            help="nats-servers and etcds to run, of each; with 3 any one may die. [default: as before, or 1]",
+            show_default=False,
+        ),
+    ] = None,
     engine: Annotated[
         Literal["torch", "mock"] | None,
         typer.Option(help="What computes the tokens. [default: as before, or torch]", show_default=False),
@@ -93,7 +104,8 @@ def up(
 
         settings = load_settings(**more)
         listen = settings.gateway
-        await _run(Plan(nodes, gateways, listen.host, listen.port, wish, start_timeout_s), settings, data_dir)
+        plan = Plan(nodes, gateways, listen.host, listen.port, wish, start_timeout_s, _COUNTS.get(servers))
+        await _run(plan, settings, data_dir)
 
     execute(run())
 

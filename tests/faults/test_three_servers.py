@@ -1,0 +1,178 @@
+"""Three log servers and three lease servers: any one dies or freezes, then each in turn, and nobody notices.
+
+A writer of our own appends to the log all the while, so that there is much that was acknowledged around each failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+
+from holdfast.actors.clock import SystemClock
+from holdfast.actors.writer import EventAppender
+from holdfast.core.cluster import Head
+from holdfast.core.events import GENESIS, StreamsMigrated, digest
+from holdfast.gateway.processes import identify, open_log
+from holdfast.gateway.settings import Settings, load_settings
+from tests.acceptance.conftest import Cluster, Start, Status
+from tests.contract.helpers import eventually
+from tests.faults.test_replica_faults import PACE, assert_right, running, under_streams
+
+BETWEEN_APPENDS_S = 0.02
+ELECTION_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def cluster(start_cluster: Start) -> Cluster:
+    return start_cluster("--servers", "3", engine_args=PACE, nodes=2)
+
+
+# --- what is done ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["nats", "etcd"])
+async def test_nobody_notices_that_each_server_is_killed_in_turn_beginning_with_the_leader(
+    cluster: Cluster, kind: str
+) -> None:
+    before = await healthy(cluster)
+    leader = leader_of(before, kind)
+    others = [one for one in servers(before, kind) if one != leader]
+    async with appending(cluster) as acknowledged:
+        for victim in (leader, *others):
+            assert_right(await under_streams(cluster, partial(os.kill, victim["pid"], signal.SIGKILL)))
+            assert_right(await under_streams(cluster, lambda: None))
+            await appended_on(acknowledged)
+            await healthy(cluster, restarted(kind, victim))
+    assert_nothing_was_restarted(before, cluster.status())
+    assert_all_is_in_the_log_once(cluster, acknowledged)
+
+
+async def test_the_log_goes_on_while_the_server_that_leads_it_is_frozen(cluster: Cluster) -> None:
+    before = await healthy(cluster)
+    frozen = leader_of(before, "nats")
+    victim = running(before)[0]
+    async with appending(cluster) as acknowledged:
+        try:
+            assert_right(await under_streams(cluster, lambda: os.kill(frozen["pid"], signal.SIGSTOP)))
+            assert_right(await under_streams(cluster, lambda: None))
+            await appended_on(acknowledged)
+            os.kill(victim["pid"], signal.SIGKILL)  # the cluster decides: a replacement
+            degraded = await asyncio.to_thread(cluster.wait, replaced(victim), ELECTION_S)
+            assert [one["name"] for one in servers(degraded, "nats") if not one["reachable"]] == [frozen["name"]]
+            assert [sentence for sentence in degraded["degraded"] if sentence.startswith(frozen["name"])]
+        finally:
+            os.kill(frozen["pid"], signal.SIGCONT)
+        after = await healthy(cluster)
+        await appended_on(acknowledged)
+    assert pid_of(after, "nats", frozen) == frozen["pid"]
+    assert {one["pid"] for one in running(before)} - {one["pid"] for one in running(after)} == {victim["pid"]}
+    assert_all_is_in_the_log_once(cluster, acknowledged)
+
+
+# --- how it stands --------------------------------------------------------------------------------------------
+
+
+def servers(status: Status, kind: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = status["services"][kind]["servers"]
+    return found
+
+
+def leader_of(status: Status, kind: str) -> dict[str, Any]:
+    return next(one for one in servers(status, kind) if one["role"] == "leader")
+
+
+def pid_of(status: Status, kind: str, server: dict[str, Any]) -> int | None:
+    pid: int | None = next(one["pid"] for one in servers(status, kind) if one["name"] == server["name"])
+    return pid
+
+
+def restarted(kind: str, victim: dict[str, Any]) -> Callable[[Status], bool]:
+    return lambda status: pid_of(status, kind, victim) not in (None, victim["pid"])
+
+
+def replaced(victim: dict[str, Any]) -> Callable[[Status], bool]:
+    return lambda status: len(running(status)) == 2 and victim["pid"] not in {one["pid"] for one in running(status)}
+
+
+async def healthy(cluster: Cluster, further: Callable[[Status], bool] = lambda status: True) -> Status:
+    """The first status in which three servers of each kind are up, led and up to date, and `further` holds."""
+
+    def well(status: Status) -> bool:
+        roles = [sorted(str(one["role"]) for one in servers(status, kind)) for kind in ("nats", "etcd")]
+        return not status["degraded"] and roles == [["follower", "follower", "leader"]] * 2 and further(status)
+
+    return await asyncio.to_thread(cluster.wait, well, ELECTION_S)
+
+
+def assert_nothing_was_restarted(before: Status, after: Status) -> None:
+    for section in ("replicas", "nodes", "gateways"):
+        assert {one["pid"] for one in after[section]} == {one["pid"] for one in before[section]}, section
+    assert after["controller"]["epoch"] == before["controller"]["epoch"]
+
+
+# --- what was acknowledged ------------------------------------------------------------------------------------
+
+
+class Acknowledged(NamedTuple):
+    """An event that the log took."""
+
+    id: str
+    sequence: int
+
+
+def settings_of(cluster: Cluster) -> Settings:
+    """What a member of the cluster would have: the waits of a service, not those of a person."""
+    services = cluster.status()["services"]
+    nats, etcd = services["nats"]["urls"], services["etcd"]["urls"]
+    return load_settings(nats={"urls": nats, "replicas": 3}, etcd={"endpoints": etcd})
+
+
+@asynccontextmanager
+async def appending(cluster: Cluster) -> AsyncIterator[list[Acknowledged]]:
+    """Append facts one after the other until the block ends; those that were acknowledged."""
+    settings = settings_of(cluster)
+    identity = identify(settings, "operator", "witness")
+    acknowledged: list[Acknowledged] = []
+
+    async def append() -> None:
+        entry = await log.last_on(identity.fact_subject)
+        head = Head(entry.sequence, digest(entry.data)) if entry else Head(0, GENESIS)
+        while True:
+            event = appender.event(StreamsMigrated("witness", "none", 0, "appended by a test"), None)
+            head = await appender.append(event, head)
+            acknowledged.append(Acknowledged(event.id, head.sequence))
+            await asyncio.sleep(BETWEEN_APPENDS_S)
+
+    async with open_log(settings) as log:
+        appender = EventAppender(log, SystemClock(), identity, identity.fact_subject)
+        task = asyncio.create_task(append())
+        try:
+            yield acknowledged
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+
+async def appended_on(acknowledged: list[Acknowledged]) -> None:
+    """Wait until events that are appended from now on are acknowledged."""
+    count = len(acknowledged)
+    await eventually(lambda: len(acknowledged) >= count + 3, timeout_s=ELECTION_S)
+
+
+def assert_all_is_in_the_log_once(cluster: Cluster, acknowledged: list[Acknowledged]) -> None:
+    events = cluster.log()
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    ids = [event["id"] for event in events]
+    assert len(set(ids)) == len(ids)
+    assert acknowledged
+    for one in acknowledged:
+        assert ids[one.sequence - 1] == one.id
