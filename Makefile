@@ -1,6 +1,7 @@
 # make up      install into .venv if need be, and run a cluster here (more options: make up ARGS="--engine mock")
 # make test    run the tests          make check   ruff, mypy, import-linter
 # make bench   measure throughput     make bench-faults   measure what failures cost streams
+# make bench-chaos   kill and freeze at random for half an hour, and check every token
 # make clean   remove .venv and caches
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: up test check bench bench-faults clean
+.PHONY: up test check bench bench-faults bench-chaos clean
 .NOTPARALLEL:
 
 up: $(VENV)/.installed
@@ -37,6 +38,9 @@ bench: $(VENV)/.installed-dev
 
 bench-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench faults $(ARGS)
+
+bench-chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m examples.bench chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,7 +1,8 @@
-"""`python -m examples.bench`: what one machine can do. `make bench` and `make bench-faults` run it."""
+"""`python -m examples.bench`: what one machine can do. `make bench`, `bench-faults` and `bench-chaos` run it."""
 
 import typer
 
+from examples.bench.chaos.command import chaos
 from examples.bench.faults import faults
 from examples.bench.fold import fold
 from examples.bench.recovery import recovery
@@ -12,6 +13,7 @@ app.command()(throughput)
 app.command()(recovery)
 app.command()(fold)
 app.command()(faults)
+app.command()(chaos)
 
 if __name__ == "__main__":
     app()

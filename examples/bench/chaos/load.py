@@ -1,0 +1,146 @@
+"""The load of the long run: requests without end, each checked to its last token."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from examples.bench.chaos.checking import StreamCheck, Wrong, check_answer
+from examples.bench.chaos.questions import Question, draw
+from holdfast.gateway.client import AsyncHoldfast, ClientError, Options
+
+HUNG_S: Final = 120.0
+"""A request that has not ended after so long hangs (seconds)."""
+
+SLOWEST: Final = 10
+"""So many of the longest pauses are told."""
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """Something that must not be: `what` is wrong, broken, hung, or what of the cluster it is about."""
+
+    what: str
+    text: str
+    at: float
+    """Seconds of the epoch."""
+
+    request_id: str = ""
+    question: Question | None = None
+
+
+class Pause(msgspec.Struct, frozen=True, order=True):
+    """The longest silence that a stream's client saw, and when it ended (`at`, seconds of the epoch)."""
+
+    seconds: float
+    request_id: str
+    at: float
+    tries: int
+
+
+class Pauses:
+    """The longest ones: `other` without those in which a gateway stood frozen, which its clients have to wait for."""
+
+    def __init__(self) -> None:
+        self.all: list[Pause] = []
+        self.other: list[Pause] = []
+
+    def note(self, pause: Pause, frozen: Sequence[tuple[float, float]]) -> None:
+        """One more. `frozen`: from when to when gateways stood frozen, seconds of the epoch."""
+        self.all = sorted([*self.all, pause], reverse=True)[:SLOWEST]
+        begin = pause.at - pause.seconds
+        if not any(begin <= thawed and frozen_at <= pause.at for frozen_at, thawed in frozen):
+            self.other = sorted([*self.other, pause], reverse=True)[:SLOWEST]
+
+
+class Load:
+    """Asks and checks. `found` is told of what must not be, `frozen` is as in `Pauses.note`."""
+
+    def __init__(
+        self,
+        client: AsyncHoldfast,
+        rng: random.Random,
+        tokens_max: int,
+        found: Callable[[Violation], None],
+        frozen: Sequence[tuple[float, float]] = (),
+    ) -> None:
+        self._client = client
+        self._rng = rng
+        self._tokens_max = tokens_max
+        self._found = found
+        self._frozen = frozen
+        self.asked = 0
+        self.ended: Counter[str] = Counter()
+        """right, wrong, broken, hung."""
+        self.kinds: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.tokens = 0
+        self.tried_again = 0
+        self.pauses = Pauses()
+        self.stopping = False
+
+    async def work(self) -> None:
+        """One request after the other, until `stopping`."""
+        while not self.stopping:
+            question = draw(self._rng, self.asked, self._tokens_max)
+            self.asked += 1
+            await self._ask(question)
+
+    async def _ask(self, question: Question) -> None:
+        """One request. However it ends, it is counted once."""
+        request_id = f"chaos-{question.number}"
+        options = Options(request_id=request_id)
+        self.kinds.update(_kinds(question))
+        outcome, text = "right", ""
+        try:
+            async with asyncio.timeout(HUNG_S):
+                await (self._stream if question.streamed else self._whole)(question, options)
+        except TimeoutError:
+            outcome, text = "hung", f"it had not ended after {HUNG_S:g} s"
+        except Wrong as error:
+            outcome, text = "wrong", str(error)
+        except ClientError as error:
+            outcome, text = "broken", f"{type(error).__name__}: {error}"
+            self.errors[f"{type(error).__name__} {getattr(error, 'code', None) or ''}".strip()] += 1
+        except (LookupError, TypeError, ValueError, AssertionError) as error:
+            outcome, text = "wrong", f"an answer of another shape, or a fault of the client: {error!r}"
+        self.ended[outcome] += 1
+        if outcome != "right":
+            self._found(Violation(outcome, text, time.time(), request_id, question))
+
+    async def _stream(self, question: Question, options: Options) -> None:
+        check = StreamCheck(question)
+        longest_s, last_s, at = 0.0, time.monotonic(), time.time()
+        async with self._client.stream(question.path, question.body, options) as events:
+            async for event in events:
+                now_s = time.monotonic()
+                if now_s - last_s > longest_s:
+                    longest_s, at = now_s - last_s, time.time()
+                last_s = now_s
+                check.take(event)
+            check.end()
+            self._note(Pause(longest_s, events.request_id, at, events.tries), check.tokens)
+
+    async def _whole(self, question: Question, options: Options) -> None:
+        answer = await self._client.post(question.path, question.body, options)
+        check_answer(question, answer)
+        self.tokens += int(answer.data["usage"]["completion_tokens"])
+        self.tried_again += answer.tries > 1
+
+    def _note(self, pause: Pause, tokens: int) -> None:
+        self.tokens += tokens
+        self.tried_again += pause.tries > 1
+        self.pauses.note(pause, self._frozen)
+
+
+def _kinds(question: Question) -> list[str]:
+    """What is special about a request."""
+    body: dict[str, Any] = question.body
+    kinds = ["chat" if question.chat else "completion", "streamed" if question.streamed else "whole"]
+    kinds += [name for name in ("n", "stop", "logprobs") if name in body]
+    return kinds if "seed" in body else [*kinds, "no seed"]
