@@ -120,3 +120,13 @@ async def test_what_the_engine_has_no_grammar_for_is_refused_before_the_first_to
     answer = await send(cluster, CHAT, chat(**USAGE, **asked))
     assert (answer.status, answer.error["code"]) == (400, "unsupported_value")
     assert answer.error["param"] in asked
+
+
+async def test_a_stream_that_was_given_no_seed_keeps_the_one_that_was_drawn(cluster: Cluster) -> None:
+    wait_for_full_strength(cluster, REPLICAS)
+    body = completion(model="mock", max_tokens=TOKENS, stream=True)
+    del body["seed"]
+    answer = await send(cluster, COMPLETIONS, killing(body, "3 20 21"))
+    seed = int(answer.chunks[0]["id"][-16:], 16)
+    text = "".join(chunk["choices"][0]["text"] for chunk in answer.chunks)
+    assert text == mock_text(EngineRequest(prompt=PROMPT, sampling=Sampling(seed=seed)), TOKENS)
