@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import combinations_with_replacement
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
@@ -81,7 +81,10 @@ class BreakingEngine(MockEngine):
             self._first = None
 
 
-Ask = Callable[[list[Break]], Awaitable[Answer]]
+class Ask(Protocol):
+    """Sends the request, breaks it off at the places, and reads to the end; `after` is the last event's id before."""
+
+    async def __call__(self, places: list[Break], after: str | None = None) -> Answer: ...
 
 
 async def with_breaks(path: str, body: dict[str, Any], test: Callable[[Ask], Awaitable[None]]) -> None:
@@ -95,11 +98,11 @@ async def with_breaks(path: str, body: dict[str, Any], test: Callable[[Ask], Awa
         serving = await site.gateway()
         app: App = create_app(serving)
 
-        async def send(places: list[Break]) -> Answer:
+        async def send(places: list[Break], after: str | None = None) -> Answer:
             await eventually(lambda: replicas_ready(serving) == REPLICAS)
             breaks.left = list(places)
             moved = serving.migrations.total()
-            answer = await ask(app, path, body)
+            answer = await ask(app, path, body, {"last-event-id": after} if after else None)
             if not barren(places):
                 assert not breaks.left, "a break was not reached"
                 assert serving.migrations.total() - moved >= len(places)
@@ -167,6 +170,47 @@ def check_given_up(answer: Answer, undisturbed: dict[int, list[str]]) -> None:
         assert_given_up(answer, undisturbed, "stream_lost")
     else:
         assert (answer.status, answer.error["code"]) == (503, "stream_lost")
+
+
+RESUMABLE = {
+    "chat with logprobs": REQUESTS["chat with logprobs"],
+    "a stop string over three tokens": (COMPLETIONS, completion(max_tokens=64, stop=[STRADDLES], **USAGE)),
+    "all but a stop string": REQUESTS["all but a stop string"],
+}
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_a_stream_is_taken_up_after_any_event_and_breaks_off_anywhere(name: str) -> None:
+    path, body = RESUMABLE[name]
+
+    async def test(send: Ask) -> None:
+        undisturbed = await send([])
+        ids, whole = [event.id for event in undisturbed.events], events_of(undisturbed)
+        for after in sorted({one for one in ids if not one.endswith(":0")}):
+            for place in range(1, TOKENS - 1):
+                answer = await send([Break(place)], after)
+                assert events_of(answer) == whole[ids.index(after) + 1 :], (after, place)
+
+    in_memory(path, body, test)
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_a_stream_that_was_given_up_can_be_taken_up_where_it_ended(name: str) -> None:
+    path, body = RESUMABLE[name]
+
+    async def test(send: Ask) -> None:
+        whole = events_of(await send([]))
+        for place in range(1, TOKENS - 1):
+            given_up = await send([Break(place)] * 3)
+            rest = await send([], given_up.events[-1].id)
+            assert events_of(given_up)[:-1] + events_of(rest) == whole, place
+
+    in_memory(path, body, test)
+
+
+def events_of(answer: Answer) -> list[str]:
+    """The events of a stream of one choice."""
+    return [event for events in by_choice(answer).values() for event in events]
 
 
 @pytest.mark.parametrize("name", REQUESTS)
