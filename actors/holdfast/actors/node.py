@@ -24,7 +24,15 @@ from holdfast.actors.writer import DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import HoldfastError, LogUnavailable, WorldFailure
-from holdfast.core.events import NodeJoined, NodeLeft, NodeStopping, ReplicaExited, ReplicaReady, ReplicaStarted
+from holdfast.core.events import (
+    NodeJoined,
+    NodeLeft,
+    NodeStopping,
+    ReplicaExited,
+    ReplicaReady,
+    ReplicaStarted,
+    StreamsFenced,
+)
 from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
 
 STOP_MARGIN_S = 1.0
@@ -285,6 +293,9 @@ class Node:
                 )
             elif isinstance(report, Failed):
                 child.message = report.message
+            else:
+                fenced = StreamsFenced(self._identity.name, child.specification.replica, report.gateway, report.streams)
+                self._facts.record(fenced, started)
 
     def _reached_at(self, address: str) -> str:
         """Where gateways reach what listens at `address`; an IPv6 host in brackets."""

@@ -3,6 +3,9 @@
 Prompts are read beside the steps, so that a long one holds up nobody. Everything that one step made for one
 gateway travels in one frame. A gateway that does not read does not hold back the others: what it is owed is
 buffered, and when that is too much its connection is cut.
+
+Streams that have names outlive their gateway (see `held`). What a gateway took elsewhere while it did not hear from
+this replica is fenced when it is back: dropped, and told to the node.
 """
 
 from __future__ import annotations
@@ -10,22 +13,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-
-import msgspec
+from collections import Counter, deque
+from collections.abc import Callable
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
-from holdfast.actors.specification import ReplicaSpecification
+from holdfast.actors.held import HeldStreams, Peer
+from holdfast.actors.specification import Fenced, ReplicaSpecification, Report
 from holdfast.actors.wire import Connection
 from holdfast.core.errors import HoldfastError, PeerViolation, RequestRefused, WrongReplica
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
+    UNKNOWN_STREAM,
     Admitted,
+    Attach,
+    Fence,
+    Find,
+    Found,
+    FromGateway,
     Heartbeat,
     Hello,
+    Ping,
     Refused,
     Start,
-    Step,
     Stop,
     Welcome,
     decode_from_gateway,
@@ -57,23 +66,23 @@ class EngineHung(HoldfastError):
     """The engine has had work for long and made no step: only a new process helps."""
 
 
-class _Route(msgspec.Struct):
-    """Whose a stream is."""
-
-    connection: Connection
-    attempt: int
-
-
 class Replica:
-    """Serves one engine on the wire until told to stop."""
+    """Serves one engine on the wire until told to stop. What the log should know goes to `report`."""
 
-    def __init__(self, specification: ReplicaSpecification, engine: Engine) -> None:
+    def __init__(
+        self,
+        specification: ReplicaSpecification,
+        engine: Engine,
+        report: Callable[[Report], None] = lambda _report: None,
+    ) -> None:
         self._specification = specification
         self._engine = engine
-        self._connections: dict[Connection, dict[int, int]] = {}
-        self._routes: dict[int, _Route] = {}
-        self._starts: deque[tuple[Connection, Start]] = deque()
-        self._admitting: tuple[Connection, int] | None = None
+        self._report = report
+        self._peers: dict[Connection, Peer] = {}
+        self._held = HeldStreams()
+        self._fenced: Counter[str] = Counter()
+        self._starts: deque[tuple[Peer, Start]] = deque()
+        self._admitting: tuple[Peer, int] | None = None
         self._arrived = asyncio.Event()
         self._live: set[int] = set()
         self._step_began_s: float | None = None
@@ -110,7 +119,7 @@ class Replica:
         await self._idle.wait()
 
     async def abandoned(self) -> None:
-        """Wait until no gateway is connected; streams don't outlive their gateway's connection."""
+        """Wait until no gateway is connected."""
         await self._deserted.wait()
 
     # --- what gateways send -----------------------------------------------------------------------------
@@ -124,64 +133,90 @@ class Replica:
         return connection
 
     def _cut_stranger(self, connection: Connection) -> None:
-        if connection not in self._connections:
+        if connection not in self._peers:
             connection.abort()
 
     def _on_body(self, connection: Connection, body: bytes) -> None:
         frame = decode_from_gateway(body)
+        peer = self._peers.get(connection)
         if isinstance(frame, Hello):
             self._greet(connection, frame)
-        elif connection not in self._connections:
+        elif peer is None:
             raise WrongReplica("a gateway sent work before its Hello")
-        elif isinstance(frame, Start):
-            self._enqueue(connection, frame)
         else:
-            self._stop(connection, frame)
+            self._on_frame(peer, frame)
+
+    def _on_frame(self, peer: Peer, frame: FromGateway) -> None:
+        if isinstance(frame, Start):
+            self._enqueue(peer, frame)
+        elif isinstance(frame, Ping):
+            peer.heard = frame.number
+        elif isinstance(frame, Stop):
+            self._stop(peer, frame.attempt)
+        elif isinstance(frame, Fence):
+            self._fence(peer, frame)
+        elif isinstance(frame, Find):
+            held = self._held.find(frame.stream)
+            found = Found(frame.question, held.ordinal, len(held.accepted)) if held else Found(frame.question, 0, 0)
+            peer.connection.send(found)
+        elif isinstance(frame, Attach) and not self._held.attach(peer, frame.attempt, frame.stream):
+            message = "the replica does not hold the stream"
+            peer.connection.send(Refused(frame.attempt, UNKNOWN_STREAM, message, None, True))
 
     def _greet(self, connection: Connection, hello: Hello) -> None:
         mine = (PROTOCOL_VERSION, self._specification.cluster, self._specification.replica)
         theirs = (hello.protocol, hello.cluster, hello.replica)
         if mine != theirs:
             raise WrongReplica(f"gateway {hello.gateway} looks for {theirs}, this is {mine}")
-        if connection in self._connections:
+        if connection in self._peers:
             raise PeerViolation(f"gateway {hello.gateway} said Hello twice")
-        self._connections[connection] = {}
+        self._peers[connection] = Peer(connection, hello.gateway)
         connection.introduced()
         self._deserted.clear()
         connection.send(Welcome(PROTOCOL_VERSION, self._specification.replica, self._engine.info))
-        connection.send(Heartbeat(self._engine.load(), self._draining))
+        connection.send(Heartbeat(self._engine.load(), self._draining, 0))
 
-    def _enqueue(self, connection: Connection, start: Start) -> None:
+    def _enqueue(self, peer: Peer, start: Start) -> None:
         if self._draining or len(self._starts) >= STARTS_WAITING_MAX:
             reason = "the replica is draining" if self._draining else "too many streams wait for the replica"
-            connection.send(Refused(start.attempt, "replica_unavailable", reason, None, True))
+            peer.connection.send(Refused(start.attempt, "replica_unavailable", reason, None, True))
             return
         self._idle.clear()
-        self._starts.append((connection, start))
+        self._starts.append((peer, start))
         self._arrived.set()
 
-    def _stop(self, connection: Connection, stop: Stop) -> None:
-        key = self._connections[connection].pop(stop.attempt, None)
-        if self._admitting == (connection, stop.attempt):
+    def _stop(self, peer: Peer, attempt: int) -> None:
+        if self._admitting == (peer, attempt):
             self._admitting = None
-        if key is None:
+        if not self._held.stop(peer, attempt):
             self._starts = deque(
-                (other, start)
-                for other, start in self._starts
-                if other is not connection or start.attempt != stop.attempt
+                (other, start) for other, start in self._starts if other is not peer or start.attempt != attempt
             )
-        else:
-            self._routes.pop(key, None)
+        self._work.set()
+
+    def _fence(self, peer: Peer, fence: Fence) -> None:
+        """What the gateway took elsewhere is no business of ours any more; how much that was goes to the log."""
+        running = self._held.fence(peer, fence.attempts, fence.streams)
+        waiting = set(fence.attempts)
+        if self._admitting is not None and self._admitting[0] is peer and self._admitting[1] in waiting:
+            self._admitting = None
+        self._starts = deque(
+            (other, start) for other, start in self._starts if other is not peer or start.attempt not in waiting
+        )
+        if running:
+            self._fenced[peer.gateway] += running
         self._work.set()
 
     def _on_lost(self, connection: Connection) -> None:
-        """The gateway is gone, and its streams with it."""
+        """The gateway is gone; its streams go on if they have names."""
         self._sockets -= 1
-        for key in self._connections.pop(connection, {}).values():
-            self._routes.pop(key, None)
-        self._starts = deque((other, start) for other, start in self._starts if other is not connection)
+        peer = self._peers.pop(connection, None)
+        if peer is None:
+            return
+        self._held.lost(peer, connection.loop.time())
+        self._starts = deque((other, start) for other, start in self._starts if other is not peer)
         self._work.set()
-        if not self._connections:
+        if not self._peers:
             self._deserted.set()
 
     # --- the engine -------------------------------------------------------------------------------------
@@ -199,7 +234,7 @@ class Replica:
         live = self._live
         loop = asyncio.get_running_loop()
         while True:
-            for key in live - self._routes.keys():
+            for key in live - self._held.by_key.keys():
                 self._engine.drop(key)
                 live.discard(key)
             if not live:
@@ -216,23 +251,21 @@ class Replica:
             await self._deliver(output)
             live.difference_update(key for key, _ in output.finished)
 
-    async def _admit(self, connection: Connection, start: Start) -> None:
+    async def _admit(self, peer: Peer, start: Start) -> None:
         """Let the engine take the attempt in, or tell why not."""
         self._keys += 1
         key = self._keys
-        self._admitting = (connection, start.attempt)
+        self._admitting = (peer, start.attempt)
         try:
             prompt_tokens = await self._engine.admit(key, start.request)
         except RequestRefused as refusal:
             retry = refusal.code == ENGINE_OVERLOADED
-            connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
+            peer.connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
         else:
             self._live.add(key)
-            attempts = self._connections.get(connection)
-            if attempts is not None and self._admitting is not None:
-                attempts[start.attempt] = key
-                self._routes[key] = _Route(connection, start.attempt)
-                connection.send(Admitted(start.attempt, prompt_tokens))
+            if peer.connection in self._peers and self._admitting is not None:
+                self._held.begin(key, peer, start, prompt_tokens)
+                peer.connection.send(Admitted(start.attempt, prompt_tokens))
         finally:
             self._admitting = None
 
@@ -258,68 +291,28 @@ class Replica:
         return max(self._specification.engine_stall_timeout_s, STALL_FACTOR * max(self._step_times_s))
 
     async def _deliver(self, output: StepOutput) -> None:
-        if len(self._connections) == 1:
-            connection = next(iter(self._connections))
-            frame = self._whole_step(connection, output)
-            if frame is not None:
-                connection.send(frame)
-        else:
-            for connection, frame in self._split_step(output).items():
-                connection.send(frame)
-        self._forget(output.finished)
-        if self._connections and all(connection.congested for connection in self._connections):
+        self._held.record(output)
+        for connection, frame in self._held.frames(output, len(self._peers)).items():
+            connection.send(frame)
+        if output.finished:
+            self._held.finish(output.finished, asyncio.get_running_loop().time())
+        if self._peers and all(connection.congested for connection in self._peers):
             # Nobody reads as fast as we write. One who does not read must not hold back one who does.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(next(iter(self._connections)).drained(), CONGESTION_WAIT_S)
-
-    def _whole_step(self, connection: Connection, output: StepOutput) -> Step | None:
-        """The step as one frame for the only gateway there is; None when streams were dropped meanwhile."""
-        routes = self._routes
-        try:
-            attempts = [routes[key].attempt for key in output.keys]
-            finished = [(routes[key].attempt, reason) for key, reason in output.finished]
-        except KeyError:
-            return self._split_step(output).get(connection)
-        if not attempts and not finished:
-            return None
-        return Step(attempts, output.positions, output.tokens, output.texts, output.logprobs, finished)
-
-    def _split_step(self, output: StepOutput) -> dict[Connection, Step]:
-        """The step as one frame for each gateway that has streams in it; dropped streams are left out."""
-        frames: dict[Connection, Step] = {}
-
-        def frame_for(connection: Connection) -> Step:
-            logprobs: list[object] | None = None if output.logprobs is None else []
-            return frames.setdefault(connection, Step([], [], [], [], logprobs, []))  # type: ignore[arg-type]
-
-        for at, key in enumerate(output.keys):
-            route = self._routes.get(key)
-            if route is not None:
-                frame = frame_for(route.connection)
-                frame.attempts.append(route.attempt)
-                frame.positions.append(output.positions[at])
-                frame.tokens.append(output.tokens[at])
-                frame.texts.append(output.texts[at])
-                if frame.logprobs is not None and output.logprobs is not None:
-                    frame.logprobs.append(output.logprobs[at])
-        for key, reason in output.finished:
-            route = self._routes.get(key)
-            if route is not None:
-                frame_for(route.connection).finished.append((route.attempt, reason))
-        return frames
-
-    def _forget(self, finished: list[tuple[int, str]]) -> None:
-        for key, _reason in finished:
-            route = self._routes.pop(key, None)
-            if route is not None:
-                self._connections.get(route.connection, {}).pop(route.attempt, None)
+                await asyncio.wait_for(next(iter(self._peers)).drained(), CONGESTION_WAIT_S)
 
     async def _heartbeat_loop(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._specification.heartbeat_interval_s)
             self._beat()
+            if self._held.expire(loop.time()):
+                self._work.set()
+            for gateway, streams in self._fenced.items():
+                self._report(Fenced(gateway, streams))
+            self._fenced.clear()
 
     def _beat(self) -> None:
-        beat = Heartbeat(self._engine.load(), self._draining)
-        for connection in list(self._connections):
-            connection.send(beat)
+        load = self._engine.load()
+        for connection, peer in list(self._peers.items()):
+            connection.send(Heartbeat(load, self._draining, peer.heard))

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import random
+import select
 import signal
 import sys
 from typing import TextIO
@@ -42,6 +43,11 @@ class NodeChannel:
             self._output.write(encode_report(report).decode() + "\n")
             self._output.flush()
 
+    def note(self, report: Report) -> None:
+        """Tell the node if it listens. One that stands still, its pipe full, must not hold up the streams."""
+        if select.select([], [self._output], [], 0)[1]:
+            self.report(report)
+
 
 async def _standard_input() -> asyncio.StreamReader:
     reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
@@ -70,7 +76,7 @@ async def serve(specification: ReplicaSpecification, channel: NodeChannel, stdin
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     engine = await load_engine(specification)
-    replica = Replica(specification, engine)
+    replica = Replica(specification, engine, channel.note)
     server, address = await replica.listen()
     channel.report(Ready(address, engine.info))
     async with asyncio.TaskGroup() as group:
@@ -118,13 +124,6 @@ async def _run(channel: NodeChannel) -> int:
 
 def _first_leaf(error: BaseException) -> BaseException:
     """What went wrong first, out of the groups that task groups wrap it in."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What happened, out of the groups that it travelled in."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

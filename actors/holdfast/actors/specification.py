@@ -35,7 +35,14 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Report = Ready | Failed
+class Fenced(msgspec.Struct, frozen=True, tag=True):
+    """So many streams were still running here when the gateway told that they had gone on elsewhere."""
+
+    gateway: str
+    streams: int
+
+
+Report = Ready | Failed | Fenced
 
 encode_report = msgspec.json.Encoder().encode
 decode_report: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)

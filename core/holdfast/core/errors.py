@@ -117,4 +117,9 @@ class DeadlineExceeded(WorldFailure):
 
 
 class StreamLost(WorldFailure):
-    """The stream lost its replica more often than it may migrate."""
+    """A stream lost its replica; where it reaches a client, more often than it may migrate."""
+
+    def __init__(self, message: str, kind: str = "lost") -> None:
+        """`kind` is the metrics' word for the cause: `lost`, `silent`, `deaf`, `stuck` or `stalled`."""
+        super().__init__(message)
+        self.kind = kind

@@ -138,12 +138,15 @@ class GatewayLeft(Fact, frozen=True):
 
 
 class ReplicaSuspected(Fact, frozen=True):
-    """A gateway hears nothing from the replica for unusually long: it moved `streams` away, and routes around it."""
+    """A gateway moved `streams` away from the replica and routes around it: it is "silent" (it sends nothing), "deaf"
+    (it does not hear this gateway) or "stuck" (its engine makes no steps). `silence_s`: how long there was no word.
+    """
 
     gateway: str
     replica: str
     silence_s: float
     streams: int
+    reason: str = ""
 
 
 class ReplicaTrusted(Fact, frozen=True):
@@ -155,12 +158,21 @@ class ReplicaTrusted(Fact, frozen=True):
 
 
 class StreamsMigrated(Fact, frozen=True):
-    """The gateway's connection to the replica broke, and `streams` went on elsewhere, for the reason given."""
+    """`streams` left the replica and went on elsewhere, for the reason given: its connection broke, say."""
 
     gateway: str
     replica: str
     streams: int
     reason: str
+
+
+class StreamsFenced(Fact, frozen=True):
+    """`streams` still ran on the replica when the gateway was back and said that they had gone on elsewhere."""
+
+    node: str
+    replica: str
+    gateway: str
+    streams: int
 
 
 class DeployRequested(Fact, frozen=True):
@@ -256,6 +268,7 @@ FactTypes = (
     | ReplicaSuspected
     | ReplicaTrusted
     | StreamsMigrated
+    | StreamsFenced
     | DeployRequested
     | DeleteRequested
 )

@@ -1,8 +1,11 @@
 """The wire between gateway and replica: frames of msgpack behind a four-byte length (big-endian).
 
-The gateway dials. It says `Hello`, the replica answers `Welcome` or closes; from then on the gateway sends `Start`
-and `Stop`, the replica `Admitted`, `Refused`, `Step` and `Heartbeat`. Attempts are numbered by the gateway, per
-connection, and a number is never used twice: that is what fences an older attempt's late frames.
+The gateway dials. It says `Hello`, the replica answers `Welcome` or closes; from then on the gateway sends `Start`,
+`Stop`, `Fence` and `Ping`, the replica `Admitted`, `Refused`, `Step` and `Heartbeat`. Attempts are numbered by the
+gateway, per connection, and a number is never used twice: that is what fences an older attempt's late frames.
+
+A stream that has a name outlives its connection: the replica goes on with it, and keeps its tokens. Any gateway may
+ask for it (`Find`, `Found`) and take it over (`Attach`), which is answered like a `Start`, with all tokens so far.
 
 One `Step` carries a whole engine step's tokens for this gateway, as parallel lists, because work per token
 costs ten times what work per frame does.
@@ -19,12 +22,18 @@ from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import FrameError
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 FRAME_BYTES_MAX = 32 * 1024 * 1024
 """A frame larger than this is a violation: no request body is larger, and no step comes near."""
 
 FIRST_FRAME_BYTES_MAX = 64 * 1024
 """Until the other end has introduced itself, no more than this is taken from it."""
+
+UNKNOWN_STREAM = "unknown_stream"
+"""The code of a refusal: the replica does not hold the stream that was to be attached to."""
+
+TAKEN_OVER = "taken_over"
+"""The code of a refusal: another gateway attached to the stream."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -43,16 +52,53 @@ class Hello(Frame, frozen=True):
 
 
 class Start(Frame, frozen=True):
-    """Generate a stream's tokens under this attempt number."""
+    """Generate a stream's tokens under this attempt number.
+
+    `stream` is the name by which it can be found and attached to; one without a name ends with its connection.
+    `ordinal` counts the stream's attempts from 1, over all gateways: of two copies the higher one is right.
+    """
 
     attempt: int
     request: EngineRequest
+    stream: str = ""
+    ordinal: int = 1
 
 
 class Stop(Frame, frozen=True):
-    """Forget the attempt and free what it holds. One that has ended already is no error."""
+    """Forget the attempt and free what it holds: nobody wants more. One that has ended already is no error."""
 
     attempt: int
+
+
+class Fence(Frame, frozen=True):
+    """These went on elsewhere: forget them, whatever became of them here.
+
+    `attempts` are this connection's. `streams`, by name and the highest ordinal that is fenced, may have been begun
+    over an earlier connection of this gateway.
+    """
+
+    attempts: list[int]
+    streams: list[tuple[str, int]]
+
+
+class Find(Frame, frozen=True):
+    """Does the replica hold this stream? `question` comes back in the answer."""
+
+    question: int
+    stream: str
+
+
+class Attach(Frame, frozen=True):
+    """Send all tokens of a stream that the replica holds, and go on with it, for this gateway alone."""
+
+    attempt: int
+    stream: str
+
+
+class Ping(Frame, frozen=True):
+    """Sent every so often, with a rising number, which the replica's heartbeats give back."""
+
+    number: int
 
 
 class Welcome(Frame, frozen=True):
@@ -80,6 +126,17 @@ class Refused(Frame, frozen=True):
     retry: bool
 
 
+class Found(Frame, frozen=True):
+    """The answer to `Find`: the ordinal of the attempt that is held here, 0 for none.
+
+    Of its first `base` tokens, which an earlier attempt made, the replica knows the ids but not the texts.
+    """
+
+    question: int
+    ordinal: int
+    base: int
+
+
 class Step(Frame, frozen=True):
     """Tokens: attempt `attempts[i]` got `tokens[i]` with `texts[i]` at its stream's `positions[i]`.
 
@@ -95,14 +152,18 @@ class Step(Frame, frozen=True):
 
 
 class Heartbeat(Frame, frozen=True):
-    """Sent every so often: alive, and this busy. `draining`: send nothing new, it is about to end."""
+    """Sent every so often: alive, and this busy. `draining`: send nothing new, it is about to end.
+
+    `heard` is the number of the last `Ping` that came: a gateway that is not heard can tell.
+    """
 
     load: EngineLoad
     draining: bool
+    heard: int
 
 
-FromGateway = Hello | Start | Stop
-FromReplica = Welcome | Admitted | Refused | Step | Heartbeat
+FromGateway = Hello | Start | Stop | Fence | Find | Attach | Ping
+FromReplica = Welcome | Admitted | Refused | Found | Step | Heartbeat
 
 _ENCODER = msgspec.msgpack.Encoder()
 _FROM_GATEWAY: msgspec.msgpack.Decoder[FromGateway] = msgspec.msgpack.Decoder(FromGateway)

@@ -336,7 +336,9 @@ def _replica_trusted(state: ClusterState, event: ev.Event, fact: ev.ReplicaTrust
     return state if replica is None else _without_suspicions_of(state, fact.gateway, [replica])
 
 
-def _for_people(state: ClusterState, event: ev.Event, fact: ev.StreamsMigrated | ev.LeaderDeposed) -> ClusterState:
+def _for_people(
+    state: ClusterState, event: ev.Event, fact: ev.StreamsMigrated | ev.StreamsFenced | ev.LeaderDeposed
+) -> ClusterState:
     """For people to read: what is remembered of a request is in its gateway, and who leads was decided before."""
     return state
 
@@ -455,6 +457,7 @@ _REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], Cluste
     ev.ReplicaSuspected: _replica_suspected,
     ev.ReplicaTrusted: _replica_trusted,
     ev.StreamsMigrated: _for_people,
+    ev.StreamsFenced: _for_people,
     ev.LeaderDeposed: _for_people,
     ev.LeaderElected: _leader_elected,
     ev.ApplicationDeployed: _application_deployed,

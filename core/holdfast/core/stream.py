@@ -103,6 +103,11 @@ class Stream:
         return self._begun_at is not None and len(self.accepted) > self._begun_at
 
     @property
+    def admitted_now(self) -> bool:
+        """Whether the engine of the attempt under way took it in."""
+        return self._begun_at is not None
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self.status in (StreamStatus.FINISHED, StreamStatus.FAILED)

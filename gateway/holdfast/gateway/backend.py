@@ -23,6 +23,13 @@ class Delta(msgspec.Struct, frozen=True):
     finish_reason: str | None
 
 
+class Resumption(msgspec.Struct, frozen=True):
+    """The client has `counts` tokens of each choice already. `replay`: hand those out too, its text depends on them."""
+
+    counts: tuple[int, ...]
+    replay: bool
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """A model that is deployed. `context_tokens_max` is 0 while no replica has told it yet."""
 
@@ -86,13 +93,15 @@ class Backend(Protocol):
         *,
         stops: Sequence[str],
         timeout_s: float | None = None,
-        delivered: Sequence[int] | None = None,
+        name: str = "",
+        resumption: Resumption | None = None,
     ) -> Session:
         """A session that will run `choices` at once; `timeout_s` bounds it from now (None: the setting).
 
-        `delivered` says how many tokens of each choice the client has already: the session goes on after them.
-        Raises `UnknownModel`, `Overloaded`, and `RequestRefused` (`cannot_resume`) where the model's engines
-        would not draw the same tokens again.
+        Under its `name`, the same request can be resumed at any gateway; without one it can't. With a `resumption`
+        the session goes on after what the client has, from the replica that still holds the tokens, or with the same
+        tokens drawn again. Raises `UnknownModel` and `Overloaded`; its first `next` raises `RequestRefused`
+        (`cannot_resume`) where no replica holds the stream and the model's engines would not draw it again.
         """
         ...
 

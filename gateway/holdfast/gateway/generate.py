@@ -22,7 +22,7 @@ from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.metrics import Metrics, ModelMetrics
 from holdfast.gateway.openai import Usage
 from holdfast.gateway.problems import problem_of
-from holdfast.gateway.resuming import Resume, resume_of, resumed
+from holdfast.gateway.resuming import Resume, resume_of, resumed, resumption_of
 from holdfast.gateway.sse import CompletionEncoder, Encoder, Head
 from holdfast.gateway.tool_stream import chat_encoder
 from holdfast.gateway.watch import DisconnectWatch
@@ -53,7 +53,7 @@ def response_id(prefix: str, seed: int) -> str:
     """`<prefix>-<16 random hex digits><16 hex digits of the seed>`.
 
     The random half makes the id unique and not to be guessed. The seed, as a 64-bit two's complement, is in it
-    so that any gateway can have a deterministic engine draw a lost stream's tokens again from its id alone.
+    so that any gateway can find a lost stream, or have a deterministic engine draw its tokens again, by its id alone.
     """
     return f"{prefix}-{os.urandom(8).hex()}{seed & 0xFFFF_FFFF_FFFF_FFFF:016x}"
 
@@ -122,12 +122,18 @@ class Generator:
             asked = form.ask(await exchange.body(), self._settings)
             if resume is not None:
                 asked = resumed(asked, resume)
-            delivered = resume.counts if resume is not None else None
-            session = self._backend.open(asked.model, asked.choices, stops=asked.stops, delivered=delivered)
+            answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed)
+            session = self._backend.open(
+                asked.model,
+                asked.choices,
+                stops=asked.stops,
+                name=answer if asked.stream else "",
+                resumption=resumption_of(asked, resume) if resume is not None else None,
+            )
             model = asked.model
             meter.accepted(self._metrics.model(model))
             async with DisconnectWatch(receive, exchange, self._settings.write_timeout_s) as watch:
-                await self._run(form, asked, resume, session, exchange, meter)
+                await self._run(form, answer, asked, resume, session, exchange, meter)
             if watch.gone:
                 meter.outcome = CANCELLED
             elif watch.slow:
@@ -145,10 +151,17 @@ class Generator:
             self._metrics.ended(form.route, model, meter.outcome)
 
     async def _run(
-        self, form: Form, asked: Asked, resume: Resume | None, session: Session, exchange: Exchange, meter: Meter
+        self,
+        form: Form,
+        answer: str,
+        asked: Asked,
+        resume: Resume | None,
+        session: Session,
+        exchange: Exchange,
+        meter: Meter,
     ) -> None:
         head = Head(
-            resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed),
+            answer,
             int(time.time()),
             asked.model,
             asked.include_usage,
@@ -177,7 +190,8 @@ class Generator:
                     return
                 if not exchange.started:
                     await exchange.events()
-                await exchange.write(events, more=True)
+                if events:
+                    await exchange.write(events, more=True)
                 deltas = await session.next()
             raise AssertionError("the session ended before all of its choices had a finish reason")
         except Exception as error:

@@ -2,6 +2,8 @@
 
 Everything that comes in is handled in the callback that received it, without a task or a queue per stream:
 a step's frame goes straight into the stream machines, and only the sessions that wait are woken.
+
+What was taken from a replica is fenced there as soon as it can be told: it forgets those streams, and says so.
 """
 
 from __future__ import annotations
@@ -11,19 +13,25 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from holdfast.actors.wire import Connection
-from holdfast.core.detector import PhiAccrual
 from holdfast.core.errors import PeerViolation, RequestRefused, StreamLost
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
+    UNKNOWN_STREAM,
     Admitted,
+    Attach,
+    Fence,
+    Find,
+    Found,
     Heartbeat,
     Hello,
+    Ping,
     Refused,
     Start,
     Step,
@@ -31,6 +39,7 @@ from holdfast.core.frames import (
     Welcome,
     decode_from_replica,
 )
+from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineInfo
 
 if TYPE_CHECKING:
@@ -42,12 +51,15 @@ TICK_S = 0.05
 STOOD_STILL_S = 0.2
 """A tick that comes this late means that this process stood still, not the replica (seconds)."""
 
-PAUSE_S = 0.2
-DEVIATION_MIN_S = 0.03
-"""What `PhiAccrual` allows for: with heartbeats every 0.1 s a silence of about 0.5 s is suspect (seconds)."""
+STALL_LOOK_S = 0.5
+STALL_STEPS = 64
+"""A link looks this often (seconds) whether streams stand still, which takes so many steps of the engine at least."""
 
-TRUST_BEATS = 3
-"""Heartbeats from a suspect until it is trusted again."""
+STALL_MARGIN_S = 1.0
+"""A replica looks after its own engine; what it does not see within its limit the gateway does, so much later."""
+
+ORPHANS_MAX = 10_000
+"""So many streams are remembered to be fenced at a replica that is not reached."""
 
 REDIAL_FIRST_S = 0.05
 REDIAL_MAX_S = 1.0
@@ -61,7 +73,8 @@ class LinkSettings(msgspec.Struct, frozen=True):
 
     A replica owes a heartbeat every `heartbeat_interval_s`. When its silence is as unlikely as `suspicion_phi`
     says, its streams migrate and nothing new goes there; after `heartbeat_timeout_s` of silence the connection
-    is cut and dialled again.
+    is cut and dialled again. A stream that gets no token for `stream_stall_timeout_s` while the engine goes on
+    migrates alone, and so does one that is not taken in for `admission_timeout_s`.
     """
 
     cluster: str
@@ -70,6 +83,8 @@ class LinkSettings(msgspec.Struct, frozen=True):
     heartbeat_interval_s: float = 0.1
     heartbeat_timeout_s: float = 2.0
     suspicion_phi: float = 8.0
+    stream_stall_timeout_s: float = 10.0
+    admission_timeout_s: float = 30.0
 
 
 class ReplicaLink:
@@ -83,9 +98,12 @@ class ReplicaLink:
         settings: LinkSettings,
         rng: random.Random,
         on_capacity: Callable[[ReplicaLink], None],
-        on_orphans: Callable[[list[StreamRun], Exception], None],
-        on_suspicion: Callable[[ReplicaLink, float, int], None] = lambda _link, _silence_s, _streams: None,
+        on_orphans: Callable[[list[StreamRun], StreamLost], None],
+        on_suspicion: Callable[[ReplicaLink, Suspicion, float, int], None] = lambda _link, _why, _silence_s, _streams: (
+            None
+        ),
         on_trust: Callable[[ReplicaLink, float], None] = lambda _link, _suspected_s: None,
+        engine_stall_timeout_s: float = 2.0,
     ) -> None:
         self.replica = replica
         self.address = address
@@ -99,8 +117,11 @@ class ReplicaLink:
         self._on_orphans = on_orphans
         self._on_suspicion = on_suspicion
         self._on_trust = on_trust
+        self._stall_s = engine_stall_timeout_s + STALL_MARGIN_S
         self._suspected_s: float | None = None
-        self._beats_since = 0
+        self._unfenced: deque[tuple[str, int]] = deque(maxlen=ORPHANS_MAX)
+        self._questions: dict[int, Callable[[Found | None], None]] = {}
+        self._marks: dict[int, tuple[int, float, int]] = {}
         self._connection: Connection | None = None
         self._attempts: dict[int, StreamRun] = {}
         self._on_probation: StreamRun | None = None
@@ -108,7 +129,7 @@ class ReplicaLink:
         self._reported = 0
         self._draining = False
         self._full = False
-        self._phi = PhiAccrual(settings.heartbeat_interval_s, PAUSE_S, DEVIATION_MIN_S, 0.0)
+        self._liveness = self._fresh_liveness(0.0)
         self._lost = asyncio.Event()
         self._welcomed = asyncio.Event()
         self._vacant = asyncio.Event()
@@ -116,7 +137,12 @@ class ReplicaLink:
     @property
     def ready(self) -> bool:
         """Whether streams can be sent here."""
-        return self._welcomed.is_set() and not self._draining and not self.retired and self._suspected_s is None
+        return self.reached and not self._draining and not self.retired
+
+    @property
+    def reached(self) -> bool:
+        """Whether the replica can be asked, even if it takes nothing new."""
+        return self._welcomed.is_set() and self._suspected_s is None
 
     @property
     def room(self) -> bool:
@@ -146,13 +172,41 @@ class ReplicaLink:
     def begin(self, run: StreamRun) -> None:
         """Start the run's next attempt here."""
         assert self._connection is not None
-        attempt = next(self._numbers)
         request = run.stream.start()
-        self._attempts[attempt] = run
-        run.link, run.attempt = self, attempt
+        attempt = self._take(run)
+        run.ordinal += 1
         if run.stream.suspect:
             self._on_probation = run
-        self._connection.send(Start(attempt, request))
+        self._connection.send(Start(attempt, request, run.name, run.ordinal))
+
+    def ask(self, stream: str, answer: Callable[[Found | None], None]) -> int | None:
+        """Ask the replica for a stream; the question's number, None if the replica can't be asked now.
+
+        `answer` is called once, with None when the connection is lost first, unless `forget` is.
+        """
+        if self._connection is None or not self.reached:
+            return None
+        question = next(self._numbers)
+        self._questions[question] = answer
+        self._connection.send(Find(question, stream))
+        return question
+
+    def forget(self, question: int) -> None:
+        """The answer is not wanted any more."""
+        self._questions.pop(question, None)
+
+    def attach(self, run: StreamRun, ordinal: int) -> None:
+        """Take over the stream, which the replica holds as its attempt `ordinal`. It may refuse, if it is gone."""
+        assert self._connection is not None
+        run.stream.start()
+        run.ordinal = ordinal
+        self._connection.send(Attach(self._take(run), run.name))
+
+    def _take(self, run: StreamRun) -> int:
+        attempt = next(self._numbers)
+        self._attempts[attempt] = run
+        run.link, run.attempt = self, attempt
+        return attempt
 
     def end(self, run: StreamRun) -> None:
         """Tell the replica to forget the run's attempt, if it is still there."""
@@ -179,7 +233,7 @@ class ReplicaLink:
                 continue
             redial_s = REDIAL_FIRST_S
             now_s = asyncio.get_running_loop().time()
-            self._phi = PhiAccrual(self._settings.heartbeat_interval_s, PAUSE_S, DEVIATION_MIN_S, now_s)
+            self._liveness = self._fresh_liveness(now_s)
             self._trust(now_s)
             self._on_capacity(self)
             try:
@@ -211,6 +265,7 @@ class ReplicaLink:
     async def _watch(self) -> None:
         """Return when the connection is lost, silent for too long, or no longer needed."""
         loop = asyncio.get_running_loop()
+        ping_s = look_s = loop.time()
         while not self._lost.is_set():
             if self.retired and not self._attempts:
                 return
@@ -221,36 +276,90 @@ class ReplicaLink:
             connection, now_s = self._connection, loop.time()
             if connection is None:
                 return
+            if now_s >= ping_s:
+                connection.send(Ping(self._liveness.ping()))
+                ping_s = now_s + self._settings.heartbeat_interval_s
             if now_s - looked_s > TICK_S + STOOD_STILL_S:
                 # It was us: what the replica sent meanwhile has still to be read.
-                self._phi.restart(now_s)
+                self._liveness.stood_still(now_s)
                 continue
-            self._phi.heard(connection.last_received_s)
-            silence_s = now_s - connection.last_received_s
-            if silence_s > self._settings.heartbeat_timeout_s:
-                logger.warning("replica %s is silent for %.1f s; leaving it", self.replica, silence_s)
+            if self._lost_touch(connection, now_s):
                 return
-            if self._suspected_s is None and self._phi.phi(now_s) >= self._settings.suspicion_phi:
-                self._suspect(now_s, silence_s)
+            if now_s >= look_s:
+                look_s = now_s + STALL_LOOK_S
+                self._look_for_stalls(now_s)
 
-    def _suspect(self, now_s: float, silence_s: float) -> None:
+    def _lost_touch(self, connection: Connection, now_s: float) -> bool:
+        """Suspect the replica if there is reason to; whether the connection is of no use any more."""
+        self._liveness.heard(connection.last_received_s)
+        silence_s = now_s - connection.last_received_s
+        unheard_s = max(silence_s, self._liveness.unheard_s(now_s))
+        suspicion = self._liveness.look(now_s)
+        if suspicion is not None:
+            self._suspect(now_s, suspicion, unheard_s)
+        if unheard_s <= self._settings.heartbeat_timeout_s:
+            return False
+        logger.warning("replica %s: no word for %.1f s, or none of ours arrives; leaving it", self.replica, unheard_s)
+        return True
+
+    def _look_for_stalls(self, now_s: float) -> None:
+        """Let streams migrate that bring nothing while their replica's engine goes on."""
+        step, marks = self._liveness.step, {}
+        stalled: list[tuple[int, StreamRun]] = []
+        for attempt, run in self._attempts.items():
+            count = len(run.stream.accepted)
+            mark = self._marks.get(attempt)
+            if mark is None or mark[0] != count:
+                mark = (count, now_s, step)
+            marks[attempt] = mark
+            if self._stalls(run, now_s - mark[1], step - mark[2]):
+                stalled.append((attempt, run))
+        self._marks = marks
+        if stalled:
+            for attempt, run in stalled:
+                del self._attempts[attempt]
+                run.avoid = self
+            self._fence([attempt for attempt, _run in stalled], _names(run for _attempt, run in stalled))
+            cause = StreamLost(f"the stream stood still on replica {self.replica}", "stalled")
+            self._on_orphans([run for _attempt, run in stalled], cause)
+            self._freed()
+
+    def _stalls(self, run: StreamRun, still_s: float, steps: int) -> bool:
+        if not run.stream.admitted_now:
+            return still_s > self._settings.admission_timeout_s
+        may_wait = self._liveness.queueing and not run.stream.proven
+        return still_s > self._settings.stream_stall_timeout_s and steps >= STALL_STEPS and not may_wait
+
+    def _suspect(self, now_s: float, suspicion: Suspicion, silence_s: float) -> None:
         """Move the streams elsewhere and route around it, but keep listening: it may be back in a moment."""
         self._suspected_s = now_s
-        self._beats_since = 0
         orphans = list(self._attempts.items())
         self._attempts.clear()
         self._on_probation = None
-        self._on_suspicion(self, silence_s, len(orphans))
-        for attempt, _run in orphans:
-            if self._connection is not None:
-                self._connection.send(Stop(attempt))
-        cause = StreamLost(f"replica {self.replica} fell silent")
+        self._on_suspicion(self, suspicion, silence_s, len(orphans))
+        names = _names(run for _attempt, run in orphans)
+        self._fence([attempt for attempt, _run in orphans], names)
+        # What is lost on the way, or with this connection, is told again over the next one.
+        self._unfenced += names
+        cause = StreamLost(f"replica {self.replica} is {suspicion}", suspicion)
         self._on_orphans([run for _attempt, run in orphans], cause)
         self._freed()
+
+    def _fence(self, attempts: list[int], streams: list[tuple[str, int]]) -> None:
+        """Tell the replica what it has lost, with what it could not be told before."""
+        streams = [*self._unfenced, *streams]
+        self._unfenced.clear()
+        if self._connection is not None and (attempts or streams):
+            self._connection.send(Fence(attempts, streams))
+
+    def _fresh_liveness(self, now_s: float) -> Liveness:
+        settings = self._settings
+        return Liveness(settings.heartbeat_interval_s, settings.suspicion_phi, self._stall_s, now_s)
 
     def _trust(self, now_s: float) -> None:
         suspected_s, self._suspected_s = self._suspected_s, None
         if suspected_s is not None:
+            self._unfenced.clear()
             self._on_trust(self, now_s - suspected_s)
             self._on_capacity(self)
 
@@ -278,11 +387,16 @@ class ReplicaLink:
                 run.stream.admitted(frame.prompt_tokens)
         elif isinstance(frame, Refused):
             self._on_refused(frame)
+        elif isinstance(frame, Found):
+            answer = self._questions.pop(frame.question, None)
+            if answer is not None:
+                answer(frame)
         elif isinstance(frame, Welcome):
             if frame.replica != self.replica:
                 raise PeerViolation(f"{frame.replica} answers where {self.replica} should")
             self.info = frame.info
             connection.introduced()
+            self._fence([], [])
             self._welcomed.set()
 
     def _on_step(self, step: Step) -> None:
@@ -317,11 +431,9 @@ class ReplicaLink:
             self._on_capacity(self)
 
     def _on_heartbeat(self, connection: Connection, beat: Heartbeat) -> None:
-        self._phi.beat(connection.last_received_s)
-        if self._suspected_s is not None:
-            self._beats_since += 1
-            if self._beats_since >= TRUST_BEATS:
-                self._trust(connection.last_received_s)
+        self._liveness.beat(beat.heard, beat.load, connection.last_received_s)
+        if self._suspected_s is not None and self._liveness.suspicion is None:
+            self._trust(connection.last_received_s)
         self._reported = beat.load.running + beat.load.waiting
         self.kv_used = beat.load.kv_blocks_used / max(1, beat.load.kv_blocks)
         self._draining = beat.draining
@@ -333,7 +445,10 @@ class ReplicaLink:
         run = self._attempts.pop(frame.attempt, None)
         if run is None:
             return
-        if frame.retry:
+        if frame.code == UNKNOWN_STREAM:
+            run.stream.postponed()
+            self._on_orphans([run], StreamLost(f"replica {self.replica}: {frame.message}"))
+        elif frame.retry:
             # It has no room just now: nothing more goes there until it told its load again.
             self._full = True
             run.stream.postponed()
@@ -358,6 +473,10 @@ class ReplicaLink:
         self._on_probation = None
         orphans = list(self._attempts.values())
         self._attempts.clear()
+        self._unfenced += _names(orphans)
+        questions, self._questions = self._questions, {}
+        for answer in questions.values():
+            answer(None)
         if orphans:
             self._on_orphans(orphans, StreamLost(f"replica {self.replica} was lost"))
 
@@ -369,3 +488,8 @@ class ReplicaLink:
             return
         self._vacant.set()
         self._on_capacity(self)
+
+
+def _names(runs: Iterable[StreamRun]) -> list[tuple[str, int]]:
+    """As in `Fence.streams`."""
+    return [(run.name, run.ordinal) for run in runs if run.name]

@@ -1,7 +1,8 @@
 """Taking up a stream that another gateway began: `Last-Event-ID` with the same request.
 
 An event's id holds all that is needed: the response's id, with the seed in it, and how many tokens of each choice
-the client has. A deterministic engine draws those tokens again, and the client gets what comes after them.
+the client has. The replica that still holds the stream is found by that id; else a deterministic engine draws the
+tokens again. The client gets what comes after those that it has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 
 from holdfast.core.sampling import derive
 from holdfast.gateway.asking import Asked
+from holdfast.gateway.backend import Resumption
 from holdfast.gateway.problems import invalid
 
 FIELD: Final = "Last-Event-ID"
@@ -53,12 +55,15 @@ def resumed(asked: Asked, resume: Resume) -> Asked:
             f"The stream had {len(resume.counts)} choices, this request has {len(asked.choices)}: send the same one."
         )
         raise invalid(message, FIELD, "invalid_value")
-    if asked.calls or (asked.echo is not None) or (asked.logprobs >= 0 and asked.choices[0].messages is None):
-        message = "A stream with tool calls, an echo or a completion's logprobs can't be resumed."
-        raise invalid(message, FIELD, "cannot_resume")
     per_prompt = len(asked.choices) // asked.prompts
     for at, choice in enumerate(asked.choices):
         sampling = msgspec.structs.replace(choice.sampling, seed=derive(resume.seed, at % per_prompt))
         asked.choices[at] = msgspec.structs.replace(choice, sampling=sampling)
     asked.seed = resume.seed
     return asked
+
+
+def resumption_of(asked: Asked, resume: Resume) -> Resumption:
+    """What the session has to know: tool calls and text offsets depend on all text before them."""
+    offsets = asked.logprobs >= 0 and asked.choices[0].messages is None
+    return Resumption(resume.counts, replay=asked.calls or offsets)

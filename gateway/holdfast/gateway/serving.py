@@ -21,11 +21,13 @@ from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, 
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.errors import NoReplica, Overloaded, RequestRefused, StreamLost, UnknownModel
 from holdfast.core.events import Fact, ReplicaSuspected, ReplicaTrusted, StreamsMigrated
+from holdfast.core.liveness import Suspicion
 from holdfast.core.requests import EngineRequest
 from holdfast.core.routing import choose
 from holdfast.core.stream import StreamStatus
-from holdfast.gateway.backend import Health, ModelInfo
+from holdfast.gateway.backend import Health, ModelInfo, Resumption
 from holdfast.gateway.link import LinkSettings, ReplicaLink
+from holdfast.gateway.search import Search
 from holdfast.gateway.session import StreamRun, StreamSession
 
 RETRY_AFTER_S = 1.0
@@ -59,6 +61,12 @@ class ServingSettings(BaseModel):
     heartbeat_timeout_s: float = Field(
         2.0, gt=0, le=600, description="A replica that sends nothing for this long is dialled again (seconds)."
     )
+    stream_stall_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3_600,
+        description="A stream without a token for this long, while its replica's engine goes on, migrates (seconds).",
+    )
 
 
 class PoolReport(msgspec.Struct, frozen=True):
@@ -79,6 +87,7 @@ class _Pool:
         self.config = config
         self.links: list[ReplicaLink] = []
         self.queue: deque[StreamRun] = deque()
+        self.searches: set[Search] = set()
         self.closed = False
 
     @property
@@ -86,6 +95,11 @@ class _Pool:
         """Whether all engines that are known here draw the same tokens for the same request and seed."""
         known = [link.info.deterministic for link in self.links if link.info is not None]
         return bool(known) and all(known)
+
+    @property
+    def erratic(self) -> bool:
+        """Whether an engine that is known here would not draw the same tokens again."""
+        return any(link.info is not None and not link.info.deterministic for link in self.links)
 
 
 class Serving:
@@ -114,6 +128,8 @@ class Serving:
             heartbeat_interval_s,
             settings.heartbeat_timeout_s,
             settings.suspicion_phi,
+            settings.stream_stall_timeout_s,
+            settings.replica_wait_s,
         )
         self._pools: dict[str, _Pool] = {}
         self._links: dict[str, ReplicaLink] = {}
@@ -149,15 +165,13 @@ class Serving:
         *,
         stops: Sequence[str],
         timeout_s: float | None = None,
-        delivered: Sequence[int] | None = None,
+        name: str = "",
+        resumption: Resumption | None = None,
     ) -> StreamSession:
         """As `Backend.open`."""
         pool = self._pools.get(model)
         if pool is None:
             raise UnknownModel(model)
-        if delivered is not None and not pool.deterministic:
-            message = f"The engines of `{model}` would not draw the same tokens again, so its streams can't be resumed."
-            raise RequestRefused(message, code="cannot_resume", param="Last-Event-ID")
         if self.draining:
             raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
         free = pool.config.max_queued_requests - len(pool.queue)
@@ -176,7 +190,8 @@ class Serving:
             lambda run: self._submit(run, pool),
             self._withdraw,
             min(timeout_s or limit_s, limit_s),
-            delivered,
+            name,
+            resumption,
         )
 
     def health(self) -> Health:
@@ -263,10 +278,11 @@ class Serving:
             pool.config.max_ongoing_requests,
             self._link_settings,
             self._rng,
-            on_capacity=lambda _link: self._pump(pool),
+            on_capacity=lambda link: self._pump(pool, link),
             on_orphans=lambda runs, cause: self._orphaned(replica.id, runs, cause),
             on_suspicion=self._suspected,
             on_trust=self._trusted,
+            engine_stall_timeout_s=pool.config.engine_stall_timeout_s,
         )
         self._links[replica.id] = link
         pool.links.append(link)
@@ -298,14 +314,42 @@ class Serving:
     def _submit(self, run: StreamRun, pool: _Pool) -> None:
         self._pool_of[run] = pool
         self._idle.clear()
+        if run.resumed_at is not None:
+            self._look_for(run, run.resumed_at if run.stream.delivered else 0, pool)
+        else:
+            self._place(run, pool)
+
+    def _place(self, run: StreamRun, pool: _Pool) -> None:
         if pool.queue or not self._begin(run, pool):
             self._enqueue(run, pool, first=False)
 
+    def _look_for(self, run: StreamRun, base_max: int, pool: _Pool) -> None:
+        """Attach to the replica that still holds the stream; where there is none, have it drawn again."""
+
+        def done(run: StreamRun, found: tuple[int, ReplicaLink] | None) -> None:
+            run.search = None
+            if pool.closed:
+                run.fail(UnknownModel(pool.config.name))
+            elif found is not None:
+                ordinal, link = found
+                link.attach(run, ordinal)
+            else:
+                self._place(run, pool)
+
+        run.search = Search(run, base_max, pool.searches, done)
+        run.search.begin(pool.links)
+
     def _begin(self, run: StreamRun, pool: _Pool) -> bool:
+        if (run.resumed_at or 0) > len(run.stream.accepted) and pool.erratic:
+            run.fail(_cannot_resume(pool.config.name))
+            return True
         links = pool.links
         if run.stream.suspect:
             links = [link for link in links if link.free_for_suspects]
-        link = choose(links, self._rng.randrange)
+        link = None
+        if run.avoid is not None:
+            link = choose([link for link in links if link is not run.avoid], self._rng.randrange)
+        link = link or choose(links, self._rng.randrange)
         if link is None:
             return False
         link.begin(run)
@@ -322,16 +366,19 @@ class Serving:
         else:
             pool.queue.append(run)
 
-    def _pump(self, pool: _Pool) -> None:
-        """Let queued streams begin while there is room."""
+    def _pump(self, pool: _Pool, link: ReplicaLink | None = None) -> None:
+        """Let queued streams begin while there is room. `link` is where there is more."""
+        if pool.searches and link is not None:
+            for search in list(pool.searches):
+                search.reached(link)
         while pool.queue:
             run = pool.queue[0]
             if not self._begin(run, pool):
                 return
             run.leave_queue()
 
-    def _suspected(self, link: ReplicaLink, silence_s: float, streams: int) -> None:
-        fact = ReplicaSuspected(self._gateway, link.replica, round(silence_s, 3), streams)
+    def _suspected(self, link: ReplicaLink, reason: Suspicion, silence_s: float, streams: int) -> None:
+        fact = ReplicaSuspected(self._gateway, link.replica, round(silence_s, 3), streams, reason)
         told = self._report(fact, None)
         if not link.retired:
             self._suspicions[link.replica] = told
@@ -342,13 +389,13 @@ class Serving:
             return
         self._report(ReplicaTrusted(self._gateway, link.replica, round(suspected_s, 3)), cause)
 
-    def _orphaned(self, replica: str, runs: list[StreamRun], cause: Exception) -> None:
+    def _orphaned(self, replica: str, runs: list[StreamRun], cause: StreamLost) -> None:
         begun = sum(run.stream.status is StreamStatus.RUNNING for run in runs)
         if begun and replica not in self._suspicions:
             self._report(StreamsMigrated(self._gateway, replica, begun, str(cause)), None)
-        self._migrate(runs, cause, "silent" if replica in self._suspicions else "lost")
+        self._migrate(runs, cause)
 
-    def _migrate(self, runs: list[StreamRun], cause: Exception, kind: str) -> None:
+    def _migrate(self, runs: list[StreamRun], cause: StreamLost) -> None:
         """These lost their replica: on to another."""
         for run in runs:
             run.link = None
@@ -362,7 +409,7 @@ class Serving:
                 run.fail(StreamLost(f"{cause}; the stream is longer than migration_max_seq_len allows"))
                 continue
             if had_begun:
-                self.migrations[pool.config.name, kind] += 1
+                self.migrations[pool.config.name, cause.kind] += 1
             if not self._begin(run, pool):
                 self._enqueue(run, pool, first=True)
 
@@ -398,3 +445,8 @@ class Serving:
             running,
             config.num_replicas,
         )
+
+
+def _cannot_resume(model: str) -> RequestRefused:
+    message = f"No replica holds the stream any more, and `{model}`'s engines would not draw the same tokens again."
+    return RequestRefused(message, code="cannot_resume", param="Last-Event-ID")

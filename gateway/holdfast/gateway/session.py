@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from holdfast.core.errors import DeadlineExceeded, RequestRefused
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import Stream, StreamStatus
-from holdfast.gateway.backend import Delta
+from holdfast.gateway.backend import Delta, Resumption
+
+_encode = msgspec.msgpack.Encoder().encode
 
 if TYPE_CHECKING:
     from holdfast.gateway.link import ReplicaLink
+    from holdfast.gateway.search import Search
 
 
 class StreamRun:
     """A stream and the attempt that runs it now. `link` is None while it waits for a replica.
 
     `queue` is where it waits, `waiting` ends that wait, and `waiting_since_s` is when it began: a replica
-    that turns it away does not begin it anew.
+    that turns it away does not begin it anew. `name` is what replicas keep its tokens under, if they should,
+    `ordinal` counts its attempts over all gateways, `avoid` is where it stood still, `resumed_at` is how many tokens
+    the client has from another gateway, and `search` looks for the replica that holds it.
     """
 
     __slots__ = (
         "_session",
         "attempt",
+        "avoid",
         "choice",
         "link",
+        "name",
+        "ordinal",
         "queue",
         "reported",
+        "resumed_at",
+        "search",
         "stops",
         "stream",
         "waiting",
         "waiting_since_s",
     )
 
-    def __init__(self, session: StreamSession, choice: int, stream: Stream, stops: bool) -> None:
+    def __init__(self, session: StreamSession, choice: int, stream: Stream, stops: bool, name: str = "") -> None:
         self._session = session
+        self.name = name
+        self.ordinal = 0
+        self.avoid: ReplicaLink | None = None
+        self.resumed_at: int | None = None
+        self.search: Search | None = None
         self.choice = choice
         self.stream = stream
         self.stops = stops
@@ -49,7 +67,10 @@ class StreamRun:
         self.waiting_since_s: float | None = None
 
     def leave_queue(self) -> None:
-        """Wait no longer, if it does."""
+        """Wait and search no longer, if it does."""
+        if self.search is not None:
+            self.search.cancel()
+            self.search = None
         if self.waiting is not None:
             self.waiting.cancel()
             self.waiting = None
@@ -99,13 +120,16 @@ class StreamSession:
         submit: Callable[[StreamRun], None],
         withdraw: Callable[[StreamRun], None],
         timeout_s: float,
-        delivered: Sequence[int] | None = None,
+        name: str = "",
+        resumption: Resumption | None = None,
     ) -> None:
-        counts = delivered or [0] * len(choices)
-        self._runs = [
-            StreamRun(self, choice, Stream(request, stops, migrations_max, count), bool(stops))
-            for choice, (request, count) in enumerate(zip(choices, counts, strict=True))
-        ]
+        self._runs = []
+        for number, choice in enumerate(choices):
+            counted = resumption.counts[number] if resumption is not None and not resumption.replay else 0
+            stream = Stream(choice, stops, migrations_max, counted)
+            run = StreamRun(self, number, stream, bool(stops), _stream_name(name, number, choice) if name else "")
+            run.resumed_at = resumption.counts[number] if resumption is not None else None
+            self._runs.append(run)
         self._submit = submit
         self._withdraw = withdraw
         self._timeout_s = timeout_s
@@ -182,3 +206,9 @@ class StreamSession:
         for run in self._runs:
             if not run.stream.ended:
                 run.fail(DeadlineExceeded(f"The request did not end within {self._timeout_s:g} seconds."))
+
+
+def _stream_name(name: str, number: int, choice: EngineRequest) -> str:
+    """What replicas keep a stream under: who knows the response's id and repeats the request finds it."""
+    digest = hashlib.blake2b(_encode(choice), digest_size=8).hexdigest()
+    return f"{name}/{number}/{digest}"

@@ -78,16 +78,20 @@ class Frame:
 class Encoder(ABC):
     """Encodes one response's events. `ended` once every choice has its finish reason."""
 
-    __slots__ = ("_counts", "_created", "_frames", "_head", "_open", "_plain", "_prefix", "ended")
+    __slots__ = ("_counts", "_created", "_frames", "_head", "_open", "_plain", "_prefix", "_resumed", "ended")
 
     OBJECT = ""
 
     def __init__(self, head: Head, choices: int, delivered: Sequence[int] | None = None) -> None:
-        """`delivered` tokens of each choice are the client's already; those choices have had their opening."""
+        """`delivered` tokens of each choice are the client's already; those choices have had their opening.
+
+        Where an event depends on the text before it, those tokens have to be encoded all the same, without an event.
+        """
         self._head = head
         self._prefix = b"id: %b:" % head.id.encode()
         self._frames: list[Frame | None] = [None] * choices
         self._counts = list(delivered or [0] * choices)
+        self._resumed = delivered is not None
         self._open = choices
         self._plain = head.logprobs < 0 and not head.calls
         self._created = b'{"id":"%b","object":"%b","created":%d,"model":%b,"choices":[' % (
@@ -105,12 +109,13 @@ class Encoder(ABC):
             frame = self._frames[delta.choice] or self._start(delta.choice, out)
             if len(self._counts) > 1:
                 self._place(frame, delta.choice)
-            if delta.pieces:
+            pieces = self._new(frame, delta) if self._resumed else delta.pieces
+            if pieces:
                 if self._plain:
-                    _append_texts(frame, delta.pieces, out)
+                    _append_texts(frame, pieces, out)
                 else:
-                    self._append_pieces(frame, delta.pieces, out)
-                frame.count = self._counts[delta.choice] = delta.pieces[-1].count
+                    self._append_pieces(frame, pieces, out)
+                frame.count = self._counts[delta.choice] = pieces[-1].count
             if delta.finish_reason is not None:
                 out.append(frame.event(self._finish(frame, delta.finish_reason)))
                 self._open -= 1
@@ -137,9 +142,22 @@ class Encoder(ABC):
         self._frames[choice] = frame
         frame.count = self._counts[choice]
         self._place(frame, choice)
+        self._prepare(frame, choice)
         if not frame.count:
             self._opening(frame, choice, out)
         return frame
+
+    def _new(self, frame: Frame, delta: Delta) -> Sequence[Piece]:
+        """What the client does not have yet."""
+        known = sum(piece.count <= self._counts[delta.choice] for piece in delta.pieces)
+        self._known(frame, delta.pieces[:known])
+        return delta.pieces[known:]
+
+    def _prepare(self, frame: Frame, choice: int) -> None:  # noqa: B027 - most have nothing to do
+        """Set up what a choice needs before its first token, resumed or not."""
+
+    def _known(self, frame: Frame, pieces: Sequence[Piece]) -> None:  # noqa: B027 - most have nothing to do
+        """Take note of tokens that the client has."""
 
     def _place(self, frame: Frame, choice: int) -> None:
         """Put the other choices' counts around this one's, as they are now."""
@@ -206,10 +224,15 @@ class CompletionEncoder(Encoder):
     def _around_text(self) -> tuple[bytes, bytes]:
         return b'"text":', b',"logprobs":null,"finish_reason":null}]'
 
+    def _prepare(self, frame: Frame, choice: int) -> None:
+        frame.offset = len(self._head.echo_of(choice, len(self._frames)))
+
+    def _known(self, frame: Frame, pieces: Sequence[Piece]) -> None:
+        frame.offset += sum(len(piece.text) for piece in pieces)
+
     def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
         if self._head.echo:
             echo = self._head.echo_of(choice, len(self._frames))
-            frame.offset = len(echo)
             inner = b'"text":%b,"logprobs":null,"finish_reason":null}]%b'
             out.append(frame.event(inner % (_text_json(echo), self._tail())))
 

@@ -33,8 +33,14 @@ class ToolEncoder(ChatEncoder):
         super().__init__(head, choices, delivered)
         self._parsers: dict[Frame, tuple[CallParser, int]] = {}
 
-    def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
+    def _prepare(self, frame: Frame, choice: int) -> None:
         self._parsers[frame] = CallParser(), choice
+
+    def _known(self, frame: Frame, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            self._parsers[frame][0].feed(sane(piece.text))
+
+    def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
         out.append(frame.event(_OPEN + self._tail()))
 
     def _append_pieces(self, frame: Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:

@@ -24,7 +24,7 @@ from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import Piece
 from holdfast.gateway.app import create_app
 from holdfast.gateway.asking import ask_chat
-from holdfast.gateway.backend import Delta, Health, ModelInfo, Session
+from holdfast.gateway.backend import Delta, Health, ModelInfo, Resumption, Session
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.openai import ChatRequest
 from holdfast.gateway.sse import ChatEncoder, Head
@@ -124,7 +124,8 @@ class PreparedBackend:
         *,
         stops: Sequence[str],
         timeout_s: float | None = None,
-        delivered: Sequence[int] | None = None,
+        name: str = "",
+        resumption: Resumption | None = None,
     ) -> Session:
         """A session of the first choice."""
         return PreparedSession(self._pieces, choices[0].max_tokens)

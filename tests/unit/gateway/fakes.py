@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from holdfast.core.errors import UnknownModel
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP, Stream
-from holdfast.gateway.backend import Delta, Health, ModelInfo, Session
+from holdfast.gateway.backend import Delta, Health, ModelInfo, Resumption, Session
 
 MODEL = "tiny"
 NATURAL_END = 24
@@ -70,17 +70,23 @@ class FakeBackend:
         *,
         stops: Sequence[str],
         timeout_s: float | None = None,
-        delivered: Sequence[int] | None = None,
+        name: str = "",
+        resumption: Resumption | None = None,
     ) -> Session:
         if self.refuse_open is not None:
             raise self.refuse_open
         if model != self.model:
             raise UnknownModel(model)
         self.seen = list(choices)
-        return FakeSession(self, choices, stops, delivered or [0] * len(choices))
+        return FakeSession(self, choices, stops, delivered_of(resumption, len(choices)))
 
     def health(self) -> Health:
         return Health(not self.unhealthy, self.unhealthy, {"replicas": 2})
+
+
+def delivered_of(resumption: Resumption | None, choices: int) -> Sequence[int]:
+    """How many tokens of each choice a session need not hand out."""
+    return resumption.counts if resumption is not None and not resumption.replay else [0] * choices
 
 
 class FakeSession:

@@ -20,10 +20,10 @@ from holdfast.core.requests import EngineInfo, EngineRequest, Grammar, ToolUse
 from holdfast.core.stream import FINISH_STOP, Stream
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.asking import Asked, ask_chat
-from holdfast.gateway.backend import Session
+from holdfast.gateway.backend import Resumption, Session
 from holdfast.gateway.tool_calls import Arguments, Began, CallParser, Part, Text, call_id
 from tests.unit.gateway.client import CHAT, ask, chat
-from tests.unit.gateway.fakes import FakeBackend, FakeSession
+from tests.unit.gateway.fakes import FakeBackend, FakeSession, delivered_of
 from tests.unit.gateway.server import serving
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -62,10 +62,11 @@ class SayingBackend(FakeBackend):
         *,
         stops: Sequence[str],
         timeout_s: float | None = None,
-        delivered: Sequence[int] | None = None,
+        name: str = "",
+        resumption: Resumption | None = None,
     ) -> Session:
         self.seen = list(choices)
-        return _Saying(self, choices, stops, delivered or [0] * len(choices))
+        return _Saying(self, choices, stops, delivered_of(resumption, len(choices)))
 
 
 class _Saying(FakeSession):

@@ -59,7 +59,7 @@ class LocalReplica:
 
     def cut(self) -> None:
         """Reset all connections; the replica itself goes on."""
-        for connection in list(self.replica._connections):
+        for connection in list(self.replica._peers):
             connection.abort()
 
     @property

@@ -1,0 +1,302 @@
+"""The streams that a replica holds: for whom they run, what they have brought, and what is kept when nobody listens.
+
+A stream with a name is not lost with its gateway. It goes on, its tokens are kept for `KEEP_S`, and the gateway at
+which its client turns up attaches to it. Finished streams are kept packed, as bytes: a thousand of them are no work
+for the garbage collector, and what they take is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import msgspec
+
+from holdfast.actors.engines.base import StepOutput
+from holdfast.actors.wire import Connection
+from holdfast.core.frames import TAKEN_OVER, Admitted, Refused, Start, Step
+from holdfast.core.requests import TokenLogprob
+
+KEEP_S = 600.0
+"""How long a stream whose gateway is gone goes on, and how long a finished one is kept (seconds)."""
+
+KEPT_BYTES_MAX = 64 * 1024 * 1024
+KEPT_OVERHEAD_BYTES = 256
+"""Finished streams take up to so many bytes; each counts this much more than its packed tokens."""
+
+REPLAY_TOKENS_MAX = 1024
+"""Tokens in one frame when a stream is handed over."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Tokens(msgspec.Struct, array_like=True):
+    """What a stream has brought on this replica, after `accepted`, which an earlier attempt did."""
+
+    ordinal: int
+    prompt_tokens: int
+    accepted: list[int]
+    tokens: list[int]
+    texts: list[str]
+    logprobs: list[TokenLogprob | None] | None
+    reason: str = ""
+
+    def replay(self, attempt: int) -> Iterator[Step]:
+        """All of it as frames; the texts of accepted tokens are not known here, and empty."""
+        tokens = self.accepted + self.tokens
+        texts = [""] * len(self.accepted) + self.texts
+        unknown: list[TokenLogprob | None] = [None] * len(self.accepted)
+        logprobs = None if self.logprobs is None else unknown + self.logprobs
+        for begin in range(0, len(tokens), REPLAY_TOKENS_MAX):
+            end = min(begin + REPLAY_TOKENS_MAX, len(tokens))
+            part = None if logprobs is None else logprobs[begin:end]
+            positions = list(range(begin, end))
+            yield Step([attempt] * (end - begin), positions, tokens[begin:end], texts[begin:end], part, [])
+        if self.reason:
+            yield Step([], [], [], [], None, [(attempt, self.reason)])
+
+
+_decode = msgspec.msgpack.Decoder(Tokens).decode
+
+
+class Shelf:
+    """Finished streams by name, the oldest first to go. Times are monotonic seconds."""
+
+    def __init__(self, bytes_max: int = KEPT_BYTES_MAX, keep_s: float = KEEP_S) -> None:
+        self.bytes = 0
+        self._bytes_max = bytes_max
+        self._keep_s = keep_s
+        self._packed: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def put(self, name: str, tokens: Tokens, now_s: float) -> None:
+        """Keep it, for as long as there is room and time."""
+        self.drop(name)
+        packed = _encode(tokens)
+        self._packed[name] = (now_s + self._keep_s, packed)
+        self.bytes += len(packed) + KEPT_OVERHEAD_BYTES
+        while self.bytes > self._bytes_max:
+            self.drop(next(iter(self._packed)))
+
+    def get(self, name: str) -> Tokens | None:
+        """What was kept under the name."""
+        kept = self._packed.get(name)
+        return None if kept is None else _decode(kept[1])
+
+    def drop(self, name: str) -> None:
+        """Keep it no longer, if it is kept."""
+        kept = self._packed.pop(name, None)
+        if kept is not None:
+            self.bytes -= len(kept[1]) + KEPT_OVERHEAD_BYTES
+
+    def expire(self, now_s: float) -> None:
+        """Drop what has been kept for long enough."""
+        while self._packed and next(iter(self._packed.values()))[0] <= now_s:
+            self.drop(next(iter(self._packed)))
+
+
+class Peer:
+    """A gateway's connection: its attempts by number, and the last of its pings."""
+
+    __slots__ = ("attempts", "connection", "gateway", "heard")
+
+    def __init__(self, connection: Connection, gateway: str) -> None:
+        self.connection = connection
+        self.gateway = gateway
+        self.attempts: dict[int, Held] = {}
+        self.heard = 0
+
+
+class Held:
+    """A stream that runs. `peer` is None while it is detached, since `detached_s`; `gateway` had it last."""
+
+    __slots__ = ("attempt", "detached_s", "gateway", "key", "name", "peer", "tokens")
+
+    def __init__(self, key: int, name: str, peer: Peer, attempt: int, tokens: Tokens) -> None:
+        self.key = key
+        self.name = name
+        self.peer: Peer | None = peer
+        self.gateway = peer.gateway
+        self.attempt = attempt
+        self.tokens = tokens
+        self.detached_s = 0.0
+
+
+class HeldStreams:
+    """All streams of one replica, by the engine's key. The engine drops what is not in `by_key` any more."""
+
+    def __init__(self, shelf: Shelf | None = None, keep_s: float = KEEP_S) -> None:
+        self.by_key: dict[int, Held] = {}
+        self.shelf = shelf or Shelf(keep_s=keep_s)
+        self._keep_s = keep_s
+        self._names: dict[str, Held] = {}
+        self._detached = 0
+
+    def begin(self, key: int, peer: Peer, start: Start, prompt_tokens: int) -> None:
+        """The engine took a stream in. An older copy of the same name is worth nothing any more."""
+        if start.stream:
+            self.forget(start.stream)
+        request = start.request
+        logprobs: list[TokenLogprob | None] | None = [] if request.logprobs >= 0 else None
+        tokens = Tokens(start.ordinal, prompt_tokens, list(request.accepted), [], [], logprobs)
+        held = Held(key, start.stream, peer, start.attempt, tokens)
+        self.by_key[key] = peer.attempts[start.attempt] = held
+        if start.stream:
+            self._names[start.stream] = held
+
+    def stop(self, peer: Peer, attempt: int) -> bool:
+        """Nobody wants more of it; whether it was there."""
+        held = peer.attempts.get(attempt)
+        if held is not None:
+            self._remove(held)
+        return held is not None
+
+    def fence(self, peer: Peer, attempts: list[int], streams: list[tuple[str, int]]) -> int:
+        """Forget what went on elsewhere, unless another gateway has it by now; how many of them were running."""
+        running = sum(self.stop(peer, attempt) for attempt in attempts)
+        for name, ordinal in streams:
+            held = self._names.get(name)
+            if held is None:
+                self.shelf.drop(name)
+            elif held.gateway == peer.gateway and held.tokens.ordinal <= ordinal:
+                self._remove(held)
+                running += 1
+        return running
+
+    def forget(self, name: str) -> None:
+        """Drop the stream of that name, running or finished."""
+        self.shelf.drop(name)
+        held = self._names.get(name)
+        if held is not None:
+            self._remove(held)
+
+    def find(self, name: str) -> Tokens | None:
+        """What is held under the name."""
+        held = self._names.get(name)
+        return self.shelf.get(name) if held is None else held.tokens
+
+    def attach(self, peer: Peer, attempt: int, name: str) -> bool:
+        """Send all that is held of the stream, and go on with it for this gateway; whether there is one."""
+        tokens = self.find(name)
+        if tokens is None:
+            return False
+        held = self._names.get(name)
+        if held is not None:
+            self._hand_over(held, peer, attempt)
+        peer.connection.send(Admitted(attempt, tokens.prompt_tokens))
+        for frame in tokens.replay(attempt):
+            peer.connection.send(frame)
+        return True
+
+    def lost(self, peer: Peer, now_s: float) -> None:
+        """The gateway is gone. What has a name, and tokens by which a client may know it, goes on."""
+        for held in list(peer.attempts.values()):
+            if held.name and held.tokens.tokens:
+                held.peer = None
+                held.detached_s = now_s
+                self._detached += 1
+            else:
+                self._remove(held)
+        peer.attempts.clear()
+
+    def expire(self, now_s: float) -> bool:
+        """Drop what nobody asked for in time; whether the engine has something to drop."""
+        self.shelf.expire(now_s)
+        if not self._detached:
+            return False
+        late = [held for held in self.by_key.values() if held.peer is None and now_s - held.detached_s >= self._keep_s]
+        for held in late:
+            self._remove(held)
+        return bool(late)
+
+    def record(self, output: StepOutput) -> None:
+        """Keep a step's tokens of the streams that have names."""
+        by_key = self.by_key
+        logprobs = output.logprobs or itertools.repeat(None, len(output.keys))
+        for key, token, text, logprob in zip(output.keys, output.tokens, output.texts, logprobs, strict=True):
+            held = by_key.get(key)
+            if held is not None and held.name:
+                tokens = held.tokens
+                tokens.tokens.append(token)
+                tokens.texts.append(text)
+                if tokens.logprobs is not None:
+                    tokens.logprobs.append(logprob)
+
+    def frames(self, output: StepOutput, peers: int) -> dict[Connection, Step]:
+        """A step as one frame for each gateway that has streams in it; detached and dropped ones are left out."""
+        if peers == 1 and not self._detached:
+            whole = self._whole(output)
+            if whole is not None:
+                return whole
+        return self._split(output)
+
+    def finish(self, finished: list[tuple[int, str]], now_s: float) -> None:
+        """These have had their last token: keep what has a name."""
+        for key, reason in finished:
+            held = self.by_key.get(key)
+            if held is not None:
+                self._remove(held)
+                if held.name:
+                    held.tokens.reason = reason
+                    self.shelf.put(held.name, held.tokens, now_s)
+
+    def _hand_over(self, held: Held, peer: Peer, attempt: int) -> None:
+        """Another gateway has it from now on, and the one before, if it is still there, is told."""
+        if held.peer is None:
+            self._detached -= 1
+        else:
+            del held.peer.attempts[held.attempt]
+            message = "Another gateway went on with this stream."
+            held.peer.connection.send(Refused(held.attempt, TAKEN_OVER, message, None, False))
+        held.peer, held.attempt, held.gateway = peer, attempt, peer.gateway
+        peer.attempts[attempt] = held
+
+    def _remove(self, held: Held) -> None:
+        del self.by_key[held.key]
+        if held.peer is None:
+            self._detached -= 1
+        else:
+            held.peer.attempts.pop(held.attempt, None)
+        if held.name:
+            del self._names[held.name]
+
+    def _whole(self, output: StepOutput) -> dict[Connection, Step] | None:
+        """The step for the only gateway there is, without copies; None when streams of it were dropped meanwhile."""
+        by_key = self.by_key
+        try:
+            attempts = [by_key[key].attempt for key in output.keys]
+            finished = [(by_key[key].attempt, reason) for key, reason in output.finished]
+        except KeyError:
+            return None
+        if not attempts and not finished:
+            return {}
+        peer = by_key[output.keys[0] if attempts else output.finished[0][0]].peer
+        assert peer is not None
+        frame = Step(attempts, output.positions, output.tokens, output.texts, output.logprobs, finished)
+        return {peer.connection: frame}
+
+    def _split(self, output: StepOutput) -> dict[Connection, Step]:
+        frames: dict[Connection, Step] = {}
+
+        def frame_for(peer: Peer) -> Step:
+            logprobs: list[TokenLogprob | None] | None = None if output.logprobs is None else []
+            return frames.setdefault(peer.connection, Step([], [], [], [], logprobs, []))
+
+        for at, key in enumerate(output.keys):
+            held = self.by_key.get(key)
+            if held is not None and held.peer is not None:
+                frame = frame_for(held.peer)
+                frame.attempts.append(held.attempt)
+                frame.positions.append(output.positions[at])
+                frame.tokens.append(output.tokens[at])
+                frame.texts.append(output.texts[at])
+                if frame.logprobs is not None and output.logprobs is not None:
+                    frame.logprobs.append(output.logprobs[at])
+        for key, reason in output.finished:
+            held = self.by_key.get(key)
+            if held is not None and held.peer is not None:
+                frame_for(held.peer).finished.append((held.attempt, reason))
+        return frames
