@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from typing import Any
+
+import httpx
 
 from holdfast.gateway.client import AsyncHoldfast
 from tests.acceptance.conftest import Cluster
@@ -40,4 +43,15 @@ async def test_streams_of_a_killed_gateway_go_on_at_the_other(start_cluster: Any
         for number, task in enumerate(tasks):
             text, _tries = task.result()
             assert text == expected_text(f"stream {number}", number, TOKENS), f"stream {number}"
-        assert sum(tries > 1 for _text, tries in (task.result() for task in tasks)) >= 1
+        resumed = sum(tries > 1 for _text, tries in (task.result() for task in tasks))
+        assert resumed >= 1
+    # What they had was not drawn again: the replicas went on, and were found.
+    assert resumptions(urls[1]).get("attached", 0) >= resumed - resumptions(urls[1]).get("redrawn", 0)
+    assert resumptions(urls[1])["attached"] >= 1
+
+
+def resumptions(url: str) -> dict[str, int]:
+    """How streams of other gateways were gone on with, as the gateway counts them."""
+    metrics = httpx.get(f"{url}/metrics", trust_env=False).text
+    found = re.findall(r'holdfast_resumptions_total\{.*?outcome="(\w+)".*?\} ([\d.]+)', metrics)
+    return {outcome: int(float(count)) for outcome, count in found}

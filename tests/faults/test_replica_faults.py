@@ -73,6 +73,7 @@ async def test_streams_leave_a_frozen_replica_which_serves_again_once_thawed(sta
     assert len(suspected) >= 1
     assert suspected[0]["payload"]["streams"] > 0
     assert trusted[0]["cause"] == suspected[0]["id"]
+    cluster.wait(lambda _status: bool(happened(cluster, "StreamsFenced", frozen["id"])))
 
 
 async def test_streams_leave_an_engine_that_hangs_while_its_replica_lives_and_it_is_replaced(
@@ -86,6 +87,21 @@ async def test_streams_leave_an_engine_that_hangs_while_its_replica_lives_and_it
     (exited,) = happened(cluster, "ReplicaExited", hung["id"])
     assert exited["payload"]["exit_code"] == 1
     assert "no step" in exited["payload"]["message"]
+
+
+async def test_a_stream_that_stands_still_leaves_its_replica_alone(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(
+        engine_args={**PACE, "faults": True}, environment={"HOLDFAST_SERVING__STREAM_STALL_TIMEOUT_S": "0.5"}
+    )
+    stalled: list[asyncio.Task[tuple[str, Any]]] = []
+
+    async def ask_for_a_stall() -> tuple[str, Any]:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+            return await stream_text(client, "[[fault:stall]]", 7, 40, lambda: None)
+
+    texts = await under_streams(cluster, lambda: stalled.append(asyncio.create_task(ask_for_a_stall())))
+    assert_right(texts)
+    assert (await stalled[0])[0] == expected_text("[[fault:stall]]", 7, 40)
 
 
 async def test_a_request_that_kills_its_engines_is_given_up_and_the_others_go_on(start_cluster: Any) -> None:

@@ -52,7 +52,6 @@ class Liveness:
         self._heard = 0
         self._echoed_s = now_s
         self._step = 0
-        self._waiting = 0
         self._busy = False
         self._stepped_s = now_s
         self._gaps_s: deque[float] = deque(maxlen=STEP_GAPS)
@@ -115,11 +114,6 @@ class Liveness:
         """The engine's steps, by its last heartbeat."""
         return self._step
 
-    @property
-    def queueing(self) -> bool:
-        """Whether streams wait in the engine for room, by its last heartbeat: they bring nothing, and rightly so."""
-        return self._waiting > 0
-
     def _note_step(self, load: EngineLoad, now_s: float) -> None:
         busy = load.running > 0
         if load.step != self._step or not self._busy or not busy:
@@ -127,7 +121,6 @@ class Liveness:
                 self._gaps_s.append(now_s - self._stepped_s)
             self._stepped_s = now_s
         self._step = load.step
-        self._waiting = load.waiting
         self._busy = busy
 
     def _step_may_take_s(self) -> float:

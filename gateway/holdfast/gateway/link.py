@@ -325,10 +325,10 @@ class ReplicaLink:
             self._freed()
 
     def _stalls(self, run: StreamRun, still_s: float, steps: int) -> bool:
+        """Whether it should have brought something. A first token may take as long as its prompt takes to be read."""
         if not run.stream.admitted_now:
             return still_s > self._settings.admission_timeout_s
-        may_wait = self._liveness.queueing and not run.stream.proven
-        return still_s > self._settings.stream_stall_timeout_s and steps >= STALL_STEPS and not may_wait
+        return run.stream.proven and still_s > self._settings.stream_stall_timeout_s and steps >= STALL_STEPS
 
     def _suspect(self, now_s: float, suspicion: Suspicion, silence_s: float) -> None:
         """Move the streams elsewhere and route around it, but keep listening: it may be back in a moment."""

@@ -55,6 +55,9 @@ def resumed(asked: Asked, resume: Resume) -> Asked:
             f"The stream had {len(resume.counts)} choices, this request has {len(asked.choices)}: send the same one."
         )
         raise invalid(message, FIELD, "invalid_value")
+    if asked.echo is not None and 0 in resume.counts:
+        message = "The stream's echo may have been sent or not: before its first token it can't be resumed."
+        raise invalid(message, FIELD, "cannot_resume")
     per_prompt = len(asked.choices) // asked.prompts
     for at, choice in enumerate(asked.choices):
         sampling = msgspec.structs.replace(choice.sampling, seed=derive(resume.seed, at % per_prompt))

@@ -11,7 +11,9 @@ from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.session import StreamRun
 
 SEARCH_S = 0.3
-"""A search waits this long for replicas that don't answer, or are not reached yet (seconds)."""
+SEARCH_MAX_S = 1.0
+"""A search waits this long for replicas that don't answer, or are not reached yet (seconds): the first once it has
+found the stream, for there might be a later copy, the second while it has not, for drawing it again takes longer."""
 
 
 class Search:
@@ -38,7 +40,8 @@ class Search:
         self._asked: dict[ReplicaLink, int] = {}
         self._unasked: set[ReplicaLink] = set()
         self._best: tuple[Found, ReplicaLink] | None = None
-        self._timer = asyncio.get_running_loop().call_later(SEARCH_S, self._end)
+        self._began_s = asyncio.get_running_loop().time()
+        self._timer = asyncio.get_running_loop().call_later(SEARCH_MAX_S, self._end)
 
     def begin(self, links: Iterable[ReplicaLink]) -> None:
         """Ask these. Those that can't be asked yet may turn up with `reached`."""
@@ -70,6 +73,8 @@ class Search:
         del self._asked[link]
         if found is not None and found.ordinal > (self._best[0].ordinal if self._best else 0):
             self._best = found, link
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(self._began_s + SEARCH_S, self._end)
         self._end_if_answered()
 
     def _end_if_answered(self) -> None:

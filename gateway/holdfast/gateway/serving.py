@@ -139,6 +139,7 @@ class Serving:
         self.draining = False
         self.migrations: Counter[tuple[str, str]] = Counter()
         self.rejections: Counter[tuple[str, str]] = Counter()
+        self.resumptions: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
         """Keep links to all running replicas until cancelled."""
@@ -331,9 +332,11 @@ class Serving:
             if pool.closed:
                 run.fail(UnknownModel(pool.config.name))
             elif found is not None:
+                self.resumptions[pool.config.name, "attached"] += 1
                 ordinal, link = found
                 link.attach(run, ordinal)
             else:
+                self.resumptions[pool.config.name, "refused" if pool.erratic else "redrawn"] += 1
                 self._place(run, pool)
 
         run.search = Search(run, base_max, pool.searches, done)

@@ -11,7 +11,7 @@ from holdfast.gateway.serving import Serving
 
 
 class ServingMetrics(Collector):
-    """Queues, replicas, migrations and rejections. Register it beside the HTTP side's metrics."""
+    """Queues, replicas, migrations, rejections and resumptions. Register it beside the HTTP side's metrics."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -23,6 +23,9 @@ class ServingMetrics(Collector):
             "holdfast_migrations", "Streams moved to another replica.", "cause", self._serving.migrations
         )
         yield self._counted("holdfast_rejections", "Requests turned away.", "reason", self._serving.rejections)
+        yield self._counted(
+            "holdfast_resumptions", "Streams of other gateways gone on with.", "outcome", self._serving.resumptions
+        )
 
     def _pools(self) -> Iterator[Metric]:
         model, replica = ["model"], ["model", "replica"]

@@ -342,3 +342,18 @@ def test_an_engine_that_an_older_version_described_has_no_features() -> None:
         "device": "cpu",
     }
     assert msgspec.json.decode(msgspec.json.encode(older), type=EngineInfo).features == []
+
+
+@pytest.mark.parametrize("text", TEXTS)
+async def test_a_stream_of_calls_is_resumed_after_any_of_its_events(text: str) -> None:
+    app = create_app(SayingBackend(text), HttpSettings())
+    body = chat(tools=TOOLS, stream=True)
+    whole = (await ask(app, CHAT, body)).events
+    for at in range(1, len(whole) - 2):
+        rest = (await ask(app, CHAT, body, {"last-event-id": whole[at].id})).events
+        assert [deltas(event.data) for event in rest] == [deltas(event.data) for event in whole[at + 1 :]]
+
+
+def deltas(data: str) -> Any:
+    """What an event brings, without what is not of its choice."""
+    return data if data == "[DONE]" else json.loads(data)["choices"]

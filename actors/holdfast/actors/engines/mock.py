@@ -36,6 +36,9 @@ POLL_MS = 5.0
 
 CRASH_MARKER = "[[fault:crash]]"
 KILL_MARKER = re.compile(r"\[\[fault:kill((?: \d{1,9})+)\]\]")
+STALL_MARKER = "[[fault:stall]]"
+FAULT_POSITION = 2
+"""Where the faults happen that a prompt asks for."""
 
 
 class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,8 +47,9 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `ttft_ms`: from admission to the first token. `itl_ms`: between two steps, 0 for as fast as it goes.
     `kv_blocks` of `block_tokens` tokens each bound what runs at once, with `streams_max`; the rest waits.
     `faults`: SIGUSR1 makes the engine hang until SIGUSR2; the text `[[fault:crash]]` in a prompt ends the replica at
-    that stream's third token; `[[fault:kill 5 9]]`, which is no part of the prompt itself, kills it (SIGKILL) when the
-    stream has 5 tokens, and the next one when it has 9. Off by default, since a client could use the latter two.
+    that stream's third token; `[[fault:stall]]` gives the stream no third token where it began; `[[fault:kill 5 9]]`,
+    which is no part of the prompt itself, kills it (SIGKILL) when the stream has 5 tokens, and the next one when it
+    has 9. Off by default, since a client could use the latter three.
     """
 
     ttft_ms: Annotated[float, msgspec.Meta(ge=0, le=600_000)] = 0.0
@@ -61,7 +65,7 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Stream:
     """One admitted stream. `base` is the hash that its words follow from."""
 
-    __slots__ = ("base", "blocks", "crashes", "due_s", "end", "finish", "kills", "logprobs", "position")
+    __slots__ = ("base", "blocks", "crashes", "due_s", "end", "finish", "kills", "logprobs", "position", "stalls")
 
     def __init__(self, base: int, request: EngineRequest, end: int, finish: str, blocks: int, due_s: float) -> None:
         self.base = base
@@ -73,6 +77,7 @@ class _Stream:
         self.logprobs = request.logprobs
         self.crashes = False
         self.kills: frozenset[int] = frozenset()
+        self.stalls = False
 
 
 def parse_settings(arguments: dict[str, Any]) -> MockSettings:
@@ -154,6 +159,7 @@ class MockEngine:
         stream = _Stream(base_hash(text, request.sampling.seed), request, end, finish, blocks, due_s)
         stream.crashes = self._settings.faults and CRASH_MARKER in text
         stream.kills = frozenset(at for at in kills if at > stream.position)
+        stream.stalls = self._settings.faults and STALL_MARKER in text and not request.accepted
         self._waiting.append((key, stream))
         self._promote()
         return prompt_tokens
@@ -244,10 +250,12 @@ class MockEngine:
         if position >= stream.end:
             output.finished.append((key, stream.finish))
             return
-        if stream.crashes and position == 2:
+        if stream.crashes and position == FAULT_POSITION:
             raise RuntimeError("the prompt asked for a crash")
         if position in stream.kills:
             os.kill(os.getpid(), signal.SIGKILL)
+        if stream.stalls and position == FAULT_POSITION:
+            return
         token = token_at(stream.base, position)
         output.keys.append(key)
         output.positions.append(position)
