@@ -19,8 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from examples.bench.chaos.cluster import Size
+from examples.bench.chaos.load import Pause
 from examples.bench.chaos.run import Plan, Result, Run
 
+SHOWN_PAUSES: Final = 5
 SHOWN_MAX: Final = 20
 """So many violations are printed; the directory has all."""
 
@@ -134,12 +136,18 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     for outcome in ("right", "wrong", "broken", "hung"):
         why = f" ({_counts(result.errors)})" if outcome == "broken" and result.errors else ""
         yield outcome, f"{ended[outcome]}{why}"
-    yield "longest pauses", ", ".join(f"{pause.seconds:.1f} s" for pause in result.pauses[:5])
-    yield "with no gateway frozen", ", ".join(f"{pause.seconds:.1f} s" for pause in result.pauses_other[:5])
+    pauses = result.pauses
+    yield "longest pauses: frozen gateway", _seconds(pauses.frozen)
+    yield "killed gateway", _seconds(pauses.resumed)
+    yield "anything else", _seconds(pauses.other)
     others = [one for one in result.violations if not one.request_id]
     yield "cluster, log, processes left over", "as it should be" if not others else f"{len(others)} violations"
     if log is not None:
         yield "log", f"{log.events} events, {log.ignored} of deposed leaders ignored"
+
+
+def _seconds(pauses: list[Pause]) -> str:
+    return ", ".join(f"{pause.seconds:.2f} s" for pause in pauses[:SHOWN_PAUSES])
 
 
 def _counts(counter: Any) -> str:

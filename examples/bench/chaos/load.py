@@ -43,23 +43,30 @@ class Pause(msgspec.Struct, frozen=True, order=True):
     tries: int
 
 
-class Pauses:
-    """The longest ones: `other` without those in which a gateway stood frozen, which its clients have to wait for."""
+class Pauses(msgspec.Struct):
+    """The longest ones, each in the first list that fits.
 
-    def __init__(self) -> None:
-        self.all: list[Pause] = []
-        self.other: list[Pause] = []
+    `frozen`: a gateway stood frozen then, which its clients have to wait for. `resumed`: the request was sent again,
+    since its gateway was killed. `other`: replicas, nodes, servers.
+    """
 
-    def note(self, pause: Pause, frozen: Sequence[tuple[float, float]]) -> None:
-        """One more. `frozen`: from when to when gateways stood frozen, seconds of the epoch."""
-        self.all = sorted([*self.all, pause], reverse=True)[:SLOWEST]
+    frozen: list[Pause] = msgspec.field(default_factory=list)
+    resumed: list[Pause] = msgspec.field(default_factory=list)
+    other: list[Pause] = msgspec.field(default_factory=list)
+
+    def note(self, pause: Pause, freezes: Sequence[tuple[float, float]]) -> None:
+        """One more. `freezes`: from when to when gateways stood frozen, seconds of the epoch."""
         begin = pause.at - pause.seconds
-        if not any(begin <= thawed and frozen_at <= pause.at for frozen_at, thawed in frozen):
-            self.other = sorted([*self.other, pause], reverse=True)[:SLOWEST]
+        if any(begin <= thawed and frozen_at <= pause.at for frozen_at, thawed in freezes):
+            self.frozen = _longest(self.frozen, pause)
+        elif pause.tries > 1:
+            self.resumed = _longest(self.resumed, pause)
+        else:
+            self.other = _longest(self.other, pause)
 
 
 class Load:
-    """Asks and checks. `found` is told of what must not be, `frozen` is as in `Pauses.note`."""
+    """Asks and checks. `found` is told of what must not be, `freezes` is as in `Pauses.note`."""
 
     def __init__(
         self,
@@ -67,13 +74,13 @@ class Load:
         rng: random.Random,
         tokens_max: int,
         found: Callable[[Violation], None],
-        frozen: Sequence[tuple[float, float]] = (),
+        freezes: Sequence[tuple[float, float]] = (),
     ) -> None:
         self._client = client
         self._rng = rng
         self._tokens_max = tokens_max
         self._found = found
-        self._frozen = frozen
+        self._freezes = freezes
         self.asked = 0
         self.ended: Counter[str] = Counter()
         """right, wrong, broken, hung."""
@@ -135,7 +142,11 @@ class Load:
     def _note(self, pause: Pause, tokens: int) -> None:
         self.tokens += tokens
         self.tried_again += pause.tries > 1
-        self.pauses.note(pause, self._frozen)
+        self.pauses.note(pause, self._freezes)
+
+
+def _longest(known: list[Pause], more: Pause) -> list[Pause]:
+    return sorted([*known, more], reverse=True)[:SLOWEST]
 
 
 def _kinds(question: Question) -> list[str]:

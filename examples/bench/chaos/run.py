@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from examples.bench.chaos.cluster import Cluster, Failed, Memory, Size, send
-from examples.bench.chaos.load import Load, Pause, Violation
+from examples.bench.chaos.load import Load, Pauses, Violation
 from examples.bench.chaos.log_check import Fold, LogReport, read_ended, settings_for
 from examples.bench.chaos.victims import Blow, Kind, Process, View, choose, draw_blow
 from holdfast.actors.follower import Follower
@@ -66,10 +66,7 @@ class Result(msgspec.Struct):
     errors: Counter[str] = msgspec.field(default_factory=Counter)
     tokens: int = 0
     tried_again: int = 0
-    pauses: list[Pause] = msgspec.field(default_factory=list)
-    pauses_other: list[Pause] = msgspec.field(default_factory=list)
-    """The longest ones in which no gateway stood frozen."""
-
+    pauses: Pauses = msgspec.field(default_factory=Pauses)
     log: LogReport | None = None
     memory_begin: list[Memory] = msgspec.field(default_factory=list)
     memory_end: list[Memory] = msgspec.field(default_factory=list)
@@ -217,8 +214,7 @@ class Run:
     def _count(self, load: Load) -> None:
         result = self.result
         result.requests, result.ended, result.kinds, result.errors = load.asked, load.ended, load.kinds, load.errors
-        result.tokens, result.tried_again = load.tokens, load.tried_again
-        result.pauses, result.pauses_other = load.pauses.all, load.pauses.other
+        result.tokens, result.tried_again, result.pauses = load.tokens, load.tried_again, load.pauses
 
     # --- the log ----------------------------------------------------------------------------------------
 

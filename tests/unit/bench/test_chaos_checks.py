@@ -13,7 +13,7 @@ import pytest
 
 from examples.bench.chaos import load as load_module
 from examples.bench.chaos.checking import StreamCheck, Wrong, check_answer
-from examples.bench.chaos.load import Load, Violation
+from examples.bench.chaos.load import Load, Pause, Pauses, Violation
 from examples.bench.chaos.questions import Question, draw
 from holdfast.actors.engines.mock import MockEngine, parse_settings
 from holdfast.core.stream import Stream, StreamStatus
@@ -339,3 +339,16 @@ async def test_every_end_of_a_request_is_counted_as_what_it_is(monkeypatch: pyte
     load, seen = await one_request(lambda _question, events: FakeStream(events[:2], "hung"))
     assert dict(load.ended) == {"hung": 1}
     assert seen[0].what == "hung"
+
+
+def test_pauses_are_told_apart_by_what_they_are_due_to() -> None:
+    pauses = Pauses()
+    frozen_then, resumed, short, long = (
+        Pause(2.0, "frozen", 101.0, 1),
+        Pause(1.0, "resumed", 200.0, 2),
+        Pause(0.1, "short", 300.0, 1),
+        Pause(0.2, "long", 301.0, 1),
+    )
+    for pause in (frozen_then, resumed, short, long):
+        pauses.note(pause, [(100.5, 103.0)])
+    assert pauses == Pauses([frozen_then], [resumed], [long, short])
