@@ -1,0 +1,303 @@
+"""The cluster that `bench faults` does its worst to: `holdfast up`, servers that nobody else restarts, a far node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from examples.bench.cluster import START_TIMEOUT_S, STOP_TIMEOUT_S, free_ports
+from examples.bench.silence import Direction, SilentNetwork
+from holdfast.actors.clock import SystemClock
+from holdfast.actors.follower import Follower
+from holdfast.actors.operator import Operator
+from holdfast.core.cluster import ClusterState, GatewayState, NodeState, ReplicaState, ReplicaStatus
+from holdfast.core.events import Record
+from holdfast.gateway.goal import SHIPPED_MODEL_NAME, Wish, application_for
+from holdfast.gateway.leftovers import MARK, kill_marked
+from holdfast.gateway.processes import identify, open_log
+from holdfast.gateway.settings import Settings, load_settings
+from holdfast.store.embedded import ChildProcess, etcd_server, nats_server
+
+ITL_MS = 6
+LOOK_S = 0.1
+"""How often gateways are asked how many replicas they have (seconds). Each answer costs them some 2 ms."""
+
+FAR_HOST = "127.0.0.2"
+NEAR_HOST = "127.0.0.1"
+FAR_NODE = "node-2"
+
+READY_LINE = "Holdfast serves on"
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What to start. With `far` the second node is behind a network that can fall silent."""
+
+    engine: Literal["mock", "torch"] = "mock"
+    replicas: int = 4
+    nodes: int = 2
+    gateways: int = 2
+    far: bool = False
+
+    @property
+    def wish(self) -> Wish:
+        """What is deployed."""
+        arguments = json.dumps({"itl_ms": ITL_MS, "faults": True}) if self.engine == "mock" else "{}"
+        return Wish(self.replicas, self.engine, arguments)
+
+    @property
+    def model(self) -> str:
+        """What clients ask for."""
+        return "mock" if self.engine == "mock" else SHIPPED_MODEL_NAME
+
+
+class FaultCluster:
+    """A cluster that runs: how to reach it, what its log says, and its servers."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        urls: list[str],
+        follower: Follower,
+        servers: dict[str, ChildProcess],
+        network: SilentNetwork,
+    ) -> None:
+        self.shape = shape
+        self.urls = urls
+        self.servers = servers
+        self.network = network
+        self.records: list[Record] = []
+        self._follower = follower
+        follower.observe(lambda record, _state: self.records.append(record))
+
+    @property
+    def state(self) -> ClusterState:
+        """What the log says now."""
+        return self._follower.state
+
+    def running(self) -> list[ReplicaState]:
+        """The replicas that run, oldest first."""
+        return [one for one in self.state.replicas.values() if one.status is ReplicaStatus.RUNNING]
+
+    def leader(self) -> NodeState:
+        """The node that leads."""
+        assert self.state.leader is not None
+        return self.state.nodes[self.state.leader]
+
+    def gateway(self, number: int) -> GatewayState:
+        """A gateway, counted from 0."""
+        return self.state.gateways[f"gateway-{number + 1}"]
+
+
+class Strength:
+    """Asks the gateways all the time how many replicas they have, and keeps when that was too few last."""
+
+    def __init__(self, urls: Iterable[str], replicas: int) -> None:
+        self._urls = list(urls)
+        self._replicas = replicas
+        self._whole_since_s: float | None = None
+        self.weak_s: float | None = None
+        """When some gateway last lacked a replica, or did not answer (monotonic); None if that never was."""
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+            while True:
+                ready = await asyncio.gather(*(replicas_ready(client, url) for url in self._urls))
+                now_s = time.monotonic()
+                if min(ready) < self._replicas:
+                    self.weak_s, self._whole_since_s = now_s, None
+                elif self._whole_since_s is None:
+                    self._whole_since_s = now_s
+                await asyncio.sleep(LOOK_S)
+
+    async def settled(self, after_s: float, for_s: float, timeout_s: float) -> None:
+        """Wait until all has been well for so long after a time. Raises `SystemExit`."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._whole_since_s is None or time.monotonic() - max(self._whole_since_s, after_s) < for_s:
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"the cluster was not at full strength again within {timeout_s:g} s")
+            await asyncio.sleep(LOOK_S)
+
+
+async def replicas_ready(client: httpx.AsyncClient, url: str) -> int:
+    """How many replicas the gateway can send streams to; -1 while it does not answer."""
+    try:
+        models = (await client.get(f"{url}/health")).json()["details"]["models"].values()
+    except (httpx.HTTPError, ValueError):
+        return -1
+    return sum(model["replicas_ready"] for model in models)
+
+
+@contextlib.asynccontextmanager
+async def fault_cluster(shape: Shape) -> AsyncIterator[FaultCluster]:
+    """A cluster of its own with all its replicas, and nothing of it left at the end. Raises `SystemExit`."""
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-")))
+        servers = {"nats": nats_server(directory / "nats"), "etcd": etcd_server(directory / "etcd")}
+        for server in servers.values():
+            await stack.enter_async_context(server)
+            stack.callback(_thaw, server)
+        settings = reaching(servers["nats"].url, servers["etcd"].url)
+        network = await stack.enter_async_context(SilentNetwork())
+        first = free_ports(shape.gateways)
+        urls = [f"http://{NEAR_HOST}:{first + number}" for number in range(shape.gateways)]
+        up = await stack.enter_async_context(_up(shape, settings, first, directory))
+        follower = await stack.enter_async_context(following(settings))
+        if shape.far:
+            await stack.enter_async_context(far_node(settings, follower, network, directory / "data"))
+            await deploy(settings, follower, shape.wish)
+        await _all_ready(urls, shape.replicas, up)
+        yield FaultCluster(shape, urls, follower, servers, network)
+
+
+def reaching(nats: str, etcd: str) -> Settings:
+    """The settings of whoever reaches these servers."""
+    return load_settings(nats={"urls": (nats,)}, etcd={"endpoints": (etcd,)})
+
+
+@contextlib.asynccontextmanager
+async def following(settings: Settings) -> AsyncIterator[Follower]:
+    """The log as it is and as it goes on, whatever happens to its server."""
+    async with open_log(settings) as log:
+        follower = Follower(log)
+        task = asyncio.create_task(follower.run())
+        try:
+            await follower.catch_up()
+            yield follower
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def deploy(settings: Settings, follower: Follower, wish: Wish) -> None:
+    """Ask for replicas, as `holdfast up` does once its nodes have joined."""
+    async with open_log(settings) as log:
+        operator = Operator(log, SystemClock(), identify(settings, "operator", "bench"), follower)
+        await operator.deploy(application_for(wish, None))
+
+
+@contextlib.asynccontextmanager
+async def far_node(
+    settings: Settings, follower: Follower, network: SilentNetwork, data_dir: Path
+) -> AsyncIterator[ChildProcess]:
+    """One more node of a cluster of `holdfast up`, behind the network: itself and its replicas. It has joined.
+
+    Its replicas listen on 127.0.0.1 and are reached by 127.0.0.2, where the network's relays are. It reaches its
+    servers through relays too. `up` ends what is left of it, by its mark.
+    """
+    nats, etcd = (urlsplit(one) for one in (settings.nats.urls[0], settings.etcd.endpoints[0]))
+    through = {}
+    for part, url in (("NATS__URLS", nats), ("ETCD__ENDPOINTS", etcd)):
+        to = (url.hostname or NEAR_HOST, url.port or 0)
+        host, port = network.relay((FAR_HOST, 0), to, Direction.OUT)
+        through[f"HOLDFAST_{part}"] = json.dumps([f"{url.scheme}://{host}:{port}"])
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+    mine = {
+        "HOLDFAST_CLUSTER": settings.cluster,
+        "HOLDFAST_LEASE_TTL_S": f"{settings.lease_ttl_s:g}",
+        "HOLDFAST_NODE__HOST": NEAR_HOST,
+        "HOLDFAST_NODE__ADVERTISE_HOST": FAR_HOST,
+        MARK: str(data_dir),
+    }
+    logs = data_dir / "logs"
+    process = ChildProcess(
+        FAR_NODE,
+        [sys.executable, "-m", "holdfast.gateway.cli", "node", FAR_NODE, "--logs", str(logs)],
+        url="",
+        log_path=logs / f"{FAR_NODE}.log",
+        ready=_at_once,
+        environment=plain | through | mine,
+    )
+    relaying = asyncio.create_task(_relay_replicas(follower, network))
+    try:
+        async with process:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await follower.until(lambda state: FAR_NODE in state.nodes)
+            yield process
+    finally:
+        relaying.cancel()
+        await asyncio.wait([relaying])
+
+
+async def _relay_replicas(follower: Follower, network: SilentNetwork) -> None:
+    """Relay to every replica that the far node has, as soon as the log tells its address."""
+    while True:
+        for replica in follower.state.replicas.values():
+            if replica.node == FAR_NODE and replica.address:
+                port = int(replica.address.rpartition(":")[2])
+                network.relay((FAR_HOST, port), (NEAR_HOST, port), Direction.IN)
+        await follower.change()
+
+
+@contextlib.asynccontextmanager
+async def _up(
+    shape: Shape, settings: Settings, port: int, directory: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`holdfast up`, once it says that it serves. With a far node it deploys nothing yet."""
+    nodes, replicas = (1, 0) if shape.far else (shape.nodes, shape.replicas)
+    wish, log, data_dir = shape.wish, directory / "up.log", directory / "data"
+    command = [sys.executable, "-m", "holdfast.gateway.cli", "up", "--data-dir", str(data_dir), "--port", str(port)]
+    command += ["--engine", shape.engine, "--engine-args", wish.engine_args or "{}", "--replicas", str(replicas)]
+    command += ["--nodes", str(nodes), "--gateways", str(shape.gateways)]
+    command += ["--nats", settings.nats.urls[0], "--etcd", settings.etcd.endpoints[0]]
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while READY_LINE not in log.read_text():
+            if process.returncode is not None or time.monotonic() > deadline_s:
+                raise SystemExit(f"holdfast up did not come up:\n{log.read_text()[-2000:]}")
+            await asyncio.sleep(LOOK_S)
+        yield process
+    finally:
+        await _end(process, data_dir)
+
+
+async def _end(process: asyncio.subprocess.Process, data_dir: Path) -> None:
+    """Ctrl-C for `up`, and the end for whatever that left."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()  # told a second time to end: no more waiting
+        kill_marked(data_dir)
+
+
+async def _all_ready(urls: list[str], replicas: int, up: asyncio.subprocess.Process) -> None:
+    """Wait until all gateways can send streams to all replicas."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+        while min([await replicas_ready(client, url) for url in urls]) < replicas:
+            if up.returncode is not None or time.monotonic() > deadline_s:
+                raise SystemExit(f"the gateways did not reach all {replicas} replicas")
+            await asyncio.sleep(LOOK_S)
+
+
+def _thaw(server: ChildProcess) -> None:
+    if server.pid is not None:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+async def _at_once() -> bool:
+    return True
