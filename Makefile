@@ -1,6 +1,6 @@
 # make up      install into .venv if need be, and run a cluster here (more options: make up ARGS="--engine mock")
 # make test    run the tests          make check   ruff, mypy, import-linter
-# make bench   measure throughput     make bench-faults   measure what failures cost streams
+# make bench   measure throughput     make bench-faults   measure what failures cost streams (half an hour; ARGS=--quick: 10 min)
 # make bench-chaos   kill and freeze at random for half an hour, and check every token
 # make clean   remove .venv and caches
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -29,11 +29,14 @@ from holdfast.gateway.goal import SHIPPED_MODEL_NAME, Wish, application_for
 from holdfast.gateway.leftovers import MARK, kill_marked
 from holdfast.gateway.processes import identify, open_log
 from holdfast.gateway.settings import Settings, load_settings
-from holdfast.store.embedded import ChildProcess, etcd_server, nats_server
+from holdfast.store.embedded import ChildProcess
+from holdfast.store.embedded_cluster import Count, etcd_servers, nats_servers
 
 ITL_MS = 6
 LOOK_S = 0.1
 """How often gateways are asked how many replicas they have (seconds). Each answer costs them some 2 ms."""
+
+WAIT_TIMEOUT_S = 60.0
 
 FAR_HOST = "127.0.0.2"
 NEAR_HOST = "127.0.0.1"
@@ -43,12 +46,13 @@ READY_LINE = "Holdfast serves on"
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What to start. With `far` the second node is behind a network that can fall silent."""
+    """What to start; `servers` of each kind. With `far` the second node is behind a network that can fall silent."""
 
     engine: Literal["mock", "torch"] = "mock"
     replicas: int = 4
     nodes: int = 2
     gateways: int = 2
+    servers: Count = 1
     far: bool = False
 
     @property
@@ -71,7 +75,7 @@ class FaultCluster:
         shape: Shape,
         urls: list[str],
         follower: Follower,
-        servers: dict[str, ChildProcess],
+        servers: dict[str, list[ChildProcess]],
         network: SilentNetwork,
     ) -> None:
         self.shape = shape
@@ -86,6 +90,14 @@ class FaultCluster:
     def state(self) -> ClusterState:
         """What the log says now."""
         return self._follower.state
+
+    async def until(self, predicate: Callable[[ClusterState], bool]) -> None:
+        """Wait until the log says so. Raises `SystemExit`."""
+        try:
+            async with asyncio.timeout(WAIT_TIMEOUT_S):
+                await self._follower.until(predicate)
+        except TimeoutError:
+            raise SystemExit(f"what was waited for was not in the log within {WAIT_TIMEOUT_S:g} s") from None
 
     def running(self) -> list[ReplicaState]:
         """The replicas that run, oldest first."""
@@ -146,11 +158,11 @@ async def fault_cluster(shape: Shape) -> AsyncIterator[FaultCluster]:
     """A cluster of its own with all its replicas, and nothing of it left at the end. Raises `SystemExit`."""
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-")))
-        servers = {"nats": nats_server(directory / "nats"), "etcd": etcd_server(directory / "etcd")}
-        for server in servers.values():
-            await stack.enter_async_context(server)
-            stack.callback(_thaw, server)
-        settings = reaching(servers["nats"].url, servers["etcd"].url)
+        servers = await _start_servers(stack, shape.servers, directory)
+        settings = load_settings(
+            nats={"urls": tuple(server.url for server in servers["nats"]), "replicas": shape.servers},
+            etcd={"endpoints": tuple(server.url for server in servers["etcd"])},
+        )
         network = await stack.enter_async_context(SilentNetwork())
         first = free_ports(shape.gateways)
         urls = [f"http://{NEAR_HOST}:{first + number}" for number in range(shape.gateways)]
@@ -163,9 +175,17 @@ async def fault_cluster(shape: Shape) -> AsyncIterator[FaultCluster]:
         yield FaultCluster(shape, urls, follower, servers, network)
 
 
-def reaching(nats: str, etcd: str) -> Settings:
-    """The settings of whoever reaches these servers."""
-    return load_settings(nats={"urls": (nats,)}, etcd={"endpoints": (etcd,)})
+async def _start_servers(
+    stack: contextlib.AsyncExitStack, count: Count, directory: Path
+) -> dict[str, list[ChildProcess]]:
+    """Log and lease servers, which the stack stops, frozen ones too. Nobody but the bench starts them again."""
+    servers = {"nats": nats_servers(directory / "nats", count), "etcd": etcd_servers(directory / "etcd", count)}
+    both = [*servers["nats"], *servers["etcd"]]
+    for server in both:
+        stack.push_async_callback(server.stop)
+        stack.callback(_thaw, server)
+    await asyncio.gather(*(server.start() for server in both))
+    return servers
 
 
 @contextlib.asynccontextmanager
@@ -204,7 +224,6 @@ async def far_node(
         to = (url.hostname or NEAR_HOST, url.port or 0)
         host, port = network.relay((FAR_HOST, 0), to, Direction.OUT)
         through[f"HOLDFAST_{part}"] = json.dumps([f"{url.scheme}://{host}:{port}"])
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
     mine = {
         "HOLDFAST_CLUSTER": settings.cluster,
         "HOLDFAST_LEASE_TTL_S": f"{settings.lease_ttl_s:g}",
@@ -219,7 +238,7 @@ async def far_node(
         url="",
         log_path=logs / f"{FAR_NODE}.log",
         ready=_at_once,
-        environment=plain | through | mine,
+        environment=plain_environment() | through | mine,
     )
     relaying = asyncio.create_task(_relay_replicas(follower, network))
     try:
@@ -230,6 +249,11 @@ async def far_node(
     finally:
         relaying.cancel()
         await asyncio.wait([relaying])
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment without settings of Holdfast."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
 
 
 async def _relay_replicas(follower: Follower, network: SilentNetwork) -> None:
@@ -252,10 +276,16 @@ async def _up(
     command = [sys.executable, "-m", "holdfast.gateway.cli", "up", "--data-dir", str(data_dir), "--port", str(port)]
     command += ["--engine", shape.engine, "--engine-args", wish.engine_args or "{}", "--replicas", str(replicas)]
     command += ["--nodes", str(nodes), "--gateways", str(shape.gateways)]
-    command += ["--nats", settings.nats.urls[0], "--etcd", settings.etcd.endpoints[0]]
+    command += ["--nats", ",".join(settings.nats.urls), "--etcd", ",".join(settings.etcd.endpoints)]
+    environment = plain_environment() | {"HOLDFAST_NATS__REPLICAS": str(settings.nats.replicas)}
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
         )
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S

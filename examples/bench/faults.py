@@ -36,13 +36,17 @@ SETTLED_S = 3.0
 LIKE_UNDISTURBED_MS = 10.0
 """What counts as no added pause: two undisturbed runs differ by as much."""
 
+QUICK_FROZEN_S = 8.0
+QUICK_DOWN_S = 9.0
+"""Longer than a lease lives (5 s), so that leaders and nodes are lost in the quick version too (seconds)."""
+
 TORCH_STREAMS = 8
 TORCH_TOKENS = 200
 TORCH_FIELDS = {"temperature": 1.0, "ignore_eos": True}
 
 
 class Row(msgspec.Struct):
-    """One scenario's result. `observer_lag_ms` is how late the measuring process was in the longest pause.
+    """One scenario's result. `observer_lag_ms` is how long the measuring process was late in the longest pause.
 
     `missing_s` is how long replicas were missing, None where none was. `added_ms` and `first_added_ms` are None for the
     undisturbed run itself, `met` also where nothing is required.
@@ -85,6 +89,7 @@ async def _measure(scenario: Scenario, order: Order, times: Times) -> tuple[Repo
     shape = scenario.shape
     async with fault_cluster(shape) as cluster:
         order = msgspec.structs.replace(order, urls=cluster.urls, model=shape.model)
+        await scenario.prepare(cluster)
         strength = Strength(cluster.urls, shape.replicas)
         async with sending(order) as load, asyncio.TaskGroup() as group:
             watching = group.create_task(strength.run())
@@ -208,17 +213,17 @@ def faults(
     seconds_down: Annotated[
         float, typer.Option(min=1, max=600, help="How long servers are away, and replicas die at random.")
     ] = 60.0,
-    quick: Annotated[bool, typer.Option("--quick", help="As --seconds 4 --seconds-down 8.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="As --seconds 8 --seconds-down 9.")] = False,
     only: Annotated[str, typer.Option(help="Run the scenarios whose name holds this, or one of these,by,commas.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as in docs/faults.md.")] = False,
 ) -> None:
-    """Print what each kind of failure costs streams. The whole takes about 20 minutes, --quick 7.
+    """Print what each kind of failure costs streams. The whole takes about half an hour, --quick ten minutes.
 
     Exits with 1 if any stream broke or had a wrong token. A pause that is longer than allowed is only printed: how
     long pauses are depends on the machine.
     """
-    times = Times(4.0, 8.0) if quick else Times(seconds, seconds_down)
+    times = Times(QUICK_FROZEN_S, QUICK_DOWN_S) if quick else Times(seconds, seconds_down)
     chosen = _chosen(only)
     rows: list[Row] = []
     undisturbed: dict[str, Row] = {}

@@ -65,7 +65,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All streams, and how late this process itself was at the most within the longest pause (seconds)."""
+    """All streams, and for how long this process itself was late within the longest pause (seconds)."""
 
     outcomes: list[Outcome]
     lag_s: float
@@ -168,10 +168,9 @@ class Lag:
                 self._seen.append((now(), late_s))
 
     def within(self, outcome: Outcome) -> float:
-        """The longest lag that touches a stream's longest pause."""
+        """How long this process was late within a stream's longest pause."""
         begin_s, end_s = outcome.pause_end_s - outcome.pause_s, outcome.pause_end_s
-        touching = (late_s for at_s, late_s in self._seen if at_s > begin_s and at_s - late_s < end_s)
-        return max(touching, default=0.0)
+        return sum(max(0.0, min(end_s, at_s) - max(begin_s, at_s - late_s)) for at_s, late_s in self._seen)
 
 
 async def _run() -> None:

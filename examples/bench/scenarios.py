@@ -15,7 +15,7 @@ import msgspec
 
 from examples.bench.fault_cluster import FAR_NODE, FaultCluster, Shape
 from examples.bench.silence import BOTH, Direction
-from holdfast.core.events import ReplicaExited, ReplicaReady
+from holdfast.core.events import LeaderDeposed, ReplicaExited, ReplicaReady
 
 RANDOM_EVERY_S = 2.0
 RANDOM_SEED = 1
@@ -23,6 +23,9 @@ START_MARGIN_MS = 100.0
 """What the only replica's death may cost beyond its replacement's start."""
 
 NONE_MS = 0.0
+
+FAILED_STARTS = 4
+"""After so many the next start waits for some seconds (`core/starts.py`)."""
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -48,14 +51,19 @@ def nothing_to_add(_cluster: FaultCluster, _began: datetime) -> Finding:
     return Finding("")
 
 
+async def as_it_is(_cluster: FaultCluster) -> None:
+    """For most rows nothing is to be prepared."""
+
+
 class Scenario(msgspec.Struct, frozen=True):
-    """One row. `allowed_ms` is the pause that the fault may add; None where the row itself says."""
+    """One row. `allowed_ms` is the pause that the fault may add; None where `find` says."""
 
     name: str
     fault: Fault
     allowed_ms: float | None = None
     shape: Shape = Shape()
     find: Callable[[FaultCluster, datetime], Finding] = nothing_to_add
+    prepare: Callable[[FaultCluster], Awaitable[None]] = as_it_is
 
 
 # --- faults ---------------------------------------------------------------------------------------------
@@ -109,9 +117,27 @@ async def leader_killed(cluster: FaultCluster, _times: Times) -> None:
     kill(cluster.leader().pid)
 
 
+async def replica_starts_failed(cluster: FaultCluster) -> None:
+    """The newest replica ended by itself soon after each of its starts but the last, so that the next will wait."""
+    for _ in range(FAILED_STARTS - 1):
+        await _end_newest(cluster)
+        await cluster.until(lambda _state: len(cluster.running()) == cluster.shape.replicas)
+
+
 async def leader_frozen(cluster: FaultCluster, times: Times) -> None:
-    async with frozen(cluster.leader().pid):
+    """It knows of a replacement that is due while it is frozen, and will want to decide that once it is thawed."""
+    leader = cluster.leader()
+    await _end_newest(cluster)
+    async with frozen(leader.pid):
         await asyncio.sleep(times.frozen_s)
+
+
+async def _end_newest(cluster: FaultCluster) -> None:
+    """SIGTERM to the newest replica, which finishes its streams and is not expected to end."""
+    newest = cluster.running()[-1]
+    assert newest.pid
+    os.kill(newest.pid, signal.SIGTERM)
+    await cluster.until(lambda _state: newest.id not in {one.id for one in cluster.running()})
 
 
 def silent(directions: frozenset[Direction]) -> Fault:
@@ -132,7 +158,7 @@ def server_killed(*names: str) -> Fault:
     """Servers that nobody restarts until the time is over."""
 
     async def fault(cluster: FaultCluster, times: Times) -> None:
-        servers = [cluster.servers[name] for name in names]
+        servers = [server for name in names for server in cluster.servers[name]]
         await asyncio.gather(*(server.kill() for server in servers))
         await asyncio.sleep(times.down_s)
         await asyncio.gather(*(server.start() for server in servers))
@@ -142,8 +168,31 @@ def server_killed(*names: str) -> Fault:
 
 def server_frozen(*names: str) -> Fault:
     async def fault(cluster: FaultCluster, times: Times) -> None:
-        async with frozen(*(cluster.servers[name].pid for name in names)):
+        async with frozen(*(server.pid for name in names for server in cluster.servers[name])):
             await asyncio.sleep(times.down_s)
+
+    return fault
+
+
+def each_killed(name: str) -> Fault:
+    """Each server of a kind in turn: killed, away for a while, back and serving before the next one goes."""
+
+    async def fault(cluster: FaultCluster, times: Times) -> None:
+        servers = cluster.servers[name]
+        for server in servers:
+            await server.kill()
+            await asyncio.sleep(times.down_s / len(servers))
+            await server.start()
+
+    return fault
+
+
+def each_frozen(name: str) -> Fault:
+    async def fault(cluster: FaultCluster, times: Times) -> None:
+        servers = cluster.servers[name]
+        for server in servers:
+            async with frozen(server.pid):
+                await asyncio.sleep(times.down_s / len(servers))
 
     return fault
 
@@ -174,6 +223,19 @@ def replacement_start(cluster: FaultCluster, began: datetime) -> Finding:
     return Finding(f"the replacement's start took {took_ms:.0f} ms", took_ms + START_MARGIN_MS)
 
 
+def refused_decision(cluster: FaultCluster, began: datetime) -> Finding:
+    """What the log tells of the leader that was frozen."""
+    told = [record.event.payload for record in cluster.records if record.event.time >= began]
+    for one in told:
+        if isinstance(one, LeaderDeposed) and one.refused is not None:
+            text = f"the log refused the {one.refused} of {one.node}, which had led with epoch {one.epoch}"
+            return Finding(f"{text}; epoch {one.by_epoch} had been elected")
+    if any(isinstance(one, LeaderDeposed) for one in told):
+        return Finding("the thawed leader saw that it no longer led before it decided anything")
+    return Finding("nobody else was elected: it was not frozen for as long as its lease lives")
+
+
+THREE = Shape(servers=3)
 TORCH = Shape(engine="torch", replicas=2)
 
 SCENARIOS = [
@@ -186,13 +248,17 @@ SCENARIOS = [
     Scenario("node's network silent, node to gateways", silent(frozenset({Direction.OUT})), 1000, Shape(far=True)),
     Scenario("node's network silent, gateways to node", silent(frozenset({Direction.IN})), 1000, Shape(far=True)),
     Scenario("leader kill -9", leader_killed, NONE_MS),
-    Scenario("leader frozen, then thawed", leader_frozen, NONE_MS),
+    Scenario("leader frozen, then thawed", leader_frozen, NONE_MS, Shape(), refused_decision, replica_starts_failed),
     Scenario("nats-server kill -9", server_killed("nats"), NONE_MS),
     Scenario("nats-server frozen", server_frozen("nats"), NONE_MS),
     Scenario("etcd kill -9", server_killed("etcd"), NONE_MS),
     Scenario("etcd frozen", server_frozen("etcd"), NONE_MS),
     Scenario("both servers kill -9", server_killed("nats", "etcd"), NONE_MS),
     Scenario("both servers frozen", server_frozen("nats", "etcd"), NONE_MS),
+    Scenario("three servers: each nats-server kill -9 in turn", each_killed("nats"), NONE_MS, THREE),
+    Scenario("three servers: each nats-server frozen in turn", each_frozen("nats"), NONE_MS, THREE),
+    Scenario("three servers: each etcd kill -9 in turn", each_killed("etcd"), NONE_MS, THREE),
+    Scenario("three servers: each etcd frozen in turn", each_frozen("etcd"), NONE_MS, THREE),
     Scenario("gateway kill -9, client resumes", gateway_killed, 500),
     Scenario("a random replica every 2 s", replicas_at_random, 100),
     Scenario("the only replica kill -9", replica_killed, None, Shape(replicas=1, nodes=1), replacement_start),
