@@ -16,22 +16,26 @@ from typing import Any, NamedTuple
 import pytest
 
 from holdfast.actors.clock import SystemClock
+from holdfast.actors.identity import LEADER_KEY
 from holdfast.actors.writer import EventAppender
 from holdfast.core.cluster import Head
+from holdfast.core.errors import LeasesUnavailable
 from holdfast.core.events import GENESIS, StreamsMigrated, digest
-from holdfast.gateway.processes import identify, open_log
+from holdfast.gateway.processes import identify, open_leases, open_log
 from holdfast.gateway.settings import Settings, load_settings
+from holdfast.store.etcd import EtcdLeases
 from tests.acceptance.conftest import Cluster, Start, Status
 from tests.contract.helpers import eventually
 from tests.faults.test_replica_faults import PACE, assert_right, running, under_streams
 
 BETWEEN_APPENDS_S = 0.02
 ELECTION_S = 30.0
+LEASE_S = 5.0
 
 
 @pytest.fixture(scope="module")
 def cluster(start_cluster: Start) -> Cluster:
-    return start_cluster("--servers", "3", engine_args=PACE, nodes=2)
+    return start_cluster("--servers", "3", "--lease-ttl-s", f"{LEASE_S:g}", engine_args=PACE, nodes=2)
 
 
 # --- what is done ---------------------------------------------------------------------------------------------
@@ -50,7 +54,9 @@ async def test_nobody_notices_that_each_server_is_killed_in_turn_beginning_with_
             assert_right(await under_streams(cluster, lambda: None))
             await appended_on(acknowledged)
             await healthy(cluster, restarted(kind, victim))
-    assert_nothing_was_restarted(before, cluster.status())
+    after = cluster.status()
+    assert_nothing_was_restarted(before, after)
+    assert after["controller"]["epoch"] == before["controller"]["epoch"]
     assert_all_is_in_the_log_once(cluster, acknowledged)
 
 
@@ -73,6 +79,34 @@ async def test_the_log_goes_on_while_the_server_that_leads_it_is_frozen(cluster:
         await appended_on(acknowledged)
     assert pid_of(after, "nats", frozen) == frozen["pid"]
     assert {one["pid"] for one in running(before)} - {one["pid"] for one in running(after)} == {victim["pid"]}
+    assert_all_is_in_the_log_once(cluster, acknowledged)
+
+
+async def test_nobody_is_held_for_dead_when_the_server_that_leads_the_leases_is_frozen_for_longer_than_they_last(
+    cluster: Cluster,
+) -> None:
+    before = await healthy(cluster)
+    frozen = leader_of(before, "etcd")
+    async with appending(cluster) as acknowledged, open_leases(settings_of(cluster)) as leases:
+        held = await members(leases)
+        try:
+            assert_right(await under_streams(cluster, lambda: os.kill(frozen["pid"], signal.SIGSTOP)))
+            ours = await eventually(lambda: granted(leases), timeout_s=ELECTION_S)
+            assert_right(await under_streams(cluster, lambda: None))
+            # Nobody renews ours, so when it is gone, the others were renewed while the server was frozen.
+            await eventually(lambda: expired(leases, ours), timeout_s=ELECTION_S)
+            assert await members(leases) == held
+            degraded = await asyncio.to_thread(cluster.status)
+            assert [one["name"] for one in servers(degraded, "etcd") if not one["reachable"]] == [frozen["name"]]
+        finally:
+            os.kill(frozen["pid"], signal.SIGCONT)
+        # An etcd before 3.5.13 ends leases of others when it thaws; they are asked for anew.
+        after = await healthy(cluster)
+        names = {name for name, _ in held}
+        await eventually(lambda: named(leases, names), timeout_s=ELECTION_S)
+    assert pid_of(after, "etcd", frozen) == frozen["pid"]
+    assert_nothing_was_restarted(before, after)
+    assert not [event for event in cluster.log() if event["payload"]["type"] in ("NodeLost", "GatewayLost")]
     assert_all_is_in_the_log_once(cluster, acknowledged)
 
 
@@ -114,7 +148,6 @@ async def healthy(cluster: Cluster, further: Callable[[Status], bool] = lambda s
 def assert_nothing_was_restarted(before: Status, after: Status) -> None:
     for section in ("replicas", "nodes", "gateways"):
         assert {one["pid"] for one in after[section]} == {one["pid"] for one in before[section]}, section
-    assert after["controller"]["epoch"] == before["controller"]["epoch"]
 
 
 # --- what was acknowledged ------------------------------------------------------------------------------------
@@ -176,3 +209,31 @@ def assert_all_is_in_the_log_once(cluster: Cluster, acknowledged: list[Acknowled
     assert acknowledged
     for one in acknowledged:
         assert ids[one.sequence - 1] == one.id
+
+
+# --- a lease that nobody renews -------------------------------------------------------------------------------
+
+
+async def members(leases: EtcdLeases) -> set[tuple[str, int]]:
+    """The members that hold leases, by their keys."""
+    return {(key, lease.id) for lease in await leases.inspect_all() for key in lease.keys if key != LEADER_KEY}
+
+
+async def named(leases: EtcdLeases, names: set[str]) -> bool:
+    """Whether these are the members that hold leases."""
+    return {name for name, _ in await members(leases)} == names
+
+
+async def granted(leases: EtcdLeases) -> int | None:
+    """A lease of our own; None while nobody can grant it."""
+    try:
+        return (await leases.grant(LEASE_S)).id
+    except LeasesUnavailable:
+        return None
+
+
+async def expired(leases: EtcdLeases, lease: int) -> bool:
+    try:
+        return await leases.inspect(lease) is None
+    except LeasesUnavailable:
+        return False

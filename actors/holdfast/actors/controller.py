@@ -35,6 +35,9 @@ POLL_MAX_S = 1.0
 GATHER_S = 0.05
 """When a key goes they are listed again after this long, together with those that go meanwhile (seconds)."""
 
+LATE_S = 0.001
+"""A look at whether somebody's time is over comes so much later, so that no rounding puts it before that."""
+
 SUCCESSOR_TIMEOUT_S = 2.0
 """How long a leader whose decision was refused reads on, to learn who leads now (seconds)."""
 
@@ -290,12 +293,17 @@ class Controller:
             try:
                 listing = await self._leases.list("")
                 self._compare(listing)
-                if await self._until_gone("", listing.revision, interval_s):
+                if await self._until_gone("", listing.revision, self._next_look_s(interval_s)):
                     await asyncio.sleep(GATHER_S)
             except LeasesUnavailable:
                 self._nodes.unreachable()
                 self._gateways.unreachable()
                 await asyncio.sleep(interval_s)
+
+    def _next_look_s(self, interval_s: float) -> float:
+        """When to list again: soon where the time of somebody missing will be over."""
+        due = [look_s for evidence in (self._nodes, self._gateways) if (look_s := evidence.next_look_s()) is not None]
+        return min([interval_s, *(look_s + LATE_S for look_s in due)])
 
     def _compare(self, listing: Listing) -> None:
         now_s = asyncio.get_running_loop().time()

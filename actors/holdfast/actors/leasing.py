@@ -2,12 +2,17 @@
 
 Renewal comes at half of the *remaining* time, with jitter: a renewal that was late leaves less time, and the
 next one is due sooner. A lease that is gone is granted anew, with all its keys; whoever depended on the old one
-(a leader) is told by `generation`.
+(a leader) is told.
+
+Servers may end a lease before its time: the leader of an etcd cluster that froze, and thaws when another one leads,
+revokes what its own clock holds for expired (etcd issue 15247, mended in 3.5.13). So our first key is watched, and
+when it goes a new lease is asked for at once: sooner than the absence counts (`LeaseEvidence`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -61,6 +66,8 @@ class LeaseSession:
         self._keys = keys
         self._rng = rng
         self._changed = asyncio.Event()
+        self._key_gone = asyncio.Event()
+        self._revision = 0
         self._observers: list[Callable[[], None]] = []
         self.lease: int | None = None
         self._unreachable = False
@@ -78,6 +85,11 @@ class LeaseSession:
 
     async def run(self) -> None:
         """Grant and renew until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_key())
+            await self._keep()
+
+    async def _keep(self) -> None:
         while True:
             try:
                 remaining_s = await self._grant() if self.lease is None else await self._renew(self.lease)
@@ -91,7 +103,18 @@ class LeaseSession:
                 await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1.5))
             else:
                 self._unreachable = False
-                await asyncio.sleep(remaining_s / 2 * (1 - JITTER * self._rng.random()))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(remaining_s / 2 * (1 - JITTER * self._rng.random())):
+                        await self._key_gone.wait()
+
+    async def _watch_key(self) -> None:
+        """Note when our first key goes. The others are under the same lease."""
+        key = next(iter(self._keys))
+        await self.held()
+        async with contextlib.aclosing(self._leases.watch(key, after=self._revision)) as changes:
+            async for batch in changes:
+                if batch[-1].value is None:
+                    self._key_gone.set()
 
     async def release(self) -> None:
         """Give the lease back, in one bounded try. Without an answer it ends by itself after its TTL."""
@@ -104,15 +127,23 @@ class LeaseSession:
             logger.warning("the lease could not be given back and ends with its TTL: %s", error)
 
     async def _grant(self) -> float:
+        self._key_gone.clear()
         lease = await self._leases.grant(self._ttl_s)
-        for key, value in self._keys.items():
-            await self._leases.put(key, value, lease.id)
+        await self._put_keys(lease.id)
         self.lease = lease.id
         self._changed.set()
         return lease.ttl_s
 
     async def _renew(self, lease: int) -> float:
-        return await self._leases.keep_alive(lease)
+        remaining_s = await self._leases.keep_alive(lease)
+        if self._key_gone.is_set():
+            self._key_gone.clear()
+            await self._put_keys(lease)  # somebody took the key alone
+        return remaining_s
+
+    async def _put_keys(self, lease: int) -> None:
+        for key, value in self._keys.items():
+            self._revision = await self._leases.put(key, value, lease)
 
     def _lost(self) -> None:
         self.lease = None

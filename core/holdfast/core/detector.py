@@ -2,8 +2,8 @@
 
 Suspicion is cheap and can be taken back; it learns from each peer's own heartbeats how long a silence is unusual.
 
-A member is held for expired when its lease key is missing although the lease servers answer: at once if its
-key was seen before and they have answered all along for a TTL, else after a full TTL, which is the time that a
+A member is held for expired when its lease key is missing although the lease servers answer: after a second look if
+its key was seen before and they have answered all along for a TTL, else after a full TTL, which is the time that a
 member has to come back after the servers were away or a new leader looks for the first time. Servers that froze
 and thawed end the leases of everybody who could not renew meanwhile, a moment later, without ever having failed a
 call: hence all along, and for a TTL. Of a time in which they did not answer only a part of a TTL counts.
@@ -73,6 +73,10 @@ SILENCE_MAX = 3 / 8
 """Servers whose answers are further apart than this part of the TTL did not answer all along, and no more than this
 counts of such a silence. A member has at least half of its TTL left while they do, so none runs out of it within it."""
 
+SECOND_LOOK_S = 0.3
+"""A key that goes from one listing to the next must stay away for so long: a cluster of lease servers may end a lease
+before its time, whose holder sees that and comes back in milliseconds."""
+
 
 class LeaseEvidence:
     """What listings of lease keys say about members. Times are monotonic seconds."""
@@ -100,7 +104,7 @@ class LeaseEvidence:
         steady = now_s - self._steady_since_s >= self._ttl_s
         for member in wanted - present:
             known = steady and member in self._seen
-            self._absent_since.setdefault(member, now_s - self._ttl_s if known else now_s)
+            self._absent_since.setdefault(member, now_s - self._ttl_s + SECOND_LOOK_S if known else now_s)
         absent = wanted - present
         self._absent_since = {member: since for member, since in self._absent_since.items() if member in absent}
         self._ended = ended & absent
@@ -118,6 +122,13 @@ class LeaseEvidence:
             return frozenset()
         limit_s = self._listed_s - self._ttl_s
         return self._ended.union(member for member, since in self._absent_since.items() if since <= limit_s)
+
+    def next_look_s(self) -> float | None:
+        """Seconds from the last listing until the time of somebody missing is over; None when none's will be."""
+        if self._listed_s is None:
+            return None
+        left = (since + self._ttl_s - self._listed_s for since in self._absent_since.values())
+        return min((left_s for left_s in left if left_s > 0), default=None)
 
     @property
     def ended(self) -> frozenset[Member]:

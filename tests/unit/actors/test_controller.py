@@ -98,6 +98,25 @@ async def test_a_leader_whose_supervisor_saw_it_end_is_followed_and_made_up_for_
 
 
 @virtual_time
+async def test_a_node_whose_lease_the_servers_ended_before_its_time_takes_another_and_keeps_its_replicas() -> None:
+    """As an etcd before 3.5.13 does whose leader thaws after another one was elected."""
+    async with World() as world:
+        world.node("a", latency_s=0.02)
+        await led_by(world, "a")
+        world.node("b", latency_s=0.02)
+        await world.until(lambda state: "b" in state.nodes)
+        await world.deploy(application(replicas=2))
+        await world.running(2)
+        await asyncio.sleep(10 * world.ttl_s)
+        for _ in range(20):
+            (item,) = world.leases.list("nodes/b/").items
+            world.leases.revoke(item.lease)
+            await asyncio.sleep(world.ttl_s / 3)
+            assert [item.key for item in world.leases.list("nodes/b/").items] == ["nodes/b/1"]
+        assert not world.happened(ev.NodeLost, ev.ReplicaExited)
+
+
+@virtual_time
 async def test_a_node_whose_supervisor_saw_it_end_is_given_up_by_the_leader_at_once() -> None:
     async with World(ttl_s=600.0) as world:
         world.node("a")
