@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from holdfast.core.ports import Log
 from holdfast.store.embedded import ChildProcess
 from holdfast.store.embedded_cluster import nats_servers
 from holdfast.store.jetstream import JetStreamLog
+from holdfast.store.nats_connection import Connection
 from holdfast.store.settings import JetStreamSettings
 from tests.contract.helpers import Reading
 from tests.contract.worlds import jetstream_settings
@@ -62,3 +66,32 @@ async def test_the_death_of_the_leader_loses_and_doubles_nothing(
     assert [entry.sequence for entry in entries] == list(range(1, 301))
     for number in range(3):
         assert [e.data for e in entries if e.subject == f"facts.w.{number}"] == [b"%d" % i for i in range(100)]
+
+
+async def test_a_server_that_hangs_is_left_for_the_others_and_the_log_goes_on(
+    cluster: list[ChildProcess], stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await JetStreamLog.open(settings_for(cluster))
+    stack.push_async_callback(log.close)
+    await write(log, "facts.before", 10)
+    url = (await log.status()).url
+    frozen = next(server for server in cluster if server.url == url)
+    assert frozen.pid is not None
+    dialled: list[str] = []
+    dial = Connection.dial
+
+    async def note(settings: JetStreamSettings, url: str) -> Connection:
+        dialled.append(url)
+        return await dial(settings, url)
+
+    monkeypatch.setattr(Connection, "dial", note)
+    async with Reading(log.follow(after=10)) as reading:
+        os.kill(frozen.pid, signal.SIGSTOP)
+        try:
+            await write(log, "facts.after", 10)
+            entries = await reading.count(10, timeout_s=ELECTION_S)
+        finally:
+            os.kill(frozen.pid, signal.SIGCONT)
+        assert [entry.sequence for entry in entries] == list(range(11, 21))
+    assert dialled
+    assert dialled[0] != url

@@ -232,6 +232,7 @@ class Session:
         self._settings = settings
         self._chance = random.Random()
         self._urls = list(settings.urls)
+        self._lost_url: str | None = None
         self._connection: Connection | None = None
         self._changed = asyncio.Event()
         self._last_error = "not tried yet"
@@ -297,6 +298,7 @@ class Session:
                 try:
                     self._set(connection)
                     await connection.lost.wait()
+                    self._lost_url = connection.url
                 finally:
                     self._set(None)
                     await connection.close()
@@ -305,6 +307,8 @@ class Session:
 
     async def _dial_any(self) -> Connection | None:
         self._chance.shuffle(self._urls)
+        # A server that hangs takes a connection, and then the whole time for one: the others first.
+        self._urls.sort(key=lambda url: url == self._lost_url)
         refused: Misuse | None = None
         for url in tuple(self._urls):
             try:
