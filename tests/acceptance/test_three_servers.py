@@ -47,6 +47,7 @@ def test_the_doctor_finds_nothing_wrong_with_three_servers(cluster: Cluster) -> 
 
 
 def test_another_number_of_servers_is_refused_where_there_is_data_and_the_next_up_goes_on(cluster: Cluster) -> None:
+    """After an orderly end, and after `kill -9` of everything."""
     before, history = cluster.wait(healthy), cluster.log()
     text = complete(cluster)
     assert len(cluster.processes()) == 3 + 3 + 1 + 1 + 2  # servers, node, gateway, replicas
@@ -64,6 +65,13 @@ def test_another_number_of_servers_is_refused_where_there_is_data_and_the_next_u
     assert cluster.log()[: len(history)] == history
     assert complete(cluster) == text
 
+    history = cluster.log()
+    cluster.kill_everything()
+    cluster.start("--nodes", "1")
+    cluster.wait(healthy)
+    assert cluster.log()[: len(history)] == history
+    assert complete(cluster) == text
+
 
 def test_data_of_one_server_is_not_taken_for_that_of_three(start_cluster: Start) -> None:
     """The last test of the module: it ends the cluster that the others look at."""
@@ -74,6 +82,11 @@ def test_data_of_one_server_is_not_taken_for_that_of_three(start_cluster: Start)
         "1 nats-server ",
         "leave --servers out",
     )
+
+
+def test_more_copies_of_the_log_than_servers_are_refused(tmp_path: Path) -> None:
+    up = ["up", "--engine", "mock", "--data-dir", str(tmp_path / "d")]
+    assert_refused(up, "HOLDFAST_NATS__REPLICAS is 3", "--servers", environment={"HOLDFAST_NATS__REPLICAS": "3"})
 
 
 def test_servers_that_are_all_given_leave_none_to_count(tmp_path: Path) -> None:

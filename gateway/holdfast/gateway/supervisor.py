@@ -94,8 +94,8 @@ class Keeper:
         """One life of the child; how it ended."""
         try:
             await self.child.start()
-        except WorldFailure:
-            return "it did not come up"
+        except WorldFailure as error:
+            return f"it did not come up: {str(error).partition(chr(10))[0]}"
         self.running.set()
         self._changed()
         pid = self.child.pid
