@@ -143,6 +143,15 @@ class Cluster:
                 rows.append(Memory(process.name, found.memory_info().rss / 2**20, age_s))
         return rows
 
+    async def idle_within(self, timeout_s: float) -> str:
+        """Wait until the gateways have no stream any more; what they still have, in words."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            open_ones = [text for name in self.urls if (text := await self._open(name))]
+            if not open_ones or time.monotonic() > deadline_s:
+                return "; ".join(open_ones)
+            await asyncio.sleep(POLL_S)
+
     async def stop(self) -> list[str]:
         """Ctrl-C, and what was not as it should be about the end: exit code, processes left over. Kills those."""
         await self._http.aclose()
@@ -164,9 +173,18 @@ class Cluster:
 
     async def _ready(self, gateway: str) -> int | None:
         """How many replicas a gateway can send streams to; None if it does not answer."""
+        return await self._sum(gateway, "replicas_ready")
+
+    async def _open(self, gateway: str) -> str:
+        """What a gateway has under way, in words; "" for nothing."""
+        counts = {name: await self._sum(gateway, name) for name in ("in_flight", "queued")}
+        return "" if not any(counts.values()) else f"{gateway} has {counts}"
+
+    async def _sum(self, gateway: str, name: str) -> int | None:
+        """One of the counts of a gateway's /health, over all models; None if it does not answer."""
         try:
             answer = await self._http.get(f"{self.urls[gateway]}/health")
-            return sum(int(model["replicas_ready"]) for model in answer.json()["details"]["models"].values())
+            return sum(int(model[name]) for model in answer.json()["details"]["models"].values())
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return None
 

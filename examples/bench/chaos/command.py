@@ -133,7 +133,7 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     yield f"requests: {result.requests}", _counts(result.kinds)
     yield "tokens checked", str(result.tokens)
     yield "sent again by the client", str(result.tried_again)
-    for outcome in ("right", "wrong", "broken", "hung"):
+    for outcome in ("right", "left", "wrong", "broken", "hung"):
         why = f" ({_counts(result.errors)})" if outcome == "broken" and result.errors else ""
         yield outcome, f"{ended[outcome]}{why}"
     pauses = result.pauses

@@ -83,7 +83,7 @@ class Load:
         self._freezes = freezes
         self.asked = 0
         self.ended: Counter[str] = Counter()
-        """right, wrong, broken, hung."""
+        """right, left (by the client, right until then), wrong, broken, hung."""
         self.kinds: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.tokens = 0
@@ -106,7 +106,10 @@ class Load:
         outcome, text = "right", ""
         try:
             async with asyncio.timeout(HUNG_S):
-                await (self._stream if question.streamed else self._whole)(question, options)
+                if not question.streamed:
+                    await self._whole(question, options)
+                elif not await self._stream(question, options):
+                    outcome = "left"
         except TimeoutError:
             outcome, text = "hung", f"it had not ended after {HUNG_S:g} s"
         except Wrong as error:
@@ -117,10 +120,11 @@ class Load:
         except (LookupError, TypeError, ValueError, AssertionError) as error:
             outcome, text = "wrong", f"an answer of another shape, or a fault of the client: {error!r}"
         self.ended[outcome] += 1
-        if outcome != "right":
+        if outcome not in ("right", "left"):
             self._found(Violation(outcome, text, time.time(), request_id, question))
 
-    async def _stream(self, question: Question, options: Options) -> None:
+    async def _stream(self, question: Question, options: Options) -> bool:
+        """Whether the client stayed to the end."""
         check = StreamCheck(question)
         longest_s, last_s, at = 0.0, time.monotonic(), time.time()
         async with self._client.stream(question.path, question.body, options) as events:
@@ -130,8 +134,12 @@ class Load:
                     longest_s, at = now_s - last_s, time.time()
                 last_s = now_s
                 check.take(event)
-            check.end()
+                if 0 < question.leaves <= check.tokens:
+                    break
+            else:
+                check.end()
             self._note(Pause(longest_s, events.request_id, at, events.tries), check.tokens)
+            return not 0 < question.leaves <= check.tokens
 
     async def _whole(self, question: Question, options: Options) -> None:
         answer = await self._client.post(question.path, question.body, options)

@@ -31,6 +31,9 @@ class Question(msgspec.Struct, frozen=True):
     logprobs: int
     """How many alternatives are asked for with each token; -1 for no log probabilities."""
 
+    leaves: int = 0
+    """After so many tokens the client goes away; 0 for never."""
+
     @property
     def chat(self) -> bool:
         """Whether it is a chat; else it is a completion."""
@@ -83,8 +86,9 @@ def draw(rng: random.Random, number: int, tokens_max: int) -> Question:
         body |= {"logprobs": True, "top_logprobs": logprobs} if chat else {"logprobs": logprobs}
     if streamed and rng.random() < 0.5:
         body["stream_options"] = {"include_usage": True}
+    leaves = rng.randint(1, tokens or TOKENS_WITHOUT_LIMIT) if streamed and rng.random() < 0.05 else 0
     path = CHAT if chat else COMPLETIONS
-    return Question(number, path, body, streamed, prompt, tokens, body.get("stop", []), logprobs)
+    return Question(number, path, body, streamed, prompt, tokens, body.get("stop", []), logprobs, leaves)
 
 
 def messages_of(text: str) -> list[dict[str, str]]:

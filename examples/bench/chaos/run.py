@@ -35,6 +35,9 @@ STRENGTH_TIMEOUT_S: Final = 120.0
 SETTLED_S: Final = 5.0
 """At the end everything must be there again within the first of these, and stay for the second (seconds)."""
 
+IDLE_TIMEOUT_S: Final = 10.0
+"""After the last request gateways have nothing under way any more within this time (seconds)."""
+
 THAWING_S: Final = 0.5
 """Until a thawed gateway has caught up, and its clients with it (seconds)."""
 
@@ -127,6 +130,8 @@ class Run:
             if not await self._cluster.strong_within(STRENGTH_TIMEOUT_S, SETTLED_S):
                 lacking = self._cluster.lacking(await self._cluster.view())
                 self._violated("cluster", f"not at full strength after {STRENGTH_TIMEOUT_S:g} s: {lacking}")
+            if open_ones := await self._cluster.idle_within(IDLE_TIMEOUT_S):
+                self._violated("cluster", f"no client is there any more, and {open_ones}")
             await self._note_fold(follower)
 
     async def _blows(self) -> None:

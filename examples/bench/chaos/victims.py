@@ -2,6 +2,7 @@
 
 The promise is about single failures, so a victim must leave what the promise rests on: a gateway that answers (a
 gateway is only hit while every other one is well), and a replica that is ready besides those that are hit or frozen.
+A node's replicas count as hit with its process, though they may live: once it is back they are history.
 Until that is so, the next blow waits. Everything else may come together: a node and a server, a frozen server and a
 killed leader, two replicas.
 """
@@ -104,7 +105,9 @@ def choose(blow: Blow, view: View) -> list[list[Process]] | None:
             return None
         taken.update(process.pid for process in group)
         groups.append(group)
-    return groups if spares(view, taken) else None
+    nodes = {process.pid for group in groups for process in group if process.kind is Kind.NODE}
+    lost = {process.pid for process in view.processes if process.parent in nodes}
+    return groups if spares(view, taken | lost) else None
 
 
 def spares(view: View, pids: set[int]) -> bool:
@@ -127,14 +130,16 @@ def _draw_target(rng: random.Random) -> Target:
 def _group(target: Target, view: View, taken: set[int]) -> list[Process] | None:
     """What the target means now; None while there is none. What is drawn twice is hit once.
 
-    A node that has all the replicas is hit alone: with them none would be left.
+    A node that has all the replicas is not hit: none would be left.
     """
     kind = Kind.NODE if target.kind is Kind.NODE_ALL else target.kind
     there = sorted((p for p in view.processes if p.kind is kind and p.pid not in taken), key=lambda p: (p.name, p.pid))
+    replicas = [p for p in view.processes if p.kind is Kind.REPLICA]
+    if kind is Kind.NODE:
+        there = [node for node in there if any(replica.parent != node.pid for replica in replicas)]
     if not there:
         return None
     picked = there[int(target.pick * len(there))]
-    replicas = [p for p in view.processes if p.kind is Kind.REPLICA and p.pid not in taken]
-    own = [p for p in replicas if p.parent == picked.pid]
-    with_own = target.kind is Kind.NODE_ALL and len(own) < len(replicas)
-    return [picked, *own] if with_own else [picked]
+    if target.kind is not Kind.NODE_ALL:
+        return [picked]
+    return [picked, *(p for p in replicas if p.parent == picked.pid and p.pid not in taken)]

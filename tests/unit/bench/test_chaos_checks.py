@@ -335,6 +335,11 @@ async def test_every_end_of_a_request_is_counted_as_what_it_is(monkeypatch: pyte
     load, seen = await one_request(lambda _question, events: FakeStream([Event("x", {})], ""))
     assert dict(load.ended) == {"wrong": 1}
 
+    monkeypatch.setattr(load_module, "draw", lambda *args: msgspec.structs.replace(draw(*args), leaves=1))
+    load, seen = await one_request(lambda _question, events: FakeStream(events[:3], "hung"))
+    assert (dict(load.ended), seen) == ({"left": 1}, [])
+    monkeypatch.setattr(load_module, "draw", draw)
+
     monkeypatch.setattr(load_module, "HUNG_S", 0.01)
     load, seen = await one_request(lambda _question, events: FakeStream(events[:2], "hung"))
     assert dict(load.ended) == {"hung": 1}

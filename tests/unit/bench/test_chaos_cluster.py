@@ -69,8 +69,14 @@ def test_a_replica_besides_those_hit_and_frozen_must_be_ready_at_every_gateway_t
     assert hit(view(), (Kind.REPLICA, 0.0), (Kind.REPLICA, 0.0)) == [[101], [102]]
 
 
-def test_a_node_with_all_replicas_is_hit_alone() -> None:
-    assert hit(view(replicas=(1, 1, 1, 1)), (Kind.NODE_ALL, 0.0)) == [[1]]
+def test_a_node_with_all_replicas_is_not_hit() -> None:
+    for kind in (Kind.NODE, Kind.NODE_ALL):
+        assert hit(view(replicas=(1, 1, 1, 1)), (kind, 0.0)) == ([[2]])
+
+
+def test_a_node_counts_with_its_replicas_though_they_live() -> None:
+    assert hit(view(gateway_1=3), (Kind.NODE, 0.0)) == [[1]]
+    assert hit(view(gateway_1=2), (Kind.NODE, 0.0)) is None
 
 
 def test_what_is_not_there_is_not_hit() -> None:
