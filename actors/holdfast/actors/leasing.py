@@ -25,6 +25,9 @@ from holdfast.core.ports import Leases
 JITTER = 0.2
 """Renewals are up to this part earlier than half of the remaining time."""
 
+RETURN_SPREAD_S = 0.5
+"""Whose lease is found gone waits up to this long for a new one: servers that froze have ended everybody's at once."""
+
 RETRY_S = 0.3
 """Between tries while no lease server answers, times 0.5 to 1.5."""
 
@@ -96,6 +99,7 @@ class LeaseSession:
             except LeaseGone:
                 logger.warning("lease %x is gone; asking for a new one", self.lease or 0)
                 self._lost()
+                await asyncio.sleep(RETURN_SPREAD_S * self._rng.random())
             except LeasesUnavailable as error:
                 if not self._unreachable:
                     self._unreachable = True

@@ -179,8 +179,8 @@ class GatewayProcess:
         )
         app = create_app(self._serving, settings.http, identity.name)
         app.metrics.registry.register(ServingMetrics(self._serving))
-        self._serving.planes = Planes({"log": log, "leases": leases})
-        app.metrics.registry.register(self._serving.planes)
+        self._planes = self._serving.planes = Planes({"log": log, "leases": leases}, rng)
+        app.metrics.registry.register(self._planes)
         self._http = HttpServer(app, settings.gateway.host, settings.gateway.port, settings.gateway.backlog)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -195,7 +195,7 @@ class GatewayProcess:
             await self._catch_up()
             known = self._follower.state.gateways.get(self._identity.name)
             await check_name_free(self._leases, self._identity, known)
-            tasks.append(group.create_task(self._serving.run()))
+            tasks += [group.create_task(self._serving.run()), group.create_task(self._planes.run())]
             http = group.create_task(self._http.run())
             await self._http.listening()
             joined = self._joined = self._join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from holdfast.core.errors import LeasesUnavailable, LogUnavailable
 from holdfast.core.ports import Leases, Log
 from holdfast.gateway.backend import Health
 from holdfast.gateway.serving import Serving
@@ -36,36 +38,96 @@ class WatchedLeases(Leases, Plane, Protocol):
     """Leases that tell whether they are reached."""
 
 
+class AskedPlane(Plane, Protocol):
+    """A plane that can be asked how it stands."""
+
+    async def status(self) -> object:
+        """Bounded in time. Raises `LogUnavailable` or `LeasesUnavailable`."""
+        ...
+
+
+PROBE_INTERVAL_S = 2.0
+"""Each plane is asked this often, times 0.75 to 1.25, in seconds: a gateway may have nothing else to ask it for long,
+and a connection that stands doesn't tell that anybody answers on it."""
+
+SLOW_S = 1.5
+"""Servers that take longer to answer than this, in seconds, are held for down until they do."""
+
+
+class Probe:
+    """What one plane's answers say about it. `down_since` is time of the running loop, None while it is up."""
+
+    def __init__(self, plane: AskedPlane, rng: random.Random) -> None:
+        self._plane = plane
+        self._rng = rng
+        self._asked_s: float | None = None
+        self._failed_s: float | None = None
+
+    async def run(self) -> None:
+        """Ask again and again until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._asked_s = loop.time()
+            try:
+                await self._plane.status()
+            except (LogUnavailable, LeasesUnavailable):
+                if self._failed_s is None:
+                    self._failed_s = self._asked_s
+            else:
+                self._failed_s = None
+            self._asked_s = None
+            await asyncio.sleep(PROBE_INTERVAL_S * self._rng.uniform(0.75, 1.25))
+
+    @property
+    def down_since(self) -> float | None:
+        now_s = asyncio.get_running_loop().time()
+        unanswered_s = self._asked_s if self._asked_s is not None and now_s - self._asked_s > SLOW_S else None
+        unconnected_s = None if self._plane.connected else self._plane.down_since or now_s
+        return min((at for at in (unanswered_s, self._failed_s, unconnected_s) if at is not None), default=None)
+
+
 class Planes(Collector):
     """Which of the planes are up: for people in `/health`, and for Prometheus."""
 
-    def __init__(self, planes: Mapping[str, Plane]) -> None:
-        self._planes = planes
+    def __init__(self, planes: Mapping[str, AskedPlane], rng: random.Random) -> None:
+        self._probes = {name: Probe(plane, rng) for name, plane in planes.items()}
+
+    async def run(self) -> None:
+        """Keep asking until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for probe in self._probes.values():
+                group.create_task(probe.run())
 
     def details(self) -> dict[str, Any]:
         """Each plane's state, and since when it is down (wall clock)."""
-        return {name: _told(plane) for name, plane in self._planes.items()}
+        return {
+            name: {"up": True} if since is None else {"up": False, "down_since": since}
+            for name, since in self._down_since().items()
+        }
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry at every scrape."""
         text = "Whether the plane's servers answer this gateway."
         up = GaugeMetricFamily("holdfast_plane_up", text, labels=["plane"])
-        for name, plane in self._planes.items():
-            up.add_metric([name], plane.connected)
+        text = "When the plane's servers ceased to answer, in seconds since 1970; not there while they do."
+        down_since = GaugeMetricFamily("holdfast_plane_down_since_timestamp_seconds", text, labels=["plane"])
+        for name, since in self._down_since().items():
+            up.add_metric([name], since is None)
+            if since is not None:
+                down_since.add_metric([name], since.timestamp())
         yield up
+        yield down_since
 
-
-def _told(plane: Plane) -> dict[str, Any]:
-    if plane.connected or plane.down_since is None:
-        return {"up": plane.connected}
-    down_s = asyncio.get_running_loop().time() - plane.down_since
-    return {"up": False, "down_since": datetime.now(UTC) - timedelta(seconds=down_s)}
+    def _down_since(self) -> dict[str, datetime | None]:
+        now, now_s = datetime.now(UTC), asyncio.get_running_loop().time()
+        since = {name: probe.down_since for name, probe in self._probes.items()}
+        return {name: None if at is None else now - timedelta(seconds=now_s - at) for name, at in since.items()}
 
 
 class ReportingServing(Serving):
     """As `Serving`, with a report on the planes. A plane that is down is no reason to be unhealthy: streams go on."""
 
-    planes = Planes({})
+    planes = Planes({}, random.Random())
 
     def health(self) -> Health:
         """As `Backend.health`."""

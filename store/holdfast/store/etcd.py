@@ -54,7 +54,7 @@ class EtcdLeases:
 
     @property
     def down_since(self) -> float | None:
-        """Time of the running loop at which a call first failed on every endpoint; None once one is answered."""
+        """Time of the running loop at which the first call began that failed on every endpoint; None once answered."""
         return self._gateway.down_since
 
     async def grant(self, ttl_s: float) -> Lease:

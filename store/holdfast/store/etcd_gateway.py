@@ -98,7 +98,8 @@ class EtcdGateway:
         """
         loop = asyncio.get_running_loop()
         backoff = Backoff(self.settings.retry_wait_min_s, self.settings.retry_wait_max_s)
-        deadline = loop.time() + self.settings.request_timeout_s
+        began_s = loop.time()
+        deadline = began_s + self.settings.request_timeout_s
         failures: dict[str, str] = {}
         again = False
         while (left_s := deadline - loop.time()) > 0:
@@ -121,9 +122,9 @@ class EtcdGateway:
                 return Answer(body, endpoint, again)
             self.turn_from(endpoint)
             if len(failures) >= len(self._endpoints):
+                self._note_failure(began_s)
                 await asyncio.sleep(min(backoff.pause_s(), max(0.0, deadline - loop.time())))
-        if self.down_since is None:
-            self.down_since = loop.time()
+        self._note_failure(began_s)
         tried = "; ".join(f"{endpoint}: {failure}" for endpoint, failure in failures.items())
         raise LeasesUnavailable(
             f"no lease server answered {path} within {self.settings.request_timeout_s:g} s: {tried}"
@@ -157,6 +158,10 @@ class EtcdGateway:
     async def close(self) -> None:
         self.closed = True
         await self._client.aclose()
+
+    def _note_failure(self, since_s: float) -> None:
+        if self.down_since is None:
+            self.down_since = since_s
 
     async def _try(self, endpoint: str, path: str, payload: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         # httpx applies its timeout to connecting, writing and reading each. Ours bounds the whole, a little later:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from holdfast.actors.leasing import JITTER, LeaseSession
+from holdfast.core.ports import Lease
 from holdfast.store.memory_leases import MemoryLeases, MemoryLeasesServer
 from tests.unit.support.virtual_time import now_s, settle, virtual_time
 
@@ -29,8 +30,8 @@ class Renewals:
 
 
 @asynccontextmanager
-async def session_on(leases: MemoryLeases) -> AsyncIterator[LeaseSession]:
-    session = LeaseSession(leases, TTL_S, dict(KEYS), random.Random(1))
+async def session_on(leases: MemoryLeases, seed: int = 1) -> AsyncIterator[LeaseSession]:
+    session = LeaseSession(leases, TTL_S, dict(KEYS), random.Random(seed))
     task = asyncio.create_task(session.run())
     try:
         yield session
@@ -119,6 +120,31 @@ async def test_a_session_that_was_cut_off_for_longer_than_its_lease_gets_another
         assert losses[0] - back_s < 1.0
         assert session.lease not in (None, lease)
         assert keys(server) == KEYS
+
+
+@virtual_time
+async def test_members_whose_leases_all_ended_at_once_do_not_come_back_at_once() -> None:
+    """As when etcd froze and thawed: each finds out at its own time, and waits a little by chance besides."""
+    server = MemoryLeasesServer()
+    grants_s: list[float] = []
+    grant = server.grant
+
+    def noted(ttl_s: float) -> Lease:
+        grants_s.append(now_s())
+        return grant(ttl_s)
+
+    async with AsyncExitStack() as stack:
+        sessions = [await stack.enter_async_context(session_on(server.client(), seed)) for seed in range(1000)]
+        await asyncio.sleep(0.4 * TTL_S)
+        server.grant = noted  # type: ignore[method-assign]
+        leases = [await session.held() for session in sessions]
+        for lease in leases:
+            server.revoke(lease)
+        await asyncio.sleep(TTL_S)
+        assert all(session.lease not in (None, lease) for session, lease in zip(sessions, leases, strict=True))
+    assert len(grants_s) == 1000
+    busiest = max(sum(start <= other < start + 0.1 for other in grants_s) for start in grants_s)
+    assert busiest < 150, "at most 15 % within the same tenth of a second"
 
 
 @virtual_time

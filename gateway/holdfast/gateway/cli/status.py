@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.gateway.cli.options import DataDirOption, EtcdOption, JsonOption, NatsOption
-from holdfast.gateway.cli.running import EXIT_FAILED, execute
+from holdfast.gateway.cli.running import EXIT_FAILED, EXIT_MISUSE, execute
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -41,8 +42,8 @@ def status(
 ) -> None:
     """Show servers, leader, nodes, gateways, replicas and applications.
 
-    Read from the log and from the leases. When one of them is away, the rest is shown, and what is missing said.
-    Exit code 1 when the log is full.
+    Read from the log and from the leases. When one of them is away, the rest is shown, and what is missing said, and
+    since when by the gateways. Exit code 1 when the log is full, 2 when neither of them answers.
     """
     execute(_status(data_dir, nats, etcd, as_json))
 
@@ -56,21 +57,25 @@ async def _status(data_dir: Path, nats: list[str] | None, etcd: list[str] | None
         print_json(answer)
     else:
         _show(answer)
+    if not any(service["reachable"] for service in answer["services"].values()):
+        raise SystemExit(EXIT_MISUSE)
     if answer["log"] is not None and _room(answer["log"]).result == "fail":
         raise SystemExit(EXIT_FAILED)
 
 
 async def collect(found: Found) -> dict[str, Any]:
-    """What `--json` prints. Raises `LogUnavailable` when neither log nor leases can be read."""
+    """What `--json` prints. Raises `LogUnavailable` when neither log nor leases, nor a gateway that knows, answers."""
     from holdfast.core.errors import HoldfastError
-    from holdfast.gateway.cli.reading import read_leases, read_log
+    from holdfast.gateway.cli.reading import down_since, read_leases, read_log
 
     log, leases, servers = await asyncio.gather(
         _or_error(read_log(found.settings)), _or_error(read_leases(found.settings)), _look_at_servers(found)
     )
-    if isinstance(log, HoldfastError) and isinstance(leases, HoldfastError):
+    all_is_well = not isinstance(log, Exception) and not isinstance(leases, Exception)
+    since = {} if all_is_well else await down_since(_gateways(found, log))
+    if isinstance(log, HoldfastError) and isinstance(leases, HoldfastError) and not since:
         raise type(log)(f"{log}; and the leases: {leases}")
-    return _answer(found, log, leases, servers)
+    return _answer(found, log, leases, servers, since)
 
 
 async def _look_at_servers(found: Found) -> dict[str, list[ServerView]]:
@@ -84,6 +89,16 @@ async def _look_at_servers(found: Found) -> dict[str, list[ServerView]]:
     if len(leases.endpoints) > 1:
         looks["etcd"] = lease_servers(leases, cluster.etcd if cluster else None)
     return dict(zip(looks, await asyncio.gather(*looks.values()), strict=True))
+
+
+def _gateways(found: Found, log: LogPicture | Exception) -> list[str]:
+    """URLs of gateways that may live: by the log, else by what `up` noted."""
+    from holdfast.core.cluster import MemberStatus
+
+    if not isinstance(log, Exception):
+        gateways = log.state.gateways.values()
+        return [gateway.url for gateway in gateways if gateway.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)]
+    return [gateway.url for gateway in found.cluster.gateways if gateway.url] if found.cluster else []
 
 
 async def _or_error(reading: Coroutine[Any, Any, _T]) -> _T | Exception:
@@ -101,6 +116,7 @@ def _answer(
     log: LogPicture | Exception,
     leases: LeasePicture | Exception,
     servers: dict[str, list[ServerView]],
+    since: dict[str, datetime],
 ) -> dict[str, Any]:
     import msgspec
 
@@ -108,7 +124,8 @@ def _answer(
     from holdfast.core.status import report
     from holdfast.gateway.cli.reading import lease_view
 
-    cluster, settings = found.cluster, found.settings
+    settings = found.settings
+    nats, etcd = (found.cluster.nats, found.cluster.etcd) if found.cluster else (None, None)
     view = None if isinstance(leases, Exception) else lease_view(leases)
     state = ClusterState() if isinstance(log, Exception) else log.state
     seen: ClusterReport = report(state, view)
@@ -120,14 +137,14 @@ def _answer(
             "epoch": leader.epoch if leader else None,
             "pid": leader.pid if leader else None,
             "status": "LEADING" if leader else "ELECTING",
-            "message": "known from the leases alone",
+            "message": "known from the leases alone" if view else "neither log nor leases can be read",
         }
     return {
         "cluster": settings.cluster,
-        "degraded": _degraded(log, leases, servers),
+        "degraded": _degraded(log, leases, servers, since),
         "services": {
-            "nats": _service(cluster.nats if cluster else None, settings.nats.urls, log, servers.get("nats")),
-            "etcd": _service(cluster.etcd if cluster else None, settings.etcd.endpoints, leases, servers.get("etcd")),
+            "nats": _service(nats, settings.nats.urls, log, servers.get("nats"), since.get("log")),
+            "etcd": _service(etcd, settings.etcd.endpoints, leases, servers.get("etcd"), since.get("leases")),
         },
         "log": None if isinstance(log, Exception) else msgspec.to_builtins(log.status),
         **msgspec.to_builtins(seen),
@@ -136,13 +153,16 @@ def _answer(
 
 
 def _degraded(
-    log: LogPicture | Exception, leases: LeasePicture | Exception, servers: dict[str, list[ServerView]]
+    log: LogPicture | Exception,
+    leases: LeasePicture | Exception,
+    servers: dict[str, list[ServerView]],
+    since: dict[str, datetime],
 ) -> list[str]:
     """What is not as it should be, in sentences."""
     from holdfast.gateway.log_room import ADVICE
 
     said = [
-        f"{name} unreachable: {answer}"
+        f"{name} unreachable{_for_how_long(since.get(name))}: {answer}"
         for name, answer in (("log", log), ("leases", leases))
         if isinstance(answer, Exception)
     ]
@@ -152,6 +172,13 @@ def _degraded(
         if room.result != "ok":
             said.append(f"{room.found}: {ADVICE}")
     return said
+
+
+def _for_how_long(since: datetime | None) -> str:
+    """As gateways tell it."""
+    if since is None:
+        return ""
+    return f" since {since.astimezone():%H:%M:%S} ({(datetime.now(UTC) - since).total_seconds():.0f} s)"
 
 
 def _room(log: dict[str, Any]) -> LogRoom:
@@ -165,6 +192,7 @@ def _service(
     urls: tuple[str, ...],
     answer: LogPicture | LeasePicture | Exception,
     servers: list[ServerView] | None,
+    down_since: datetime | None,
 ) -> dict[str, Any]:
     import msgspec
 
@@ -185,6 +213,7 @@ def _service(
         "urls": list(urls),
         "embedded": bool(noted and noted.embedded),
         "reachable": reached,
+        "down_since": down_since.isoformat() if down_since is not None and not reached else None,
         "version": version,
         "servers": msgspec.to_builtins(servers),
     }
