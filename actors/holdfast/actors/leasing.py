@@ -26,7 +26,10 @@ JITTER = 0.2
 """Renewals are up to this part earlier than half of the remaining time."""
 
 RETURN_SPREAD_S = 0.5
-"""Whose lease is found gone waits up to this long for a new one: servers that froze have ended everybody's at once."""
+"""After an outage, members whose lease is gone wait up to this long for a new one: it is gone for all at once."""
+
+OUTAGE_S = 0.5
+"""Servers that took longer than this, in seconds, for an answer were away."""
 
 RETRY_S = 0.3
 """Between tries while no lease server answers, times 0.5 to 1.5."""
@@ -93,13 +96,16 @@ class LeaseSession:
             await self._keep()
 
     async def _keep(self) -> None:
+        now_s = asyncio.get_running_loop().time
         while True:
+            asked_s = now_s()
             try:
                 remaining_s = await self._grant() if self.lease is None else await self._renew(self.lease)
             except LeaseGone:
                 logger.warning("lease %x is gone; asking for a new one", self.lease or 0)
                 self._lost()
-                await asyncio.sleep(RETURN_SPREAD_S * self._rng.random())
+                if self._unreachable or now_s() - asked_s > OUTAGE_S:
+                    await asyncio.sleep(RETURN_SPREAD_S * self._rng.random())
             except LeasesUnavailable as error:
                 if not self._unreachable:
                     self._unreachable = True
