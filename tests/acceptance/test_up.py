@@ -292,7 +292,8 @@ def test_ctrl_c_ends_everything_in_time_even_what_is_frozen_and_the_next_up_goes
         assert after["services"][service]["url"] == status["services"][service]["url"]
     types = [event["payload"]["type"] for event in cluster.log()]
     assert types.count("DeployRequested") == types.count("ApplicationDeployed") == 1
-    assert types.count("LeaderElected") == 2
+    # Two nodes that stop at once may still pass the lead from one to the other.
+    assert types.count("LeaderElected") >= 2
     assert types.count("NodeLeft") == types.count("GatewayLeft") == 2
 
     for frozen in (after["gateways"][0], after["nodes"][0], after["replicas"][0]):
