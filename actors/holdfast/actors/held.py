@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -37,15 +37,14 @@ class Tokens(msgspec.Struct, array_like=True):
     ordinal: int
     prompt_tokens: int
     accepted: list[int]
-    tokens: list[int]
-    texts: list[str]
+    drawn: list[tuple[int, str]]
     logprobs: list[TokenLogprob | None] | None
     reason: str = ""
 
     def replay(self, attempt: int) -> Iterator[Step]:
         """All of it as frames; the texts of accepted tokens are not known here, and empty."""
-        tokens = self.accepted + self.tokens
-        texts = [""] * len(self.accepted) + self.texts
+        tokens = self.accepted + [token for token, _text in self.drawn]
+        texts = [""] * len(self.accepted) + [text for _token, text in self.drawn]
         unknown: list[TokenLogprob | None] = [None] * len(self.accepted)
         logprobs = None if self.logprobs is None else unknown + self.logprobs
         for begin in range(0, len(tokens), REPLAY_TOKENS_MAX):
@@ -111,9 +110,12 @@ class Peer:
 
 
 class Held:
-    """A stream that runs. `peer` is None while it is detached, since `detached_s`; `gateway` had it last."""
+    """A stream that runs. `peer` is None while it is detached, since `detached_s`; `gateway` had it last.
 
-    __slots__ = ("attempt", "detached_s", "gateway", "key", "name", "peer", "tokens")
+    `record` keeps a token and its text, if the stream has a name.
+    """
+
+    __slots__ = ("attempt", "detached_s", "gateway", "key", "name", "peer", "record", "tokens")
 
     def __init__(self, key: int, name: str, peer: Peer, attempt: int, tokens: Tokens) -> None:
         self.key = key
@@ -122,7 +124,21 @@ class Held:
         self.gateway = peer.gateway
         self.attempt = attempt
         self.tokens = tokens
+        self.record: Callable[[tuple[int, str]], None] = tokens.drawn.append if name else _ignore
         self.detached_s = 0.0
+
+
+def _ignore(_drawn: tuple[int, str]) -> None:
+    """Nobody can ask for a stream without a name."""
+
+
+class _Lineup(msgspec.Struct, frozen=True):
+    """The streams of a step, looked up once for all steps that have the same ones."""
+
+    keys: list[int]
+    streams: list[Held]
+    attempts: list[int]
+    records: list[Callable[[tuple[int, str]], None]]
 
 
 class HeldStreams:
@@ -134,6 +150,8 @@ class HeldStreams:
         self._keep_s = keep_s
         self._names: dict[str, Held] = {}
         self._detached = 0
+        self._with_logprobs = 0
+        self._lineup = _Lineup([], [], [], [])
 
     def begin(self, key: int, peer: Peer, start: Start, prompt_tokens: int) -> None:
         """The engine took a stream in. An older copy of the same name is worth nothing any more."""
@@ -141,9 +159,10 @@ class HeldStreams:
             self.forget(start.stream)
         request = start.request
         logprobs: list[TokenLogprob | None] | None = [] if request.logprobs >= 0 else None
-        tokens = Tokens(start.ordinal, prompt_tokens, list(request.accepted), [], [], logprobs)
+        tokens = Tokens(start.ordinal, prompt_tokens, list(request.accepted), [], logprobs)
         held = Held(key, start.stream, peer, start.attempt, tokens)
         self.by_key[key] = peer.attempts[start.attempt] = held
+        self._with_logprobs += logprobs is not None
         if start.stream:
             self._names[start.stream] = held
 
@@ -194,13 +213,14 @@ class HeldStreams:
     def lost(self, peer: Peer, now_s: float) -> None:
         """The gateway is gone. What has a name, and tokens by which a client may know it, goes on."""
         for held in list(peer.attempts.values()):
-            if held.name and held.tokens.tokens:
+            if held.name and held.tokens.drawn:
                 held.peer = None
                 held.detached_s = now_s
                 self._detached += 1
             else:
                 self._remove(held)
         peer.attempts.clear()
+        self._changed()
 
     def expire(self, now_s: float) -> bool:
         """Drop what nobody asked for in time; whether the engine has something to drop."""
@@ -212,25 +232,21 @@ class HeldStreams:
             self._remove(held)
         return bool(late)
 
-    def record(self, output: StepOutput) -> None:
-        """Keep a step's tokens of the streams that have names."""
-        by_key = self.by_key
-        logprobs = output.logprobs or itertools.repeat(None, len(output.keys))
-        for key, token, text, logprob in zip(output.keys, output.tokens, output.texts, logprobs, strict=True):
-            held = by_key.get(key)
-            if held is not None and held.name:
-                tokens = held.tokens
-                tokens.tokens.append(token)
-                tokens.texts.append(text)
-                if tokens.logprobs is not None:
-                    tokens.logprobs.append(logprob)
+    def deliver(self, output: StepOutput, peers: int) -> dict[Connection, Step]:
+        """Keep a step's tokens; the step as one frame for each gateway that has streams in it.
 
-    def frames(self, output: StepOutput, peers: int) -> dict[Connection, Step]:
-        """A step as one frame for each gateway that has streams in it; detached and dropped ones are left out."""
+        This is what every token costs here. Most steps have the same streams as the one before, all of one gateway.
+        """
+        lineup = self._line_up(output.keys)
+        if lineup is None:
+            self._record_known(output)
+            return self._split(output)
+        for record, drawn in zip(lineup.records, zip(output.tokens, output.texts, strict=True), strict=True):
+            record(drawn)
+        if self._with_logprobs:
+            _keep_logprobs(lineup.streams, output)
         if peers == 1 and not self._detached:
-            whole = self._whole(output)
-            if whole is not None:
-                return whole
+            return self._whole(lineup, output)
         return self._split(output)
 
     def finish(self, finished: list[tuple[int, str]], now_s: float) -> None:
@@ -253,9 +269,12 @@ class HeldStreams:
             held.peer.connection.send(Refused(held.attempt, TAKEN_OVER, message, None, False))
         held.peer, held.attempt, held.gateway = peer, attempt, peer.gateway
         peer.attempts[attempt] = held
+        self._changed()
 
     def _remove(self, held: Held) -> None:
         del self.by_key[held.key]
+        self._changed()
+        self._with_logprobs -= held.tokens.logprobs is not None
         if held.peer is None:
             self._detached -= 1
         else:
@@ -263,20 +282,38 @@ class HeldStreams:
         if held.name:
             del self._names[held.name]
 
-    def _whole(self, output: StepOutput) -> dict[Connection, Step] | None:
-        """The step for the only gateway there is, without copies; None when streams of it were dropped meanwhile."""
-        by_key = self.by_key
-        try:
-            attempts = [by_key[key].attempt for key in output.keys]
-            finished = [(by_key[key].attempt, reason) for key, reason in output.finished]
-        except KeyError:
-            return None
-        if not attempts and not finished:
+    def _changed(self) -> None:
+        self._lineup = _Lineup([], [], [], [])
+
+    def _line_up(self, keys: list[int]) -> _Lineup | None:
+        """The streams of these keys; None if one was dropped while the engine made the step."""
+        lineup = self._lineup
+        if lineup.keys != keys:
+            try:
+                streams = [self.by_key[key] for key in keys]
+            except KeyError:
+                return None
+            attempts = [held.attempt for held in streams]
+            lineup = self._lineup = _Lineup(keys, streams, attempts, [held.record for held in streams])
+        return lineup
+
+    def _record_known(self, output: StepOutput) -> None:
+        for at, key in enumerate(output.keys):
+            held = self.by_key.get(key)
+            if held is not None:
+                held.record((output.tokens[at], output.texts[at]))
+                if held.tokens.logprobs is not None:
+                    held.tokens.logprobs.append(output.logprobs[at] if output.logprobs is not None else None)
+
+    def _whole(self, lineup: _Lineup, output: StepOutput) -> dict[Connection, Step]:
+        """The step for the only gateway there is, without copies."""
+        known = [(held, reason) for key, reason in output.finished if (held := self.by_key.get(key)) is not None]
+        finished = [(held.attempt, reason) for held, reason in known]
+        first = lineup.streams[0] if lineup.streams else known[0][0] if known else None
+        if first is None or first.peer is None:
             return {}
-        peer = by_key[output.keys[0] if attempts else output.finished[0][0]].peer
-        assert peer is not None
-        frame = Step(attempts, output.positions, output.tokens, output.texts, output.logprobs, finished)
-        return {peer.connection: frame}
+        frame = Step(lineup.attempts, output.positions, output.tokens, output.texts, output.logprobs, finished)
+        return {first.peer.connection: frame}
 
     def _split(self, output: StepOutput) -> dict[Connection, Step]:
         frames: dict[Connection, Step] = {}
@@ -300,3 +337,10 @@ class HeldStreams:
             if held is not None and held.peer is not None:
                 frame_for(held.peer).finished.append((held.attempt, reason))
         return frames
+
+
+def _keep_logprobs(streams: list[Held], output: StepOutput) -> None:
+    """Keep the log probabilities of those streams that asked for some, one for each of their tokens."""
+    for held, logprob in zip(streams, output.logprobs or itertools.repeat(None, len(streams)), strict=True):
+        if held.tokens.logprobs is not None:
+            held.tokens.logprobs.append(logprob)

@@ -291,8 +291,7 @@ class Replica:
         return max(self._specification.engine_stall_timeout_s, STALL_FACTOR * max(self._step_times_s))
 
     async def _deliver(self, output: StepOutput) -> None:
-        self._held.record(output)
-        for connection, frame in self._held.frames(output, len(self._peers)).items():
+        for connection, frame in self._held.deliver(output, len(self._peers)).items():
             connection.send(frame)
         if output.finished:
             self._held.finish(output.finished, asyncio.get_running_loop().time())

@@ -21,7 +21,8 @@ DEVIATION_MIN_S = 0.03
 not been given back for about 0.65 s: they take two ways, and wait for the next heartbeat (seconds)."""
 
 TRUST_BEATS = 3
-"""Heartbeats from a suspect, in order and with progress in what it was suspected for, until it is trusted again."""
+"""Heartbeats from a suspect that show progress in what it was suspected for, until it is trusted again. Pings and steps
+may come more rarely than heartbeats, so one without progress proves nothing."""
 
 STEP_GAPS = 64
 STEP_FACTOR = 10
@@ -75,7 +76,7 @@ class Liveness:
         if self.suspicion is Suspicion.STUCK and load.step == self._step:
             good = False
         self._note_step(load, now_s)
-        self._good_beats = self._good_beats + 1 if good else 0
+        self._good_beats += good
         if self.suspicion is not None and self._good_beats >= TRUST_BEATS:
             self.suspicion = None
 

@@ -35,7 +35,7 @@ def begin(held: HeldStreams, owner: Peer, key: int = 1, name: str = "s", ordinal
 
 
 def token(held: HeldStreams, key: int = 1, position: int = 0) -> None:
-    held.record(StepOutput([key], [position], [position + 50], [f"t{position} "]))
+    held.deliver(StepOutput([key], [position], [position + 50], [f"t{position} "]), 1)
 
 
 def replayed(wire: Wire) -> list[tuple[int, int, str]]:
@@ -56,7 +56,7 @@ def test_a_stream_is_handed_over_with_all_its_tokens_and_the_ids_of_those_before
     assert second_wire.sent[0] == Admitted(9, 7)
     assert replayed(second_wire) == [(0, 1, ""), (1, 2, ""), (2, 52, "t2 "), (3, 53, "t3 ")]
     output = StepOutput([1], [4], [54], ["t4 "])
-    assert list(held.frames(output, 2)) == [second.connection]
+    assert list(held.deliver(output, 2)) == [second.connection]
     held.lost(first, 0.0)
     assert held.by_key, "it is not the first one's any more"
 
@@ -77,7 +77,9 @@ def test_a_finished_stream_is_replayed_with_its_end() -> None:
 
 def test_long_streams_are_replayed_in_frames_of_bounded_size() -> None:
     count = 2 * REPLAY_TOKENS_MAX + 1
-    tokens = Tokens(1, 3, [], list(range(count)), ["x"] * count, [TokenLogprob(-1.0, b"x", [])] * count, "stop")
+    tokens = Tokens(
+        1, 3, [], [(number, "x") for number in range(count)], [TokenLogprob(-1.0, b"x", [])] * count, "stop"
+    )
     frames = list(tokens.replay(4))
     assert [len(frame.attempts) for frame in frames] == [REPLAY_TOKENS_MAX, REPLAY_TOKENS_MAX, 1, 0]
     assert [position for frame in frames for position in frame.positions] == list(range(count))
@@ -92,7 +94,7 @@ def test_what_outlives_its_gateway_has_a_name_and_a_token(name: str, tokens: int
         token(held, position=position)
     held.lost(owner, 0.0)
     assert bool(held.by_key) is kept
-    assert held.frames(StepOutput([1], [1], [1], ["x"]), 1) == {}, "nobody listens"
+    assert held.deliver(StepOutput([1], [1], [1], ["x"]), 1) == {}, "nobody listens"
 
 
 def test_a_detached_stream_that_nobody_asks_for_ends() -> None:
@@ -148,8 +150,8 @@ def test_logprobs_are_kept_token_by_token_and_only_where_asked_for() -> None:
     begin(held, owner, key=1, name="with", logprobs=0)
     begin(held, owner, key=2, name="without")
     one = TokenLogprob(-0.5, b"a", [])
-    held.record(StepOutput([1, 2], [0, 0], [5, 6], ["a", "b"], [one, None]))
-    held.record(StepOutput([1, 2], [1, 1], [5, 6], ["a", "b"]))
+    held.deliver(StepOutput([1, 2], [0, 0], [5, 6], ["a", "b"], [one, None]), 1)
+    held.deliver(StepOutput([1, 2], [1, 1], [5, 6], ["a", "b"]), 1)
     found = held.find("with"), held.find("without")
     assert [tokens.logprobs if tokens else "" for tokens in found] == [[one, None], None]
 
@@ -160,7 +162,7 @@ def test_the_shelf_stays_within_its_bytes_and_loses_the_oldest_first(puts: list[
     shelf = Shelf(bytes_max=3 * KEPT_OVERHEAD_BYTES, keep_s=100)
     order: list[str] = []
     for now_s, (name, tokens) in enumerate(puts):
-        shelf.put(name, Tokens(1, 1, [], [7] * tokens, ["xy"] * tokens, None), now_s)
+        shelf.put(name, Tokens(1, 1, [], [(7, "xy")] * tokens, None), now_s)
         order = [other for other in order if other != name] + [name]
         assert shelf.bytes <= 3 * KEPT_OVERHEAD_BYTES
         assert [other for other in order if shelf.get(other)] == order[len(order) - len(shelf) :]

@@ -103,3 +103,15 @@ def test_our_own_standstill_is_nobodys_silence() -> None:
     story.liveness.stood_still(story.now_s)
     assert story.liveness.look(story.now_s) is None
     assert story.passes(10) is None
+
+
+def test_heartbeats_that_come_more_often_than_pings_still_end_a_suspicion() -> None:
+    story = Story()
+    story.passes(10)
+    assert story.passes(0.9, hears=False) is Suspicion.DEAF
+    for _ in range(TRUST_BEATS):
+        story.heard = story.liveness.ping()
+        for _ in range(5):
+            story.now_s += INTERVAL_S / 5
+            story.liveness.beat(story.heard, EngineLoad(1, 0, 1, 9, story.step), story.now_s)
+    assert story.liveness.suspicion is None

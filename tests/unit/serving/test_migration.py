@@ -8,6 +8,7 @@ after so many tokens of the first choice, or as the attempt after that arrives, 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import combinations_with_replacement
@@ -101,6 +102,10 @@ async def with_breaks(path: str, body: dict[str, Any], test: Callable[[Ask], Awa
         async def send(places: list[Break], after: str | None = None) -> Answer:
             await eventually(lambda: replicas_ready(serving) == REPLICAS)
             breaks.left = list(places)
+            if places:
+                for replica in site.replicas.values():
+                    # What a replica holds it would hand over at once: nothing would be drawn, and nothing break off.
+                    replica.replica._held.shelf.expire(math.inf)
             moved = serving.migrations.total()
             answer = await ask(app, path, body, {"last-event-id": after} if after else None)
             if not barren(places):
