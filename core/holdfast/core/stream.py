@@ -22,8 +22,8 @@ from holdfast.core.requests import EngineRequest, TokenLogprob
 FINISH_STOP = "stop"
 FINISH_LENGTH = "length"
 
-BARREN_ATTEMPTS_MAX = 2
-"""So many attempts in a row may break off without a token. Then the request itself may well be what breaks them."""
+BARREN_ATTEMPTS_MAX = 3
+"""So many attempts in a row break off without a token before the request itself is taken for what breaks them."""
 
 
 class StreamStatus(StrEnum):

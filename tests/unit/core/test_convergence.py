@@ -305,7 +305,7 @@ class World(RuleBasedStateMachine):
     def check_deployment(self, deployment: DeploymentState, replicas: list[ReplicaState], room: bool) -> None:
         number = deployment.config.num_replicas
         assert all(replica.status in (ReplicaStatus.RUNNING, ReplicaStatus.EXITED) for replica in replicas)
-        assert len(replicas) <= number + 1
+        assert sum(replica.live for replica in replicas) <= number + 1
         if room:
             assert [replica.status for replica in replicas] == [ReplicaStatus.RUNNING] * number
             assert all(self.ever_placed[replica.id] == deployment.config.engine for replica in replicas)

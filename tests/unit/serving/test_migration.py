@@ -206,7 +206,7 @@ def test_a_stream_that_was_given_up_can_be_taken_up_where_it_ended(name: str) ->
     async def test(send: Ask) -> None:
         whole = events_of(await send([]))
         for place in range(1, TOKENS - 1):
-            given_up = await send([Break(place)] * 3)
+            given_up = await send([Break(place)] * (BARREN_ATTEMPTS_MAX + 1))
             rest = await send([], given_up.events[-1].id)
             assert events_of(given_up)[:-1] + events_of(rest) == whole, place
 
