@@ -193,8 +193,8 @@ class Controller:
         self._lease_lost = True
         self._poke.set()
 
-    def _on_record(self, record: Record, _state: ClusterState) -> None:
-        if isinstance(record.event.payload, LeaderElected):
+    def _on_record(self, record: Record, state: ClusterState) -> None:
+        if isinstance(record.event.payload, LeaderElected) and record.event.epoch == state.epoch:
             self._election = record.event.id
         self._poke.set()
 

@@ -10,6 +10,7 @@ import pytest
 
 from holdfast.actors.ended import end_leases
 from holdfast.actors.identity import LEADER_KEY, Holder
+from holdfast.actors.node import Superseded
 from holdfast.actors.writer import FactWriter
 from holdfast.core import events as ev
 from holdfast.core.cluster import LOSS_INTERVAL_S, MemberStatus
@@ -221,6 +222,29 @@ async def test_a_leader_that_was_cut_off_and_replaced_has_its_decision_under_way
         assert (told.node, told.epoch, told.by_epoch) == ("a", first.event.epoch, second.event.epoch)
         assert told.refused == "ApplicationDeployed"
         assert deposed.event.cause == second.event.id
+
+
+@virtual_time
+async def test_a_leader_that_finds_its_node_given_up_tells_of_its_refused_decision_before_it_ends() -> (
+    None
+):
+    async with World() as world:
+        stale = world.node("a", latency_s=0.2)
+        await led_by(world, "a")
+        world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await asyncio.sleep(3)
+        await world.deploy(application())
+        await asyncio.sleep(0.3)
+        stale.cut()
+        await world.until(lambda state: state.nodes["a"].status is MemberStatus.LOST)
+        stale.heal()
+        with pytest.raises(ExceptionGroup) as ended:
+            await stale.task
+        assert ended.group_contains(Superseded)
+        (deposed,) = world.happened(ev.LeaderDeposed)
+        assert isinstance(deposed, ev.LeaderDeposed)
+        assert (deposed.node, deposed.refused) == ("a", "ApplicationDeployed")
 
 
 @virtual_time
