@@ -225,9 +225,7 @@ async def test_a_leader_that_was_cut_off_and_replaced_has_its_decision_under_way
 
 
 @virtual_time
-async def test_a_leader_that_finds_its_node_given_up_tells_of_its_refused_decision_before_it_ends() -> (
-    None
-):
+async def test_a_leader_that_finds_its_node_given_up_tells_of_its_refused_decision_before_it_ends() -> None:
     async with World() as world:
         stale = world.node("a", latency_s=0.2)
         await led_by(world, "a")
