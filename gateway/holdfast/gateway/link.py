@@ -140,6 +140,11 @@ class ReplicaLink:
         return self.reached and not self._draining and not self.retired
 
     @property
+    def suspected(self) -> bool:
+        """Whether its streams were moved away and nothing new goes there."""
+        return self._suspected_s is not None
+
+    @property
     def reached(self) -> bool:
         """Whether the replica can be asked, even if it takes nothing new."""
         return self._welcomed.is_set() and self._suspected_s is None

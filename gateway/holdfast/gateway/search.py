@@ -44,8 +44,8 @@ class Search:
         self._timer = asyncio.get_running_loop().call_later(SEARCH_MAX_S, self._end)
 
     def begin(self, links: Iterable[ReplicaLink]) -> None:
-        """Ask these. Those that can't be asked yet may turn up with `reached`."""
-        self._unasked = set(links)
+        """Ask these, but for suspects. Those that can't be asked yet turn up with `reached`, or are `gone`."""
+        self._unasked = {link for link in links if not link.suspected}
         for link in list(self._unasked):
             self._ask(link)
         self._end_if_answered()
@@ -54,6 +54,14 @@ class Search:
         """The link can be asked from now on."""
         if link in self._unasked:
             self._ask(link)
+
+    def gone(self, link: ReplicaLink) -> None:
+        """The replica has ended, or is suspected: no answer is waited for."""
+        self._unasked.discard(link)
+        question = self._asked.pop(link, None)
+        if question is not None:
+            link.forget(question)
+        self._end_if_answered()
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""

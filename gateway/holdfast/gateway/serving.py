@@ -90,6 +90,11 @@ class _Pool:
         self.searches: set[Search] = set()
         self.closed = False
 
+    def stop_searching(self, link: ReplicaLink) -> None:
+        """Nobody need wait for this replica's answer."""
+        for search in list(self.searches):
+            search.gone(link)
+
     @property
     def deterministic(self) -> bool:
         """Whether all engines that are known here draw the same tokens for the same request and seed."""
@@ -294,6 +299,7 @@ class Serving:
         for pool in self._pools.values():
             if link in pool.links:
                 pool.links.remove(link)
+                pool.stop_searching(link)
         link.retire()
 
     def _forget(self, link: ReplicaLink) -> None:
@@ -385,6 +391,9 @@ class Serving:
         told = self._report(fact, None)
         if not link.retired:
             self._suspicions[link.replica] = told
+        for pool in self._pools.values():
+            if link in pool.links:
+                pool.stop_searching(link)
 
     def _trusted(self, link: ReplicaLink, suspected_s: float) -> None:
         cause = self._suspicions.pop(link.replica, None)

@@ -15,7 +15,7 @@ from holdfast.core.requests import EngineInfo, EngineRequest
 from holdfast.gateway.backend import Resumption
 from holdfast.gateway.serving import Serving
 from tests.unit.support.history import application
-from tests.unit.support.replicas import Answer, LocalReplica, Site, ask, engine_of, eventually
+from tests.unit.support.replicas import Answer, LocalReplica, Site, ask, engine_of, eventually, replicas_ready
 
 NAME = "cmpl-00112233445566778899aabbccddeeff"
 SLOW: dict[str, Any] = {"itl_ms": 5}
@@ -167,6 +167,25 @@ async def test_a_replica_that_does_not_answer_delays_but_does_not_prevent(
         await resume(second, answer, request)
         answer.check(request)
         assert outcomes(second) == {"attached": 1}
+
+
+async def test_a_search_does_not_wait_for_a_replica_that_the_log_says_is_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.gateway.search.SEARCH_MAX_S", 60.0)
+    async with site:
+        holder = await site.replica(**SLOW)
+        first, second = await site.gateway("g1"), await site.gateway("g2")
+        request = ask(tokens=30)
+        answer = await begin_and_lose(first, request, tokens=10)
+        await holder.kill()
+        await site.replica(**SLOW)
+        await eventually(lambda: replicas_ready(second) == 1)
+        resuming = asyncio.create_task(resume(second, answer, request))
+        await eventually(lambda: bool(second._pools[MODEL].searches))
+        site.exits(holder.name)
+        (await resuming).check(request)
+        assert outcomes(second) == {"redrawn": 1}
 
 
 async def test_a_stream_that_was_resumed_migrates_like_any_other(site: Site) -> None:
