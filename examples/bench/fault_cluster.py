@@ -144,6 +144,14 @@ class Strength:
             await asyncio.sleep(LOOK_S)
 
 
+def cpu_seconds() -> tuple[float, float]:
+    """How long this machine's cores worked, for anybody, and how long there were cores at all (seconds, summed)."""
+    user, nice, system, idle, iowait, *others = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    worked = user + nice + system + sum(others)
+    ticks = os.sysconf("SC_CLK_TCK")
+    return worked / ticks, (worked + idle + iowait) / ticks
+
+
 async def replicas_ready(client: httpx.AsyncClient, url: str) -> int:
     """How many replicas the gateway can send streams to; -1 while it does not answer."""
     try:

@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import typer
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from examples.bench.fault_cluster import Shape, Strength, fault_cluster
+from examples.bench.fault_cluster import Shape, Strength, cpu_seconds, fault_cluster
 from examples.bench.load import Order, Report, sending
 from examples.bench.scenarios import SCENARIOS, Finding, Scenario, Times
 from holdfast.gateway.cli.running import EXIT_INTERRUPTED
@@ -48,8 +48,9 @@ TORCH_FIELDS = {"temperature": 1.0, "ignore_eos": True}
 class Row(msgspec.Struct):
     """One scenario's result. `observer_lag_ms` is how long the measuring process was late in the longest pause.
 
-    `missing_s` is how long replicas were missing, None where none was. `added_ms` and `first_added_ms` are None for the
-    undisturbed run itself, `met` also where nothing is required.
+    `busy` is the part of all cores' time that anybody worked. `missing_s` is how long replicas were missing, None where
+    none was. `added_ms` and `first_added_ms` are None for the undisturbed run itself, `met` also where nothing is
+    required.
     """
 
     scenario: str
@@ -60,6 +61,7 @@ class Row(msgspec.Struct):
     p50_pause_ms: float
     observer_lag_ms: float
     longest_first_ms: float
+    busy: float
     missing_s: float | None
     note: str
     added_ms: float | None = None
@@ -84,8 +86,17 @@ async def _interruptible(work: Coroutine[Any, Any, _T]) -> _T:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-async def _measure(scenario: Scenario, order: Order, times: Times) -> tuple[Report, Finding, float | None]:
-    """Streams through one scenario, what the log says of it, and how long replicas were missing (seconds)."""
+class Measured(NamedTuple):
+    """Streams through one scenario, what the log says of it, and what else was seen, as in `Row`."""
+
+    report: Report
+    finding: Finding
+    missing_s: float | None
+    busy: float
+
+
+async def _measure(scenario: Scenario, order: Order, times: Times) -> Measured:
+    """Run one scenario."""
     shape = scenario.shape
     async with fault_cluster(shape) as cluster:
         order = msgspec.structs.replace(order, urls=cluster.urls, model=shape.model)
@@ -94,17 +105,21 @@ async def _measure(scenario: Scenario, order: Order, times: Times) -> tuple[Repo
         async with sending(order) as load, asyncio.TaskGroup() as group:
             watching = group.create_task(strength.run())
             await load.begun()
+            worked_s, cores_s = cpu_seconds()
             began_s, began = time.monotonic(), datetime.now(UTC)
             await scenario.fault(cluster, times)
             over_s = time.monotonic()
             report = await load.report()
+            now_worked_s, now_cores_s = cpu_seconds()
+            busy = (now_worked_s - worked_s) / (now_cores_s - cores_s)
             await strength.settled(over_s, SETTLED_S, STRENGTH_TIMEOUT_S)
             watching.cancel()
         missing_s = None if strength.weak_s is None else max(0.0, strength.weak_s - began_s)
-        return report, scenario.find(cluster, began), missing_s
+        return Measured(report, scenario.find(cluster, began), missing_s, busy)
 
 
-def _row(scenario: Scenario, report: Report, finding: Finding, missing_s: float | None) -> Row:
+def _row(scenario: Scenario, measured: Measured) -> Row:
+    report, finding, missing_s, busy = measured
     pauses_ms = [1000 * outcome.pause_s for outcome in report.outcomes]
     errors = [outcome.error for outcome in report.outcomes if outcome.error is not None]
     return Row(
@@ -116,6 +131,7 @@ def _row(scenario: Scenario, report: Report, finding: Finding, missing_s: float 
         p50_pause_ms=statistics.median(pauses_ms),
         observer_lag_ms=1000 * report.lag_s,
         longest_first_ms=max(1000 * outcome.first_s for outcome in report.outcomes),
+        busy=busy,
         missing_s=missing_s,
         note="; ".join(filter(None, (finding.note, *errors[:1]))),
         allowed_ms=scenario.allowed_ms if finding.allowed_ms is None else finding.allowed_ms,
@@ -143,6 +159,7 @@ HEADINGS = (
     "first token added",
     "allowed",
     "met",
+    "cores busy",
     "replicas missing for",
 )
 
@@ -161,6 +178,7 @@ def _cells(row: Row) -> list[str]:
         _ms(row.first_added_ms),
         allowed,
         {None: "-", True: "yes", False: "NO"}[row.met],
+        f"{row.busy:.0%}",
         "-" if row.missing_s is None else f"{row.missing_s:.1f} s",
     ]
 
@@ -233,7 +251,7 @@ def faults(
             progress.update(task, description=scenario.name)
             shape = scenario.shape
             measured = asyncio.run(_interruptible(_measure(scenario, _order(shape, streams, tokens), times)))
-            row = _row(scenario, *measured)
+            row = _row(scenario, measured)
             if (reference := undisturbed.setdefault(shape.engine, row)) is not row:
                 _compare(row, reference)
             rows.append(row)

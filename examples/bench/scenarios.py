@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -92,6 +93,16 @@ async def frozen(*pids: int | None) -> AsyncIterator[None]:
 async def nothing(_cluster: FaultCluster, times: Times) -> None:
     """The undisturbed run."""
     await asyncio.sleep(times.frozen_s)
+
+
+async def processes_start(_cluster: FaultCluster, _times: Times) -> None:
+    """What a dead leader brings besides: a node's and two replicas' worth of Python starts, and nothing fails."""
+    imports = ["holdfast.gateway.processes", *["holdfast.actors.replica_main"] * 2]
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", f"import {name}", start_new_session=True)
+        for name in imports
+    ]
+    await asyncio.gather(*(process.wait() for process in processes))
 
 
 async def replica_killed(cluster: FaultCluster, _times: Times) -> None:
@@ -240,6 +251,7 @@ TORCH = Shape(engine="torch", replicas=2)
 
 SCENARIOS = [
     Scenario("undisturbed", nothing),
+    Scenario("nothing fails, three processes start", processes_start),
     Scenario("replica kill -9", replica_killed, 50),
     Scenario("replica frozen, then thawed", replica_frozen, 1000),
     Scenario("engine stuck, heartbeats go on", engine_stuck, 3000),
