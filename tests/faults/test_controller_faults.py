@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.acceptance.conftest import Cluster
-from tests.faults.test_replica_faults import PACE, assert_right, happened, running, under_streams
+from tests.faults.test_replica_faults import PACE, assert_right, happened, running, under_streams, while_streams_come
 
 LONG_TTL = ("--lease-ttl-s", "600")
 SHORT_TTL = ("--lease-ttl-s", "2")
@@ -81,6 +81,22 @@ async def test_the_next_leader_does_not_wait_for_the_lease_of_a_killed_one(start
     assert (lost["payload"]["node"], lost["payload"]["reason"]) == (before["node"], "its process ended")
     assert_one_leader_at_a_time(events)
     print(f"the next leader was elected {follows_in_s(election, killed[0]):.3f} s after kill -9 of the last")
+
+
+async def test_streams_do_not_notice_a_frozen_leader_nor_the_next_one(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(*SHORT_TTL, engine_args=PACE, nodes=2, replicas=4)
+    stale = cluster.status()["controller"]
+
+    def freeze() -> None:
+        os.kill(stale["pid"], signal.SIGSTOP)
+        try:
+            cluster.wait(lambda status: status["controller"]["epoch"] > stale["epoch"])
+        finally:
+            os.kill(stale["pid"], signal.SIGCONT)
+        cluster.wait(lambda _: bool(happened_any(cluster, "LeaderDeposed")))
+
+    await while_streams_come(cluster, freeze)
+    assert_one_leader_at_a_time(cluster.log())
 
 
 async def test_leaders_killed_one_after_the_other_and_all_at_once_are_followed(start_cluster: Any) -> None:

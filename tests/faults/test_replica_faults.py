@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from tests.acceptance.test_load import expected_text, stream_text
 STREAMS = 16
 TOKENS = 120
 PACE = {"itl_ms": 6}
+KILLS = 6
 
 
 async def under_streams(cluster: Cluster, fault: Callable[[], Any]) -> list[str]:
@@ -42,6 +44,19 @@ async def under_streams(cluster: Cluster, fault: Callable[[], Any]) -> list[str]
         return [task.result()[0] for task in tasks]
 
 
+async def while_streams_come(cluster: Cluster, worst: Callable[[], None]) -> int:
+    """Run `worst` beside wave after wave of streams until it returns, and hold every text; how many there were."""
+    over = asyncio.create_task(asyncio.to_thread(worst))
+    streams = 0
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        while not over.done() or not streams:
+            wave = (stream_text(client, f"stream {number}", number, TOKENS) for number in range(STREAMS))
+            assert_right([text for text, _ids in await asyncio.gather(*wave)])
+            streams += STREAMS
+    await over
+    return streams
+
+
 def assert_right(texts: list[str]) -> None:
     for number, text in enumerate(texts):
         assert text == expected_text(f"stream {number}", number, TOKENS), f"stream {number}"
@@ -56,6 +71,22 @@ async def test_streams_go_on_with_the_right_tokens_when_a_replica_is_killed(star
         lambda status: len(running(status)) == 2 and victim["id"] not in {one["id"] for one in running(status)}
     )
     assert victim["pid"] not in {one["pid"] for one in running(replaced)}
+
+
+async def test_streams_outlast_one_random_replica_after_the_other(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(engine_args=PACE, replicas=3)
+    rng, killed = random.Random(3), set[int]()
+
+    def kill_some() -> None:
+        for _ in range(KILLS):
+            victim = rng.choice(running(cluster.status()))["pid"]
+            os.kill(victim, signal.SIGKILL)
+            killed.add(victim)
+            cluster.wait(lambda status: len({one["pid"] for one in running(status)} - killed) == 3)
+            cluster.wait_health(lambda health: ready(health) == 3)
+
+    assert await while_streams_come(cluster, kill_some) >= STREAMS
+    assert len(happened(cluster, "ReplicaExited")) == len(killed) == KILLS
 
 
 async def test_streams_leave_a_frozen_replica_which_serves_again_once_thawed(start_cluster: Any) -> None:
