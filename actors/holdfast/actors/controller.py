@@ -27,7 +27,7 @@ from holdfast.core.reconcile import Evidence, Plan, reconcile
 
 RETRY_S = 0.3
 VACANCY_POLL_S = 2.0
-"""A candidate watches the leader key, and looks for itself this often in case the watch is silent (seconds)."""
+"""A candidate watches the leader key, and reads it this often in case the watch is silent (seconds)."""
 
 POLL_MAX_S = 1.0
 """The lease keys are listed every quarter of the TTL, but at least this often (seconds)."""
@@ -76,7 +76,7 @@ class Controller:
         self._ttl_s = ttl_s
         self._tell = tell
         self._poke = asyncio.Event()
-        self._lease_lost = False
+        self._lease: int | None = None
         self._retired = False
         self._at_rest = asyncio.Event()
         self._at_rest.set()
@@ -84,15 +84,16 @@ class Controller:
         self._election: str | None = None
         self._nodes = LeaseEvidence(ttl_s)
         self._gateways = LeaseEvidence(ttl_s)
-        session.observe_loss(self._on_lease_lost)
+        session.observe_loss(self._poke.set)
         follower.observe(self._on_record)
 
     async def run(self) -> None:
         """Campaign and lead until cancelled or retired."""
         while not self._retired:
-            epoch = await self._epoch(await self._campaign())
+            revision, self._lease = await self._campaign()
+            epoch = await self._epoch(revision)
             logger.info("%s leads with epoch %d", self._identity.name, epoch)
-            self._lease_lost = self._elected = False
+            self._elected = False
             self._nodes = LeaseEvidence(self._ttl_s)
             self._gateways = LeaseEvidence(self._ttl_s)
             self._at_rest.clear()
@@ -118,14 +119,14 @@ class Controller:
 
     # --- becoming leader --------------------------------------------------------------------------------
 
-    async def _campaign(self) -> int:
-        """Wait until the leader key is ours; the epoch."""
+    async def _campaign(self) -> tuple[int, int]:
+        """Wait until the leader key is ours; its revision, and the lease that it hangs on."""
         value = self._identity.lease_value()
         while True:
             lease = await self._session.held()
             try:
                 try:
-                    return await self._leases.create(LEADER_KEY, value, lease)
+                    return await self._leases.create(LEADER_KEY, value, lease), lease
                 except KeyTaken as taken:
                     if taken.holder == value:
                         # Ours, from a try whose outcome we never learned. A fresh one has an epoch that we know.
@@ -154,21 +155,25 @@ class Controller:
 
     async def _wait_for_vacancy(self, holder: bytes) -> None:
         """Return when it is worth trying for the leader key again. Raises `LeasesUnavailable`."""
-        if await self._take_from_dead(holder):
-            return
         listing = await self._leases.list(LEADER_KEY)
-        if listing.items:
-            await self._until_gone(LEADER_KEY, listing.revision, VACANCY_POLL_S)
+        going = asyncio.create_task(self._until_gone(LEADER_KEY, listing.revision))
+        try:
+            while any(item.value == holder for item in listing.items) and not await self._take_from_dead(holder):
+                # One watch for as long as it takes, and reads beside it: there may be many candidates.
+                done, _ = await asyncio.wait({going}, timeout=VACANCY_POLL_S)
+                if done:
+                    return going.result()
+                listing = await self._leases.list(LEADER_KEY)
+        finally:
+            going.cancel()
+            await asyncio.gather(going, return_exceptions=True)
 
-    async def _until_gone(self, prefix: str, after: int, within_s: float) -> bool:
-        """Wait for a key below `prefix` to go after this revision; whether one did in time."""
-        changes = self._leases.watch(prefix, after=after)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s), contextlib.aclosing(changes):
-                async for batch in changes:
-                    if any(change.value is None for change in batch):
-                        return True
-        return False
+    async def _until_gone(self, prefix: str, after: int) -> None:
+        """Wait for a key below `prefix` to go after this revision."""
+        async with contextlib.aclosing(self._leases.watch(prefix, after=after)) as changes:
+            async for batch in changes:
+                if any(change.value is None for change in batch):
+                    return
 
     async def _take_from_dead(self, holder: bytes) -> bool:
         """Clear the leader key if the log proves that its holder is not the node's latest incarnation."""
@@ -188,10 +193,6 @@ class Controller:
 
     def _is_ours(self, item: KeyValue) -> bool:
         return item.key == LEADER_KEY and item.value == self._identity.lease_value()
-
-    def _on_lease_lost(self) -> None:
-        self._lease_lost = True
-        self._poke.set()
 
     def _on_record(self, record: Record, state: ClusterState) -> None:
         if isinstance(record.event.payload, LeaderElected) and record.event.epoch == state.epoch:
@@ -247,6 +248,7 @@ class Controller:
             self._check(epoch)
             try:
                 await self._follower.catch_up()
+                self._check(epoch)  # an election that we slept through: ours would shut out who leads
                 state = self._follower.state
                 node = state.nodes.get(self._identity.name)
                 return await self._writer.append(
@@ -262,7 +264,7 @@ class Controller:
         """Raises `Deposed`. The log is asked first, since it also tells who leads instead."""
         if self._follower.state.epoch > epoch:
             raise Deposed(f"epoch {self._follower.state.epoch} was elected")
-        if self._lease_lost:
+        if self._session.lease != self._lease:
             raise Deposed("its lease is gone")
         if self._retired:
             raise Deposed("its node is given up")
@@ -293,8 +295,10 @@ class Controller:
             try:
                 listing = await self._leases.list("")
                 self._compare(listing)
-                if await self._until_gone("", listing.revision, self._next_look_s(interval_s)):
-                    await asyncio.sleep(GATHER_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._next_look_s(interval_s)):
+                        await self._until_gone("", listing.revision)
+                        await asyncio.sleep(GATHER_S)
             except LeasesUnavailable:
                 self._nodes.unreachable()
                 self._gateways.unreachable()

@@ -33,7 +33,8 @@ START_FAILURES_FATAL = 3
 """Starts in a row that failed before a deployment is called failed (it is tried again all the same)."""
 
 LOSS_FRACTION_MAX = 0.2
-"""At most this part of the replicas, but at least one node's, is given up on lease evidence in `LOSS_INTERVAL_S`."""
+"""At most this part of the replicas, but at least one node's, is given up on lease evidence in `LOSS_INTERVAL_S`.
+Nodes whose process was seen to end count, and are given up regardless."""
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -91,7 +92,9 @@ def _decide_request(application: ApplicationConfig | str, cause: str) -> Proposa
 def _lost_nodes(
     state: ClusterState, evidence: Evidence, now: datetime, look_again: list[datetime]
 ) -> Iterator[Proposal]:
-    """Nodes to give up, smallest first, within the blast radius: leases alone must not empty the cluster."""
+    """Nodes to give up: those whose process was seen to end, and of the others the smallest first, within the blast
+    radius: leases alone must not empty the cluster.
+    """
     used = occupancy(state)
     recent = state.losses if state.losses is not None and state.losses.recent(now) else None
     given_up = recent.replicas if recent else 0
@@ -102,8 +105,10 @@ def _lost_nodes(
         if node.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
         and (node.id, node.incarnation) in evidence.nodes_expired
     ]
-    for node in sorted(expired, key=lambda node: (used[node.id], node.id)):
-        if given_up > 0 and used[node.id] and given_up + used[node.id] > budget:
+    certain = {node.id for node in expired if (node.id, node.incarnation) in evidence.ended}
+    for node in sorted(expired, key=lambda node: (node.id not in certain, used[node.id], node.id)):
+        over_budget = given_up > 0 and used[node.id] and given_up + used[node.id] > budget
+        if over_budget and node.id not in certain:
             if recent:
                 look_again.append(recent.since + timedelta(seconds=LOSS_INTERVAL_S))
             return

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 
 import pytest
 
+from holdfast.actors.controller import VACANCY_POLL_S
 from holdfast.actors.ended import end_leases
 from holdfast.actors.identity import LEADER_KEY, Holder
 from holdfast.actors.node import Superseded
 from holdfast.actors.writer import FactWriter
 from holdfast.core import events as ev
 from holdfast.core.cluster import LOSS_INTERVAL_S, MemberStatus
+from holdfast.core.ports import KeyChange
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
 from holdfast.store.memory_leases import MemoryLeasesServer
 from tests.unit.support.history import application
 from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
 from tests.unit.support.world import World, identity_of
 
-SLACK_S = 2.5
-"""What looking at leases, and waiting for the leader key, may take on top of a TTL."""
+SLACK_S = 1.0
+"""What looking at leases, and waiting for the leader key, may take on top of a TTL, in seconds."""
 
 
 async def led_by(world: World, node: str, within_s: float = 60.0) -> float:
@@ -154,6 +157,100 @@ async def test_a_note_about_a_node_whose_lease_lives_is_not_believed() -> None:
         await world.leases.client().put("ended/nodes/b/1", b"{}", note.id)
         await asyncio.sleep(60)
         assert not world.happened(ev.NodeLost)
+
+
+@virtual_time
+async def test_standing_by_takes_one_watch_and_no_writes() -> None:
+    """There may be many that stand by."""
+    async with World() as world:
+        world.node("a")
+        await led_by(world, "a")
+        other = world.node("b")
+        watch, create = other.leases.watch, other.leases.create
+        asked: Counter[str] = Counter()
+
+        def noted_watch(prefix: str, *, after: int) -> AsyncGenerator[Sequence[KeyChange], None]:
+            asked[f"watch {prefix}"] += 1
+            return watch(prefix, after=after)
+
+        async def noted_create(key: str, value: bytes, lease_id: int) -> int:
+            asked["create"] += 1
+            return await create(key, value, lease_id)
+
+        other.leases.watch, other.leases.create = noted_watch, noted_create  # type: ignore[method-assign]
+        await asyncio.sleep(600)
+        assert (asked[f"watch {LEADER_KEY}"], asked["create"]) == (1, 1)
+
+
+@virtual_time
+async def test_a_candidate_whose_watch_is_silent_reads_that_the_leader_is_gone() -> None:
+    async with World() as world:
+        leader = world.node("a")
+        await led_by(world, "a")
+        other = world.node("b")
+
+        async def silent(prefix: str, *, after: int) -> AsyncGenerator[Sequence[KeyChange], None]:
+            await asyncio.Event().wait()
+            yield ()
+
+        other.leases.watch = silent  # type: ignore[method-assign]
+        await asyncio.sleep(10)
+        await leader.leave()
+        left_s = now_s()
+        assert await led_by(world, "b") - left_s <= VACANCY_POLL_S
+
+
+@virtual_time
+async def test_a_node_that_froze_between_its_key_and_its_election_shuts_out_nobody_elected_meanwhile() -> None:
+    async with World() as world:
+        first = world.node("a")
+        await led_by(world, "a")
+        late = world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        create = late.leases.create
+        has_key, thawed = asyncio.Event(), asyncio.Event()
+
+        async def freezing(key: str, value: bytes, lease_id: int) -> int:
+            revision = await create(key, value, lease_id)
+            late.log.link.cut()
+            has_key.set()
+            await thawed.wait()
+            return revision
+
+        await asyncio.sleep(10)
+        late.leases.create = freezing  # type: ignore[method-assign]
+        await first.leave()
+        await has_key.wait()
+        world.node("c")
+        await world.until(lambda state: "c" in state.nodes)
+        world.leases.revoke(world.leases.list(LEADER_KEY).items[0].lease)
+        await led_by(world, "c")
+        late.leases.create = create  # type: ignore[method-assign]
+        thawed.set()
+        late.log.link.heal()
+        await asyncio.sleep(60)
+        assert world.state.leader == "c"
+        assert not world.happened(ev.LeaderDeposed)
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_node_whose_lease_went_before_it_knew_that_it_had_the_key_does_not_lead_without_one() -> None:
+    async with World() as world:
+        node = world.node("a")
+        create = node.leases.create
+
+        async def late(key: str, value: bytes, lease_id: int) -> int:
+            revision = await create(key, value, lease_id)
+            node.leases.create = create  # type: ignore[method-assign]
+            world.leases.revoke(lease_id)
+            await asyncio.sleep(5)
+            return revision
+
+        node.leases.create = late  # type: ignore[method-assign]
+        await asyncio.sleep(60)
+        (key,) = world.leases.list(LEADER_KEY).items
+        assert (world.state.leader, world.state.epoch) == ("a", key.create_revision)
 
 
 @virtual_time

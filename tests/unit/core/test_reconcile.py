@@ -309,6 +309,15 @@ def test_a_fifth_of_the_replicas_may_go_at_once() -> None:
     assert not any(isinstance(decision, ev.NodeLost) for decision in cluster.step("c", "d"))
 
 
+def test_nodes_whose_process_was_seen_to_end_are_given_up_at_once_however_many_and_hold_back_the_others() -> None:
+    cluster = loaded(9, a=3, b=3, c=3)
+    ended = frozenset({("b", "1"), ("c", "1")})
+    plan = reconcile(cluster.state, Evidence(ended | {("a", "1")}, ended=ended), cluster.now)
+    reason = "its process ended"
+    decided = [proposal.payload for proposal in plan.proposals]
+    assert decided == [ev.NodeLost("b", "1", reason), ev.NodeLost("c", "1", reason)]
+
+
 def test_nodes_without_replicas_cost_nothing() -> None:
     cluster = loaded(1, a=1, b=0, c=0, d=0)
     assert len(cluster.step("a", "b", "c", "d")) == 4
