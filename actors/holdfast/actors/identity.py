@@ -27,7 +27,8 @@ ENDED = "ended"
 class Identity(msgspec.Struct, frozen=True):
     """An actor's life: its lasting name, and the incarnation that tells this run of it from earlier ones.
 
-    `role` is `node`, `gateway` or `operator`.
+    `role` is `node`, `gateway` or `operator`. `place` says where `pid` means this process
+    and no other; empty when that is unknown.
     """
 
     cluster: str
@@ -36,6 +37,7 @@ class Identity(msgspec.Struct, frozen=True):
     incarnation: str
     host: str
     pid: int
+    place: str = ""
 
     @property
     def fact_subject(self) -> str:
@@ -56,6 +58,7 @@ class Identity(msgspec.Struct, frozen=True):
                 "incarnation": self.incarnation,
                 "host": self.host,
                 "pid": self.pid,
+                "place": self.place,
             }
         ).encode()
 
@@ -68,6 +71,7 @@ class Holder(msgspec.Struct, frozen=True):
     incarnation: str
     host: str
     pid: int
+    place: str = ""
 
 
 def parse_holder(value: bytes) -> Holder | None:

@@ -46,7 +46,19 @@ logger = logging.getLogger(__name__)
 def identify(settings: Settings, role: str, name: str) -> Identity:
     """A new incarnation of an actor in this process. Raises `InvalidConfig` for a bad name."""
     check_name(role, name)
-    return Identity(settings.cluster, role, name, new_incarnation(), socket.gethostname(), os.getpid())
+    return Identity(settings.cluster, role, name, new_incarnation(), socket.gethostname(), os.getpid(), place())
+
+
+def place() -> str:
+    """Where a process id means one process: this boot of this kernel, and our namespace of process ids.
+
+    Host names don't tell: machines may share one, and so may containers, where everybody's process id is 1.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 @contextlib.asynccontextmanager

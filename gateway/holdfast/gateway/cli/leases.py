@@ -85,7 +85,8 @@ def end(
     """End the lease of a node or gateway whose process on this machine is dead, instead of waiting for its end.
 
     The next leader is elected, and replacements are placed, at once. Run it where the process ran, after its end: a
-    lease whose process exists, or that is held from another host, is left alone. `holdfast up` does this by itself.
+    lease whose process exists, or that is held from another host or container, is left alone. `holdfast up` does this
+    by itself.
     """
     execute(_end(role, name, (data_dir, nats, etcd)))
 
