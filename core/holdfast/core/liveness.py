@@ -73,7 +73,8 @@ class Liveness:
             self._echo.beat(now_s)
             self._echoed_s = now_s
             good = True
-        if self.suspicion is Suspicion.STUCK and load.step == self._step:
+        if self.suspicion is Suspicion.STUCK and load.running and load.step == self._step:
+            # One that has dropped its work since has come to, and need not step any more.
             good = False
         self._note_step(load, now_s)
         self._good_beats += good

@@ -115,3 +115,14 @@ def test_heartbeats_that_come_more_often_than_pings_still_end_a_suspicion() -> N
             story.now_s += INTERVAL_S / 5
             story.liveness.beat(story.heard, EngineLoad(1, 0, 1, 9, story.step), story.now_s)
     assert story.liveness.suspicion is None
+
+
+def test_an_engine_whose_work_was_taken_away_while_it_was_stuck_need_not_step_to_be_trusted() -> None:
+    story = Story()
+    story.passes(10)
+    assert story.passes(STALL_S + 1, steps=False) is Suspicion.STUCK
+    story.passes(60, steps=False)
+    assert story.liveness.suspicion is Suspicion.STUCK, "it still holds what it had"
+    story.step += 1
+    story.passes(TRUST_BEATS * INTERVAL_S, steps=False, running=0)
+    assert story.liveness.suspicion is None
