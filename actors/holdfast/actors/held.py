@@ -21,6 +21,10 @@ from holdfast.core.requests import TokenLogprob
 KEEP_S = 600.0
 """How long a stream whose gateway is gone goes on, and how long a finished one is kept (seconds)."""
 
+CROWDED_KEEP_S = 15.0
+"""How long one without a gateway goes on while others wait for room in the engine (seconds): longer than a client
+takes to come back with backoff. Gateways that end again and again must not fill the engine for nobody."""
+
 KEPT_BYTES_MAX = 64 * 1024 * 1024
 KEPT_OVERHEAD_BYTES = 256
 """Finished streams take up to so many bytes; each counts this much more than its packed tokens."""
@@ -59,6 +63,15 @@ class Tokens(msgspec.Struct, array_like=True):
 _decode = msgspec.msgpack.Decoder(Tokens).decode
 
 
+class _Packed(msgspec.Struct, frozen=True):
+    """A finished stream. `gateway` had it last, as its attempt `ordinal`."""
+
+    until_s: float
+    gateway: str
+    ordinal: int
+    tokens: bytes
+
+
 class Shelf:
     """Finished streams by name, the oldest first to go. Times are monotonic seconds."""
 
@@ -66,34 +79,40 @@ class Shelf:
         self.bytes = 0
         self._bytes_max = bytes_max
         self._keep_s = keep_s
-        self._packed: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._packed: OrderedDict[str, _Packed] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._packed)
 
-    def put(self, name: str, tokens: Tokens, now_s: float) -> None:
+    def put(self, name: str, gateway: str, tokens: Tokens, now_s: float) -> None:
         """Keep it, for as long as there is room and time."""
         self.drop(name)
-        packed = _encode(tokens)
-        self._packed[name] = (now_s + self._keep_s, packed)
-        self.bytes += len(packed) + KEPT_OVERHEAD_BYTES
+        packed = _Packed(now_s + self._keep_s, gateway, tokens.ordinal, _encode(tokens))
+        self._packed[name] = packed
+        self.bytes += len(packed.tokens) + KEPT_OVERHEAD_BYTES
         while self.bytes > self._bytes_max:
             self.drop(next(iter(self._packed)))
 
     def get(self, name: str) -> Tokens | None:
         """What was kept under the name."""
         kept = self._packed.get(name)
-        return None if kept is None else _decode(kept[1])
+        return None if kept is None else _decode(kept.tokens)
 
     def drop(self, name: str) -> None:
         """Keep it no longer, if it is kept."""
         kept = self._packed.pop(name, None)
         if kept is not None:
-            self.bytes -= len(kept[1]) + KEPT_OVERHEAD_BYTES
+            self.bytes -= len(kept.tokens) + KEPT_OVERHEAD_BYTES
+
+    def fence(self, name: str, gateway: str, ordinal: int) -> None:
+        """Drop it if it is this gateway's, and no later attempt than this."""
+        kept = self._packed.get(name)
+        if kept is not None and kept.gateway == gateway and kept.ordinal <= ordinal:
+            self.drop(name)
 
     def expire(self, now_s: float) -> None:
         """Drop what has been kept for long enough."""
-        while self._packed and next(iter(self._packed.values()))[0] <= now_s:
+        while self._packed and next(iter(self._packed.values())).until_s <= now_s:
             self.drop(next(iter(self._packed)))
 
 
@@ -153,8 +172,18 @@ class HeldStreams:
         self._with_logprobs = 0
         self._lineup = _Lineup([], [], [], [])
 
-    def begin(self, key: int, peer: Peer, start: Start, prompt_tokens: int) -> None:
-        """The engine took a stream in. An older copy of the same name is worth nothing any more."""
+    def begin(self, key: int, peer: Peer, start: Start, prompt_tokens: int) -> bool:
+        """The engine took a stream in; whether it is kept. Another copy of the same name is worth nothing any more.
+
+        Unless that one is a later attempt that somebody waits for: this one was held up on the way, and is refused.
+        Whoever waits for a copy that is replaced is told, for nothing more will come.
+        """
+        other = self._names.get(start.stream)
+        if other is not None and other.peer is not None:
+            if other.tokens.ordinal > start.ordinal:
+                _tell_taken_over(peer, start.attempt)
+                return False
+            _tell_taken_over(other.peer, other.attempt)
         if start.stream:
             self.forget(start.stream)
         request = start.request
@@ -165,6 +194,7 @@ class HeldStreams:
         self._with_logprobs += logprobs is not None
         if start.stream:
             self._names[start.stream] = held
+        return True
 
     def stop(self, peer: Peer, attempt: int) -> bool:
         """Nobody wants more of it; whether it was there."""
@@ -179,7 +209,7 @@ class HeldStreams:
         for name, ordinal in streams:
             held = self._names.get(name)
             if held is None:
-                self.shelf.drop(name)
+                self.shelf.fence(name, peer.gateway, ordinal)
             elif held.gateway == peer.gateway and held.tokens.ordinal <= ordinal:
                 self._remove(held)
                 running += 1
@@ -213,7 +243,7 @@ class HeldStreams:
     def lost(self, peer: Peer, now_s: float) -> None:
         """The gateway is gone. What has a name, and tokens by which a client may know it, goes on."""
         for held in list(peer.attempts.values()):
-            if held.name and held.tokens.drawn:
+            if held.name and (held.tokens.drawn or held.tokens.accepted):
                 held.peer = None
                 held.detached_s = now_s
                 self._detached += 1
@@ -222,12 +252,13 @@ class HeldStreams:
         peer.attempts.clear()
         self._changed()
 
-    def expire(self, now_s: float) -> bool:
-        """Drop what nobody asked for in time; whether the engine has something to drop."""
+    def expire(self, now_s: float, *, crowded: bool) -> bool:
+        """Drop what nobody asked for in time, which is shorter when `crowded`; whether the engine has any to drop."""
         self.shelf.expire(now_s)
         if not self._detached:
             return False
-        late = [held for held in self.by_key.values() if held.peer is None and now_s - held.detached_s >= self._keep_s]
+        begun_s = now_s - (min(self._keep_s, CROWDED_KEEP_S) if crowded else self._keep_s)
+        late = [held for held in self.by_key.values() if held.peer is None and held.detached_s <= begun_s]
         for held in late:
             self._remove(held)
         return bool(late)
@@ -257,7 +288,7 @@ class HeldStreams:
                 self._remove(held)
                 if held.name:
                     held.tokens.reason = reason
-                    self.shelf.put(held.name, held.tokens, now_s)
+                    self.shelf.put(held.name, held.gateway, held.tokens, now_s)
 
     def _hand_over(self, held: Held, peer: Peer, attempt: int) -> None:
         """Another gateway has it from now on, and the one before, if it is still there, is told."""
@@ -265,8 +296,7 @@ class HeldStreams:
             self._detached -= 1
         else:
             del held.peer.attempts[held.attempt]
-            message = "Another gateway went on with this stream."
-            held.peer.connection.send(Refused(held.attempt, TAKEN_OVER, message, None, False))
+            _tell_taken_over(held.peer, held.attempt)
         held.peer, held.attempt, held.gateway = peer, attempt, peer.gateway
         peer.attempts[attempt] = held
         self._changed()
@@ -337,6 +367,11 @@ class HeldStreams:
             if held is not None and held.peer is not None:
                 frame_for(held.peer).finished.append((held.attempt, reason))
         return frames
+
+
+def _tell_taken_over(peer: Peer, attempt: int) -> None:
+    message = "Another gateway went on with this stream."
+    peer.connection.send(Refused(attempt, TAKEN_OVER, message, None, False))
 
 
 def _keep_logprobs(streams: list[Held], output: StepOutput) -> None:

@@ -263,8 +263,8 @@ class Replica:
             peer.connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
         else:
             self._live.add(key)
-            if peer.connection in self._peers and self._admitting is not None:
-                self._held.begin(key, peer, start, prompt_tokens)
+            wanted = peer.connection in self._peers and self._admitting is not None
+            if wanted and self._held.begin(key, peer, start, prompt_tokens):
                 peer.connection.send(Admitted(start.attempt, prompt_tokens))
         finally:
             self._admitting = None
@@ -305,7 +305,7 @@ class Replica:
         while True:
             await asyncio.sleep(self._specification.heartbeat_interval_s)
             self._beat()
-            if self._held.expire(loop.time()):
+            if self._held.expire(loop.time(), crowded=self._engine.load().waiting > 0):
                 self._work.set()
             for gateway, streams in self._fenced.items():
                 self._report(Fenced(gateway, streams))

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.actors.engines.base import StepOutput
-from holdfast.actors.held import KEPT_OVERHEAD_BYTES, REPLAY_TOKENS_MAX, HeldStreams, Peer, Shelf, Tokens
+from holdfast.actors.held import (
+    CROWDED_KEEP_S,
+    KEPT_OVERHEAD_BYTES,
+    REPLAY_TOKENS_MAX,
+    HeldStreams,
+    Peer,
+    Shelf,
+    Tokens,
+)
 from holdfast.core.frames import TAKEN_OVER, Admitted, Frame, Refused, Start, Step
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from tests.unit.support.strategies import SOME
@@ -103,8 +111,8 @@ def test_a_detached_stream_that_nobody_asks_for_ends() -> None:
     begin(held, owner)
     token(held)
     held.lost(owner, 5.0)
-    assert not held.expire(14.9)
-    assert held.expire(15.0)
+    assert not held.expire(14.9, crowded=False)
+    assert held.expire(15.0, crowded=False)
     assert not held.by_key
     assert held.find("s") is None
 
@@ -162,9 +170,78 @@ def test_the_shelf_stays_within_its_bytes_and_loses_the_oldest_first(puts: list[
     shelf = Shelf(bytes_max=3 * KEPT_OVERHEAD_BYTES, keep_s=100)
     order: list[str] = []
     for now_s, (name, tokens) in enumerate(puts):
-        shelf.put(name, Tokens(1, 1, [], [(7, "xy")] * tokens, None), now_s)
+        shelf.put(name, "g", Tokens(1, 1, [], [(7, "xy")] * tokens, None), now_s)
         order = [other for other in order if other != name] + [name]
         assert shelf.bytes <= 3 * KEPT_OVERHEAD_BYTES
         assert [other for other in order if shelf.get(other)] == order[len(order) - len(shelf) :]
     shelf.expire(1000)
     assert (len(shelf), shelf.bytes) == (0, 0)
+
+
+def refusals(wire: Wire) -> list[tuple[int, str]]:
+    return [(frame.attempt, frame.code) for frame in wire.sent if isinstance(frame, Refused)]
+
+
+def test_whoever_waits_for_a_copy_that_is_replaced_is_told() -> None:
+    held = HeldStreams()
+    first, first_wire = peer("a")
+    second, second_wire = peer("b")
+    begin(held, first, key=1)
+    begin(held, second, key=2)
+    assert refusals(first_wire) == [(101, TAKEN_OVER)]
+    assert not first.attempts
+    begin(held, second, key=3)
+    assert refusals(second_wire) == [(102, TAKEN_OVER)]
+    assert set(held.by_key) == {3}
+
+
+def test_an_attempt_that_comes_too_late_does_not_replace_a_later_one_that_somebody_waits_for() -> None:
+    held = HeldStreams()
+    first, first_wire = peer("a")
+    second, second_wire = peer("a")
+    begin(held, second, key=1, ordinal=3)
+    token(held)
+    begin(held, first, key=2, ordinal=2)
+    assert refusals(first_wire) == [(102, TAKEN_OVER)]
+    assert set(held.by_key) == {1}
+    assert not second_wire.sent
+    held.lost(second, 0.0)
+    begin(held, first, key=3, ordinal=2)
+    assert set(held.by_key) == {3}, "nobody waited for the later one any more"
+
+
+def test_a_migrated_stream_outlives_its_gateway_before_it_has_brought_anything_itself() -> None:
+    held = HeldStreams()
+    owner, _ = peer()
+    begin(held, owner, accepted=[4, 5], ordinal=2)
+    held.lost(owner, 0.0)
+    other, wire = peer()
+    assert held.attach(other, 5, "s")
+    assert replayed(wire) == [(0, 4, ""), (1, 5, "")]
+
+
+def test_a_fence_does_not_drop_what_finished_for_another_gateway_or_as_a_later_attempt() -> None:
+    held = HeldStreams()
+    owner, _ = peer("a")
+    begin(held, owner, key=1, name="back again", ordinal=3)
+    begin(held, owner, key=2, name="taken over")
+    other, _ = peer("b")
+    assert held.attach(other, 1, "taken over")
+    held.finish([(1, "stop"), (2, "stop")], 0.0)
+    assert held.fence(owner, [], [("back again", 2), ("taken over", 1)]) == 0
+    assert held.find("back again") is not None
+    assert held.find("taken over") is not None
+    assert held.fence(owner, [], [("back again", 3)]) == 0
+    assert held.find("back again") is None
+
+
+def test_detached_streams_make_room_for_those_that_wait_once_their_clients_had_time_to_come() -> None:
+    held = HeldStreams(keep_s=100)
+    owner, _ = peer()
+    begin(held, owner)
+    token(held)
+    held.lost(owner, 5.0)
+    assert not held.expire(5.0 + CROWDED_KEEP_S, crowded=False)
+    assert not held.expire(4.9 + CROWDED_KEEP_S, crowded=True)
+    assert held.expire(5.0 + CROWDED_KEEP_S, crowded=True)
+    assert not held.by_key
