@@ -134,7 +134,8 @@ class Serving:
             settings.heartbeat_timeout_s,
             settings.suspicion_phi,
             settings.stream_stall_timeout_s,
-            settings.replica_wait_s,
+            # Who doesn't want requests to wait for room still lets a replica read a prompt.
+            max(settings.replica_wait_s, settings.stream_stall_timeout_s),
         )
         self._pools: dict[str, _Pool] = {}
         self._links: dict[str, ReplicaLink] = {}

@@ -13,6 +13,7 @@ from holdfast.actors.engines.mock import MockEngine, mock_text
 from holdfast.core.errors import RequestRefused
 from holdfast.core.requests import EngineInfo, EngineRequest
 from holdfast.gateway.backend import Resumption
+from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.serving import Serving
 from tests.unit.support.history import application
 from tests.unit.support.replicas import Answer, LocalReplica, Site, ask, engine_of, eventually, replicas_ready
@@ -273,3 +274,69 @@ async def test_a_stream_that_stands_still_migrates_alone(site: Site) -> None:
             (await Answer().read(others)).check(*[other] * 4)
         assert gateway.migrations == {(MODEL, "stalled"): 1}
         await eventually(lambda: all(replica.free for replica in replicas))
+
+
+async def test_a_second_beginning_of_a_stream_ends_the_first_instead_of_leaving_it_to_wait(site: Site) -> None:
+    async with site:
+        await site.replica(**SLOW)
+        first, second = await site.gateway("g1"), await site.gateway("g2")
+        request = ask(tokens=400)
+        async with first.open(MODEL, [request], stops=[], name=NAME) as session:
+            await Answer().read(session, tokens=5)
+            async with second.open(MODEL, [request], stops=[], name=NAME) as again:
+                with pytest.raises(RequestRefused) as refused:
+                    await Answer().read(session)
+                assert refused.value.code == "taken_over"
+                (await Answer().read(again)).check(request)
+
+
+async def test_what_is_drawn_again_counts_as_later_than_the_copy_that_was_of_no_use(site: Site) -> None:
+    async with site:
+        replicas = [await site.replica(**SLOW) for _ in range(2)]
+        first, second = await site.gateway("g1"), await site.gateway("g2")
+        request = ask(tokens=400)
+        session = first.open(MODEL, [request], stops=[], name=NAME)
+        await session.__aenter__()
+        answer = await Answer().read(session, tokens=10)
+        (holder,) = (replica for replica in replicas if not replica.free)
+        await holder.kill()
+        await answer.read(session, tokens=20)
+        for link in first._links.values():
+            link._on_orphans = lambda _runs, _cause: None
+            link._cut()
+            link.retire()
+        nothing = Resumption((0,), replay=False)
+        async with second.open(MODEL, [request], stops=[], name=NAME, resumption=nothing) as again:
+            await Answer().read(again, tokens=5)
+            assert outcomes(second) == {"redrawn": 1}, "the texts of the first tokens are nowhere"
+            (alive,) = (replica for replica in replicas if replica is not holder)
+            (held,) = alive.replica._held.by_key.values()
+            assert (held.gateway, held.tokens.ordinal) == ("g2", 3)
+
+
+async def test_a_gateway_that_queues_nothing_still_lets_a_replica_read_prompts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    look = ReplicaLink._look_for_stalls
+    engine = engine_of(**SLOW)
+    admit = engine.admit
+
+    def counted(link: ReplicaLink, now_s: float) -> None:
+        looks.append(now_s)
+        look(link, now_s)
+
+    async def slowly(key: int, request: EngineRequest) -> int:
+        begun = len(looks)
+        await eventually(lambda: len(looks) > begun + 5)
+        return await admit(key, request)
+
+    monkeypatch.setattr("holdfast.gateway.link.STALL_LOOK_S", 0.01)
+    monkeypatch.setattr(ReplicaLink, "_look_for_stalls", counted)
+    monkeypatch.setattr(engine, "admit", slowly)
+    async with site:
+        await site.replica(engine=engine)
+        gateway = await site.gateway("g1", replica_wait_s=0)
+        async with gateway.open(MODEL, [ask()], stops=[]) as session:
+            (await Answer().read(session)).check(ask())
+        assert not gateway.migrations
