@@ -38,6 +38,10 @@ GATHER_S = 0.05
 LATE_S = 0.001
 """A look at whether somebody's time is over comes so much later, so that no rounding puts it before that."""
 
+CUT_OFF_S = 30.0
+"""A leader that could not read the log for this long, in seconds, leaves the key to one that can. Elections among log
+servers take up to 9 s."""
+
 SUCCESSOR_TIMEOUT_S = 2.0
 """How long a leader whose decision was refused reads on, to learn who leads now (seconds)."""
 
@@ -90,6 +94,7 @@ class Controller:
     async def run(self) -> None:
         """Campaign and lead until cancelled or retired."""
         while not self._retired:
+            await self._read_on()
             revision, self._lease = await self._campaign()
             epoch = await self._epoch(revision)
             logger.info("%s leads with epoch %d", self._identity.name, epoch)
@@ -108,14 +113,16 @@ class Controller:
         self._poke.set()
         await self._at_rest.wait()
 
-    async def resign(self) -> None:
-        """Leave the leader key to the next one; the lease's release does it for good."""
+    async def resign(self) -> bool:
+        """Leave the leader key to the next one; whether the lease servers confirmed it. Else it ends with its lease."""
         try:
             for item in (await self._leases.list(LEADER_KEY)).items:
                 if self._is_ours(item):
                     await self._leases.delete(LEADER_KEY, create_revision=item.create_revision)
         except LeasesUnavailable as error:
             logger.warning("the leader key ends with its lease: %s", error)
+            return False
+        return True
 
     # --- becoming leader --------------------------------------------------------------------------------
 
@@ -205,11 +212,40 @@ class Controller:
         """Lead until deposed; why it ended."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch_members())
+            ends = {group.create_task(self._until_deposed(epoch)), group.create_task(self._until_cut_off())}
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in (watching, *ends):
+                task.cancel()
+            return done.pop().result()
+
+    async def _until_deposed(self, epoch: int) -> Deposed:
+        try:
+            await self._lead(epoch)
+        except Deposed as deposed:
+            return deposed
+
+    async def _until_cut_off(self) -> Deposed:
+        """Wait until the log has been out of reach for too long, and the key is given up.
+
+        While the lease servers don't answer either, nobody else could lead.
+        """
+        while True:
             try:
-                await self._lead(epoch)
-            except Deposed as deposed:
-                watching.cancel()
-                return deposed
+                async with asyncio.timeout(CUT_OFF_S):
+                    await self._read_on()
+            except TimeoutError:
+                if await self.resign():
+                    return Deposed(f"it could not read the log for {CUT_OFF_S:g} s")
+            await asyncio.sleep(POLL_MAX_S)
+
+    async def _read_on(self) -> None:
+        """Wait until all is read that is in the log now."""
+        while True:
+            try:
+                return await self._follower.catch_up()
+            except LogUnavailable as error:
+                logger.debug("the log is out of reach: %s", error)
+                await asyncio.sleep(RETRY_S)
 
     async def _report(self, epoch: int, deposed: Deposed) -> None:
         """Tell the log that this node no longer leads, and by whose election if that can be read soon."""

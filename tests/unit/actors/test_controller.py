@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 
 import pytest
 
-from holdfast.actors.controller import VACANCY_POLL_S
+from holdfast.actors.controller import CUT_OFF_S, POLL_MAX_S, VACANCY_POLL_S
 from holdfast.actors.ended import end_leases
 from holdfast.actors.identity import LEADER_KEY, Holder
 from holdfast.actors.node import Superseded
@@ -355,6 +355,66 @@ async def test_a_leader_without_its_lease_steps_down_and_may_lead_again() -> Non
         assert world.happened(ev.LeaderDeposed) == [
             ev.LeaderDeposed("a", key.create_revision, "its lease is gone", None, None)
         ]
+
+
+@virtual_time
+async def test_a_leader_that_alone_can_not_read_the_log_leaves_the_lead_to_one_that_can() -> None:
+    async with World() as world:
+        cut_off = world.node("a", slots=1)
+        await led_by(world, "a")
+        other = world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await world.deploy(application(replicas=2))
+        await world.running(2)
+        cut_off.log.link.cut()
+        cut_s = now_s()
+        next(iter(other.launcher.processes)).ends(-9)
+        assert await led_by(world, "b") - cut_s < CUT_OFF_S + POLL_MAX_S + SLACK_S
+        await world.running(2)
+        await asyncio.sleep(10 * CUT_OFF_S)
+        assert len(world.happened(ev.LeaderElected)) == 2, "it does not come for the key while it can't read"
+        cut_off.log.link.heal()
+        await asyncio.sleep(60)
+        assert world.state.leader == "b"
+        (deposed,) = world.happened(ev.LeaderDeposed)
+        assert isinstance(deposed, ev.LeaderDeposed)
+        assert deposed.node == "a"
+        assert "could not read the log" in deposed.reason
+        check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_leader_without_log_and_lease_servers_leads_on_once_they_are_back() -> None:
+    async with World() as world:
+        world.node("a")
+        await led_by(world, "a")
+        world.log.stop()
+        world.leases.stop()
+        await asyncio.sleep(10 * CUT_OFF_S)
+        world.log.start()
+        await asyncio.sleep(10)
+        await world.deploy(application(replicas=1))
+        await world.running(1, within_s=1.0)
+        assert len(world.happened(ev.LeaderElected)) == 1
+
+
+@virtual_time
+async def test_a_log_that_nobody_can_read_for_long_costs_no_node_and_is_led_again_when_it_is_back() -> None:
+    async with World() as world:
+        for name in "ab":
+            world.node(name)
+        await world.until(lambda state: len(state.nodes) == 2 and state.leader is not None)
+        await world.deploy(application(replicas=2))
+        await world.running(2)
+        epoch = world.state.epoch
+        for _ in range(3):
+            world.log.stop()
+            await asyncio.sleep(10 * CUT_OFF_S)
+            world.log.start()
+            await world.until(lambda state, before=epoch: state.epoch > before, 20)  # type: ignore[misc]
+            epoch = world.state.epoch
+        assert not world.happened(ev.NodeLost, ev.ReplicaExited)
+        check_one_leader_per_epoch(world)
 
 
 @virtual_time
