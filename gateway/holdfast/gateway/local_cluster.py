@@ -241,10 +241,17 @@ class LocalCluster:
                 self._endings.add(ending)
                 ending.add_done_callback(self._endings.discard)
 
-        keeper = Keeper(child, changed=self._describe, say=self._progress.note, ended=ended)
+        keeper = Keeper(child, changed=self._changed, say=self._progress.note, ended=ended)
         self._keepers[group.create_task(keeper.run())] = keeper
 
     # --- cluster.json -----------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Write down what runs now. What runs goes on where that fails, as on a full disk."""
+        try:
+            self._describe()
+        except OSError as error:
+            self._progress.note(f"{self.directory.path / 'cluster.json'} is out of date, it can't be written: {error}")
 
     def _describe(self, *, running: bool = True) -> None:
         self.directory.write_cluster(

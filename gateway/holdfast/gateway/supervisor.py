@@ -94,7 +94,7 @@ class Keeper:
         """One life of the child; how it ended."""
         try:
             await self.child.start()
-        except WorldFailure as error:
+        except (WorldFailure, OSError) as error:  # also: no memory for a process, no room for its log
             return f"it did not come up: {str(error).partition(chr(10))[0]}"
         self.running.set()
         self._changed()
