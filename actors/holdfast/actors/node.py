@@ -295,7 +295,7 @@ class Node:
                 child.message = report.message
             else:
                 fenced = StreamsFenced(self._identity.name, child.specification.replica, report.gateway, report.streams)
-                self._facts.record(fenced, started)
+                self._facts.note(fenced, started)
 
     def _reached_at(self, address: str) -> str:
         """Where gateways reach what listens at `address`; an IPv6 host in brackets."""

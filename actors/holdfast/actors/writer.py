@@ -34,6 +34,9 @@ RETRY_MAX_S = 2.0
 OUTBOX_FACTS_MAX = 10_000
 """Facts that may wait while the log is away. A node meets a few per replica: this is hours of crashes."""
 
+NOTES_MAX = 5_000
+"""Where so many facts wait already, those that are only for people to read are dropped."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -99,6 +102,16 @@ class FactWriter:
         self._wakeup = asyncio.Event()
         self._written = asyncio.Event()
         self._written.set()
+        self.dropped = 0
+
+    def note(self, fact: Fact, cause: str | None) -> str | None:
+        """Take down a fact that nobody acts on; its event id, None where too many wait. Never raises."""
+        if len(self._outbox) < NOTES_MAX:
+            return self.record(fact, cause)
+        if not self.dropped:
+            logger.warning("%d facts wait for the log; notes such as %s are dropped", NOTES_MAX, type_name(fact))
+        self.dropped += 1
+        return None
 
     def record(self, fact: Fact, cause: str | None) -> str:
         """Take down a fact as of now; its event id. It is appended as soon as the log takes it.

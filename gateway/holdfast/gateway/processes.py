@@ -186,7 +186,7 @@ class GatewayProcess:
             identity.name,
             settings.serving,
             rng,
-            self._facts.record,
+            self._facts.note,
             settings.node.heartbeat_interval_s,
         )
         app = create_app(self._serving, settings.http, identity.name)

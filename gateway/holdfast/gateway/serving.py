@@ -117,7 +117,7 @@ class Serving:
         gateway: str,
         settings: ServingSettings,
         rng: random.Random,
-        report: Callable[[Fact, str | None], str] = lambda _fact, _cause: "",
+        report: Callable[[Fact, str | None], str | None] = lambda _fact, _cause: None,
         heartbeat_interval_s: float = 0.1,
     ) -> None:
         self._follower = follower
@@ -125,7 +125,7 @@ class Serving:
         self._rng = rng
         self._gateway = gateway
         self._report = report
-        self._suspicions: dict[str, str] = {}
+        self._suspicions: dict[str, str | None] = {}
         self._link_settings = LinkSettings(
             cluster,
             gateway,

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from holdfast.actors.identity import DECISIONS
-from holdfast.actors.writer import OUTBOX_FACTS_MAX, RETRY_MAX_S, DecisionWriter, FactWriter
+from holdfast.actors.writer import NOTES_MAX, OUTBOX_FACTS_MAX, RETRY_MAX_S, DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, Head
 from holdfast.core.errors import WrongLastSequence
-from holdfast.core.events import GENESIS, LeaderElected, NodeLeft, NodeStopping, Record, decode_record
+from holdfast.core.events import GENESIS, LeaderElected, NodeLeft, NodeStopping, Record, StreamsMigrated, decode_record
 from holdfast.core.state import apply
 from holdfast.store.memory import MemoryLog, MemoryLogServer
 from tests.unit.support.virtual_time import VirtualClock, now_s, settle, virtual_time
@@ -165,6 +165,18 @@ async def test_the_outbox_is_bounded() -> None:
         facts.record(NodeStopping("a"), None)
     with pytest.raises(OverflowError, match="wait for the log"):
         facts.record(NodeStopping("a"), None)
+
+
+@virtual_time
+async def test_notes_leave_room_in_the_outbox_for_what_somebody_acts_on() -> None:
+    server = MemoryLogServer()
+    facts = FactWriter(server.client(), VirtualClock(), identity_of("a"))
+    note = StreamsMigrated("a", "r", 1, "lost")
+    ids = [facts.note(note, None) for _ in range(NOTES_MAX + 3)]
+    assert ids[-4] is not None
+    assert ids[-3:] == [None] * 3
+    assert facts.dropped == 3
+    facts.record(NodeStopping("a"), None)
 
 
 @virtual_time
