@@ -1,4 +1,5 @@
-"""Any faults at any time: replicas that are cut off, that freeze and come back with what they had still to say.
+"""Any faults at any time: replicas that are cut off, that freeze and come back with what they had still to say,
+gateways that are lost with their clients' streams, which resume at others.
 
 As in `test_migration`, from the client's bytes to the engines; here two gateways serve several clients at once, and
 what breaks, and when, is drawn by hypothesis.
@@ -17,7 +18,10 @@ from holdfast.actors.engines.mock import mock_text
 from holdfast.core.requests import EngineRequest, Sampling
 from holdfast.core.stream import BARREN_ATTEMPTS_MAX
 from holdfast.gateway.app import App, create_app
+from holdfast.gateway.backend import Resumption
+from holdfast.gateway.serving import Serving
 from tests.unit.gateway.client import CHAT, COMPLETIONS, Answer, ask, chat, completion
+from tests.unit.support import replicas as support
 from tests.unit.support.answers import assert_given_up, by_choice
 from tests.unit.support.history import application
 from tests.unit.support.memory_network import MemoryNetworkLoop, MemoryServer
@@ -114,3 +118,85 @@ def check_given_up(answer: Answer, right: dict[int, list[str]]) -> None:
         assert_given_up(answer, right, "stream_lost")
     else:
         assert (answer.status, answer.error["code"]) == (503, "stream_lost")
+
+
+class Gateways:
+    """Gateways that are lost one after the other, and the clients that read from them."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._count = 0
+        self.alive: list[Serving] = []
+        self._readers: dict[asyncio.Task[support.Answer], Serving] = {}
+
+    async def add(self) -> None:
+        """Start one more."""
+        self._count += 1
+        self.alive.append(await self._site.gateway(f"g{self._count}", ready=0, migration_limit=100))
+
+    async def lose(self, at_s: float) -> None:
+        """The gateway that has been there longest is lost at its time, after another has come."""
+        await asyncio.sleep(at_s)
+        await self.add()
+        gateway = self.alive.pop(0)
+        for link in gateway._links.values():
+            link._on_orphans = lambda _runs, _cause: None
+            link._cut()
+            link.retire()
+        for reader, owner in self._readers.items():
+            if owner is gateway:
+                reader.cancel()
+
+    async def ask(self, number: int, request: EngineRequest) -> support.Answer:
+        """Read the whole answer, wherever that takes; what a client has got it tells the next gateway."""
+        answer, resumption = support.Answer(), None
+        while True:
+            gateway = self.alive[number % len(self.alive)]
+            reader = asyncio.create_task(self._read(gateway, answer, f"cmpl-{number}", request, resumption))
+            self._readers[reader] = gateway
+            try:
+                return await reader
+            except asyncio.CancelledError:
+                if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                    raise
+                resumption = Resumption((len(answer.counts.get(0, [])),), replay=False)
+            finally:
+                del self._readers[reader]
+
+    async def _read(
+        self, gateway: Serving, answer: support.Answer, name: str, request: EngineRequest, resumption: Resumption | None
+    ) -> support.Answer:
+        async with gateway.open("tiny", [request], stops=[], name=name, resumption=resumption) as session:
+            return await answer.read(session)
+
+
+async def resumes(schedule: list[Fault], losses_s: list[float]) -> None:
+    """Clients that resume at other gateways get each token once, whatever befalls replicas meanwhile."""
+    site = Site()
+    site.deploy(application(replicas=REPLICAS))
+    async with site:
+        replicas = [await site.replica(itl_ms=20, ttft_ms=30) for _ in range(REPLICAS)]
+        gateways = Gateways(site)
+        for _ in range(2):
+            await gateways.add()
+        await eventually(lambda: all(replicas_ready(gateway) == REPLICAS for gateway in gateways.alive))
+        requests = [support.ask(f"prompt {number}", TOKENS, logprobs=number - 1) for number in range(4)]
+        async with asyncio.TaskGroup() as group:
+            for fault in schedule:
+                group.create_task(befalls(fault, replicas[fault.replica]))
+            for at_s in losses_s:
+                group.create_task(gateways.lose(at_s))
+            readers = [group.create_task(gateways.ask(*asked)) for asked in enumerate(requests)]
+        for reader, request in zip(readers, requests, strict=True):
+            reader.result().check(request)
+        await eventually(lambda: all(replica.free for replica in replicas))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(faults, max_size=2), st.lists(st.floats(0.0, 1.5), min_size=1, max_size=4))
+def test_clients_of_lost_gateways_get_the_right_answers_from_others(
+    schedule: list[Fault], losses_s: list[float]
+) -> None:
+    """Fewer faults of replicas than it takes for a stream to be given up."""
+    with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
+        runner.run(resumes(schedule, losses_s))
