@@ -15,10 +15,11 @@ from holdfast.core.detector import PhiAccrual
 from holdfast.core.requests import EngineLoad
 
 PAUSE_S = 0.2
-ECHO_PAUSE_S = 0.35
+ECHO_INTERVALS = 1.5
 DEVIATION_MIN_S = 0.03
 """What `PhiAccrual` allows for: with heartbeats every 0.1 s a silence of about 0.5 s is suspect, and pings that have
-not been given back for about 0.65 s: they take two ways, and wait for the next heartbeat (seconds)."""
+not been given back for about 0.65 s (seconds). Pings take two ways, and wait for the next heartbeat: one that just
+missed it is given back a whole interval later, so that pause is longer by `ECHO_INTERVALS`."""
 
 TRUST_BEATS = 3
 """Heartbeats from a suspect that show progress in what it was suspected for, until it is trusted again. Pings and steps
@@ -46,7 +47,7 @@ class Liveness:
     def __init__(self, interval_s: float, phi_max: float, stall_s: float, now_s: float) -> None:
         """Heartbeats come every `interval_s`; `phi_max` is where suspicion begins; `stall_s` is an engine's limit."""
         self._voice = PhiAccrual(interval_s, PAUSE_S, DEVIATION_MIN_S, now_s)
-        self._echo = PhiAccrual(interval_s, ECHO_PAUSE_S, DEVIATION_MIN_S, now_s)
+        self._echo = PhiAccrual(interval_s, PAUSE_S + ECHO_INTERVALS * interval_s, DEVIATION_MIN_S, now_s)
         self._phi_max = phi_max
         self._stall_s = stall_s
         self._pinged = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from holdfast.core.liveness import STEP_FACTOR, STEP_FIRST_S, TRUST_BEATS, Liveness, Suspicion
 from holdfast.core.requests import EngineLoad
 
@@ -126,3 +128,19 @@ def test_an_engine_whose_work_was_taken_away_while_it_was_stuck_need_not_step_to
     story.step += 1
     story.passes(TRUST_BEATS * INTERVAL_S, steps=False, running=0)
     assert story.liveness.suspicion is None
+
+
+@pytest.mark.parametrize("interval_s", [0.02, 0.1, 0.5, 1.0, 10.0])
+def test_pings_that_just_miss_a_heartbeat_again_and_again_are_no_deafness(interval_s: float) -> None:
+    liveness = Liveness(interval_s, 8.0, STALL_S, 0.0)
+    late_s = interval_s * 0.07
+    ping_s, beat_s, heard = 0.0, interval_s, 0
+    while beat_s < 300 * interval_s:
+        if ping_s <= beat_s:
+            heard = liveness.ping()
+            assert liveness.look(ping_s) is None, f"at {ping_s:g} s"
+            ping_s += interval_s + late_s
+        else:
+            assert liveness.look(beat_s) is None, f"at {beat_s:g} s"
+            liveness.beat(heard, EngineLoad(0, 0, 0, 9, 0), beat_s)
+            beat_s += interval_s
