@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from holdfast.actors.clock import SystemClock
 from holdfast.actors.follower import Follower
 from holdfast.actors.operator import Operator
 from holdfast.core.cluster import ClusterState, GatewayState, NodeState, ReplicaState, ReplicaStatus
-from holdfast.core.events import Record
+from holdfast.core.events import Record, ReplicaSuspected, StreamsMigrated
 from holdfast.gateway.goal import SHIPPED_MODEL_NAME, Wish, application_for
 from holdfast.gateway.leftovers import MARK, kill_marked
 from holdfast.gateway.processes import identify, open_log
@@ -43,6 +44,9 @@ NEAR_HOST = "127.0.0.1"
 FAR_NODE = "node-2"
 
 READY_LINE = "Holdfast serves on"
+
+LEFT = (StreamsMigrated, ReplicaSuspected)
+"""What gateways say of streams that leave a replica: its connection or the stream broke, or it is suspected."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -102,6 +106,11 @@ class FaultCluster:
     def running(self) -> list[ReplicaState]:
         """The replicas that run, oldest first."""
         return [one for one in self.state.replicas.values() if one.status is ReplicaStatus.RUNNING]
+
+    def migrated(self, since: datetime) -> int:
+        """How often a stream has left a replica, as far as gateways told the log."""
+        events = [record.event for record in self.records if record.event.time >= since]
+        return sum(one.payload.streams for one in events if isinstance(one.payload, LEFT))
 
     def leader(self) -> NodeState:
         """The node that leads."""

@@ -1,9 +1,10 @@
 """What failures cost streams: `python -m examples.bench faults` (`make bench-faults`).
 
 Each scenario runs streams over the gateways of a cluster of its own, does its worst in the middle of them, and compares
-every token with what the stream must say. A pause is the time between two tokens of a stream; what the fault added is
-the longest one less the longest of the undisturbed run, which shows what the machine itself does. The wait for a first
-token is kept apart, since it is longer even undisturbed; what the fault added to it has to be within the same limit.
+every token with what the stream must say. Requests go on until the cluster has been at full strength again for a while.
+A pause is the time between two tokens of a stream; what the fault added is the longest one less the longest of the
+undisturbed run, which shows what the machine itself does. The wait for a first token is kept apart, since it is longer
+even undisturbed; what the fault added to it has to be within the same limit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from examples.bench.fault_cluster import Shape, Strength, cpu_seconds, fault_cluster
+from examples.bench.fault_cluster import ITL_MS, Shape, Strength, cpu_seconds, fault_cluster
 from examples.bench.load import Order, Report, sending
 from examples.bench.scenarios import SCENARIOS, Finding, Scenario, Times
 from holdfast.gateway.cli.running import EXIT_INTERRUPTED
@@ -48,6 +49,7 @@ TORCH_FIELDS = {"temperature": 1.0, "ignore_eos": True}
 class Row(msgspec.Struct):
     """One scenario's result. `observer_lag_ms` is how long the measuring process was late in the longest pause.
 
+    `moved` counts the times that a stream left a replica, as the log tells, or a gateway.
     `busy` is the part of all cores' time that anybody worked. `missing_s` is how long replicas were missing, None where
     none was. `added_ms` and `first_added_ms` are None for the undisturbed run itself, `met` also where nothing is
     required.
@@ -57,6 +59,7 @@ class Row(msgspec.Struct):
     streams: int
     broken: int
     wrong: int
+    moved: int
     longest_pause_ms: float
     p50_pause_ms: float
     observer_lag_ms: float
@@ -91,6 +94,7 @@ class Measured(NamedTuple):
 
     report: Report
     finding: Finding
+    moved: int
     missing_s: float | None
     busy: float
 
@@ -99,7 +103,7 @@ async def _measure(scenario: Scenario, order: Order, times: Times) -> Measured:
     """Run one scenario."""
     shape = scenario.shape
     async with fault_cluster(shape) as cluster:
-        order = msgspec.structs.replace(order, urls=cluster.urls, model=shape.model)
+        order = msgspec.structs.replace(order, urls=cluster.urls, model=shape.model, resumes=scenario.resumes)
         await scenario.prepare(cluster)
         strength = Strength(cluster.urls, shape.replicas)
         async with sending(order) as load, asyncio.TaskGroup() as group:
@@ -108,18 +112,18 @@ async def _measure(scenario: Scenario, order: Order, times: Times) -> Measured:
             worked_s, cores_s = cpu_seconds()
             began_s, began = time.monotonic(), datetime.now(UTC)
             await scenario.fault(cluster, times)
-            over_s = time.monotonic()
+            await strength.settled(time.monotonic(), SETTLED_S, STRENGTH_TIMEOUT_S)
             report = await load.report()
             now_worked_s, now_cores_s = cpu_seconds()
             busy = (now_worked_s - worked_s) / (now_cores_s - cores_s)
-            await strength.settled(over_s, SETTLED_S, STRENGTH_TIMEOUT_S)
             watching.cancel()
         missing_s = None if strength.weak_s is None else max(0.0, strength.weak_s - began_s)
-        return Measured(report, scenario.find(cluster, began), missing_s, busy)
+        moved = cluster.migrated(began) + sum(outcome.tries > 1 for outcome in report.outcomes)
+        return Measured(report, scenario.find(cluster, began), moved, missing_s, busy)
 
 
 def _row(scenario: Scenario, measured: Measured) -> Row:
-    report, finding, missing_s, busy = measured
+    report, finding, moved, missing_s, busy = measured
     pauses_ms = [1000 * outcome.pause_s for outcome in report.outcomes]
     errors = [outcome.error for outcome in report.outcomes if outcome.error is not None]
     return Row(
@@ -127,6 +131,7 @@ def _row(scenario: Scenario, measured: Measured) -> Row:
         streams=len(pauses_ms),
         broken=len(errors),
         wrong=sum(outcome.wrong for outcome in report.outcomes),
+        moved=moved,
         longest_pause_ms=max(pauses_ms),
         p50_pause_ms=statistics.median(pauses_ms),
         observer_lag_ms=1000 * report.lag_s,
@@ -152,6 +157,7 @@ HEADINGS = (
     "streams",
     "broken",
     "wrong",
+    "moved",
     "longest pause",
     "of it observer",
     "p50 pause",
@@ -171,6 +177,7 @@ def _cells(row: Row) -> list[str]:
         str(row.streams),
         str(row.broken),
         str(row.wrong),
+        str(row.moved),
         _ms(row.longest_pause_ms),
         _ms(row.observer_lag_ms),
         _ms(row.p50_pause_ms),
@@ -218,8 +225,9 @@ def _chosen(only: str) -> list[Scenario]:
 def _order(shape: Shape, streams: int, tokens: int) -> Order:
     """What is sent; where it is sent to, and for which model, follows from the cluster."""
     if shape.engine == "torch":
-        return Order([], "", min(streams, TORCH_STREAMS), min(tokens, TORCH_TOKENS), TORCH_FIELDS)
-    return Order([], "", streams, tokens)
+        streams, tokens = min(streams, TORCH_STREAMS), min(tokens, TORCH_TOKENS)
+    fields = TORCH_FIELDS if shape.engine == "torch" else {}
+    return Order([], "", streams, tokens, tokens * ITL_MS / 1000, fields)
 
 
 def faults(

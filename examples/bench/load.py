@@ -2,7 +2,7 @@
 
 What starts and kills processes, asks how they are and forwards bytes shares no interpreter with what takes the time
 between tokens. The order comes as a line of JSON on standard input, then "over" once the worst is over. Out go "begun"
-when a third of the first streams' tokens are there, and at the end the report.
+when half of the first streams' tokens are there, and at the end the report.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import uvloop
 
 from holdfast.actors.engines.mock import mock_text
 from holdfast.core.requests import EngineRequest, Sampling
-from holdfast.gateway.client import AsyncHoldfast, ClientError, Options
+from holdfast.gateway.client import AsyncHoldfast, AsyncStream, ClientError, Options
 
 DEADLINE_S = 240.0
 LAG_LOOK_S = 0.005
@@ -30,35 +30,37 @@ LAG_MIN_S = 0.002
 LAGS_MAX = 100_000
 """Lateness below the first is none, and of what is above so many are kept."""
 
-STAGGER_S = 0.01
-"""Between the starts of the first streams, so that starting some does not hold up others (seconds)."""
-
 LINE_BYTES_MAX = 16 * 1024 * 1024
 
 
 class Order(msgspec.Struct, frozen=True):
     """What to send: so many streams at once of so many tokens each, one after the other until it is over.
 
-    `fields` go into every request. The mock's texts are known; what another engine says is learnt from streams
-    that run before, undisturbed.
+    The first ones begin spread over `spread_s`, so that some request is sent at any time: if that is as long as a
+    stream takes, requests never come in waves that miss what a fault does to new ones. `fields` go into every request.
+    A stream that had to be sent again counts as broken, unless `resumes`: another client than ours would have seen it
+    break. The mock's texts are known; what another engine says is learnt from streams that run before, undisturbed.
     """
 
     urls: list[str]
     model: str
     streams: int
     tokens: int
+    spread_s: float
     fields: dict[str, Any] = {}
+    resumes: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One stream: why it broke if it did, and whether a token was wrong. Times in seconds.
+    """One stream: why it broke if it did, whether a token was wrong, and how often it was sent. Times in seconds.
 
-    `first_s` is the wait for the first token; `pause_s` the longest time between two tokens, which ended at
-    `pause_end_s`. A stream that got no token has waited all its life for it.
+    `first_s` is the wait for the first token; `pause_s` the longest time between two tokens, or from the last one to
+    the stream's end, which ended at `pause_end_s`. A stream that got no token has waited all its life for it.
     """
 
     error: str | None
     wrong: bool
+    tries: int
     first_s: float
     pause_s: float
     pause_end_s: float
@@ -92,7 +94,7 @@ class Streams:
         outcomes: list[Outcome] = []
 
         async def place(number: int) -> None:
-            await asyncio.sleep(number * STAGGER_S)
+            await asyncio.sleep(number * self._order.spread_s / self._order.streams)
             while number < self._order.streams or not over.is_set():
                 outcomes.append(await self._stream(number))
                 number += self._order.streams
@@ -101,43 +103,41 @@ class Streams:
         return outcomes
 
     async def _learn(self, number: int) -> str:
-        return "".join([piece async for piece in self._texts(number)])
+        async with self._open(number) as events:
+            return await events.text()
 
     async def _stream(self, number: int) -> Outcome:
         pieces: list[str] = []
-        first_s, pause_s, pause_end_s = 0.0, 0.0, 0.0
-        now = time.perf_counter
-        last_s = began_s = now()
+        times = _Times()
         error: str | None = None
+        events = self._open(number)
         try:
-            async for piece in self._texts(number):
-                now_s = now()
-                if not pieces:
-                    first_s = now_s - began_s
-                elif now_s - last_s > pause_s:
-                    pause_s, pause_end_s = now_s - last_s, now_s
-                last_s = now_s
-                pieces.append(piece)
-                self._count()
+            async with events:
+                async for event in events:
+                    times.tick()
+                    pieces.append(event.text)
+                    self._count()
         except ClientError as broken:
             error = str(broken) or type(broken).__name__
-        wrong = error is None and "".join(pieces) != self._expected(number)
-        return Outcome(error, wrong, first_s if pieces else now() - began_s, pause_s, pause_end_s)
+        times.tick()
+        if error is None and events.tries > 1 and not self._order.resumes:
+            error = f"the client had to send it {events.tries} times"
+        counted = (events.last_event_id or "").rpartition(":")[2] == str(self._order.tokens)
+        wrong = error is None and not (counted and "".join(pieces) == self._expected(number))
+        return Outcome(error, wrong, events.tries, times.first_s, times.pause_s, times.pause_end_s)
 
-    async def _texts(self, number: int) -> AsyncIterator[str]:
+    def _open(self, number: int) -> AsyncStream:
         """Every stream says something else, unless what they say had to be learnt."""
         number = number % len(self._known) if self._known else number
         order, options = self._order, Options(deadline_s=DEADLINE_S)
-        async with self._client.completions_stream(
+        return self._client.completions_stream(
             model=order.model,
             prompt=f"stream {number}",
             seed=number,
             max_tokens=order.tokens,
             options=options,
             **order.fields,
-        ) as events:
-            async for piece in events.texts():
-                yield piece
+        )
 
     def _expected(self, number: int) -> str:
         if self._known:
@@ -147,8 +147,28 @@ class Streams:
 
     def _count(self) -> None:
         self._received += 1
-        if self._received == self._order.streams * self._order.tokens // 3:
+        if self._received == self._order.streams * self._order.tokens // 2:
             self._begun()
+
+
+class _Times:
+    """When a stream's events come."""
+
+    def __init__(self) -> None:
+        self.first_s = 0.0
+        self.pause_s = 0.0
+        self.pause_end_s = 0.0
+        self._last_s = time.perf_counter()
+        self._begun = False
+
+    def tick(self) -> None:
+        """The next event, or the end."""
+        now_s = time.perf_counter()
+        waited_s, self._last_s = now_s - self._last_s, now_s
+        if not self._begun:
+            self.first_s, self._begun = waited_s, True
+        elif waited_s > self.pause_s:
+            self.pause_s, self.pause_end_s = waited_s, now_s
 
 
 class Lag:
@@ -201,7 +221,7 @@ class Load:
         self._process = process
 
     async def begun(self) -> None:
-        """Wait until a third of the first streams' tokens are there."""
+        """Wait until half of the first streams' tokens are there."""
         await self._line()
 
     async def report(self) -> Report:

@@ -57,7 +57,10 @@ async def as_it_is(_cluster: FaultCluster) -> None:
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """One row. `allowed_ms` is the pause that the fault may add; None where `find` says."""
+    """One row. `allowed_ms` is the pause that the fault may add; None where `find` says.
+
+    `resumes`: streams may break, since their gateway dies, and the client resumes them.
+    """
 
     name: str
     fault: Fault
@@ -65,6 +68,7 @@ class Scenario(msgspec.Struct, frozen=True):
     shape: Shape = Shape()
     find: Callable[[FaultCluster, datetime], Finding] = nothing_to_add
     prepare: Callable[[FaultCluster], Awaitable[None]] = as_it_is
+    resumes: bool = False
 
 
 # --- faults ---------------------------------------------------------------------------------------------
@@ -80,13 +84,15 @@ def kill(*pids: int | None) -> None:
 @asynccontextmanager
 async def frozen(*pids: int | None) -> AsyncIterator[None]:
     """SIGSTOP, and SIGCONT at the end."""
-    running = [pid for pid in pids if pid]
+    stopped: list[int] = []
     try:
-        for pid in running:
+        for pid in pids:
+            assert pid, "a process to be frozen does not run"
             os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
         yield
     finally:
-        for pid in running:
+        for pid in stopped:
             os.kill(pid, signal.SIGCONT)
 
 
@@ -271,7 +277,7 @@ SCENARIOS = [
     Scenario("three servers: each nats-server frozen in turn", each_frozen("nats"), NONE_MS, THREE),
     Scenario("three servers: each etcd kill -9 in turn", each_killed("etcd"), NONE_MS, THREE),
     Scenario("three servers: each etcd frozen in turn", each_frozen("etcd"), NONE_MS, THREE),
-    Scenario("gateway kill -9, client resumes", gateway_killed, 500),
+    Scenario("gateway kill -9, client resumes", gateway_killed, 500, resumes=True),
     Scenario("a random replica every 2 s", replicas_at_random, 100),
     Scenario("the only replica kill -9", replica_killed, None, Shape(replicas=1, nodes=1), replacement_start),
     Scenario("torch: undisturbed", nothing, None, TORCH),
