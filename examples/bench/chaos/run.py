@@ -146,13 +146,12 @@ class Run:
                 blow, view, victims = found
                 if blow.freeze_s is None:
                     victims = victims[: self._plan.kills - self.result.killed]
-                self._note_blow(blow, view, victims)
-                processes = [process for victim in victims for process in victim]
                 if blow.freeze_s is not None:
+                    self._note_blow(blow, view, victims)
+                    processes = [process for victim in victims for process in victim]
                     group.create_task(self._freeze(processes, blow.freeze_s))
                     continue
-                for process in processes:
-                    send(process, signal.SIGKILL)
+                self._note_blow(blow, view, [_kill(victim) for victim in victims])
                 self._tell()
 
     async def _safe(self, blow: Blow) -> tuple[Blow, View, list[list[Process]]] | None:
@@ -192,8 +191,8 @@ class Run:
 
     def _note_blow(self, blow: Blow, view: View, victims: list[list[Process]]) -> None:
         counts = self.result.kills if blow.freeze_s is None else self.result.freezes
-        for target, _ in zip(blow.targets, victims, strict=False):
-            counts[str(target.kind)] += 1
+        for target, victim in zip(blow.targets, victims, strict=False):
+            counts[str(target.kind)] += bool(victim)
         hit = [process for victim in victims for process in victim]
         self._append("blows.jsonl", {"at": time.time(), "freeze_s": blow.freeze_s, "victims": hit, "ready": view.ready})
 
@@ -256,3 +255,8 @@ class Run:
             return
         for problem in self.result.log.problems:
             self._violated("log", problem)
+
+
+def _kill(victim: list[Process]) -> list[Process]:
+    """SIGKILL to the processes of a victim; those that it met, which still were there."""
+    return [process for process in victim if send(process, signal.SIGKILL)]
