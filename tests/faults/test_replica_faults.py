@@ -100,9 +100,9 @@ async def test_streams_leave_a_frozen_replica_which_serves_again_once_thawed(sta
         os.kill(frozen["pid"], signal.SIGCONT)
     cluster.wait_health(lambda health: ready(health) == 2)
     assert frozen["pid"] in {one["pid"] for one in running(cluster.status())}
+    cluster.wait(lambda _status: bool(happened(cluster, "ReplicaTrusted", frozen["id"])))
     suspected = happened(cluster, "ReplicaSuspected", frozen["id"])
     trusted = happened(cluster, "ReplicaTrusted", frozen["id"])
-    assert len(suspected) >= 1
     assert suspected[0]["payload"]["streams"] > 0
     assert trusted[0]["cause"] == suspected[0]["id"]
     cluster.wait(lambda _status: bool(happened(cluster, "StreamsFenced", frozen["id"])))
@@ -134,6 +134,8 @@ async def test_a_stream_that_stands_still_leaves_its_replica_alone(start_cluster
     texts = await under_streams(cluster, lambda: stalled.append(asyncio.create_task(ask_for_a_stall())))
     assert_right(texts)
     assert (await stalled[0])[0] == expected_text("[[fault:stall]]", 7, 40)
+    cluster.wait(lambda _status: bool(happened(cluster, "StreamsMigrated")))
+    assert not happened(cluster, "ReplicaExited")
 
 
 async def test_a_request_that_kills_its_engines_is_given_up_and_the_others_go_on(start_cluster: Any) -> None:
