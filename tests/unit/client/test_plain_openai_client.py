@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from holdfast.gateway.client import Holdfast
-from tests.unit.client.fleet import answer
+from tests.unit.client.fleet import Sent, answer
 from tests.unit.client.server import Act, Servers, serving
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hold fast"}]
@@ -64,6 +64,20 @@ def test_before_the_first_token_it_retries_at_the_same_gateway(servers: Servers,
     read(client, text, [])
     assert "".join(text) == WHOLE
     assert [request.gateway for request in servers.requests] == [0, 0]
+
+
+@pytest.mark.parametrize("code", ["gateway_stopping", "no_replica", "stream_lost"])
+def test_an_error_event_within_the_stream_raises_with_its_code(
+    servers: Servers, client: openai.OpenAI, code: str
+) -> None:
+    error = {"message": "It ended.", "type": "server_error", "param": None, "code": code}
+    servers.sent = [*answer()[:4], Sent("chatcmpl-1:3", {"error": error})]
+    text: list[str] = []
+    with pytest.raises(openai.APIError) as raised:
+        read(client, text, [])
+    assert raised.value.code == code
+    assert "".join(text) == WHOLE[:4]
+    assert len(servers.requests) == 1
 
 
 def test_our_client_goes_on_where_the_plain_one_broke(servers: Servers) -> None:
