@@ -35,7 +35,8 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flight on one replica. `max_queued_requests` bounds those that wait in one gateway for a replica; more are
     rejected. `graceful_shutdown_timeout_s` is how long a replica that is told to stop may finish its streams.
     A replica whose engine has had work for `engine_stall_timeout_s`, and for far longer than its steps take, without
-    making a step is ended and replaced.
+    making a step is ended and replaced: set it above the longest prefill step of a large model on slow hardware, whose
+    other steps are short.
     """
 
     name: Name
