@@ -67,8 +67,7 @@ def draw(rng: random.Random, number: int, tokens_max: int) -> Question:
     limited = not chat or rng.random() < 0.9
     tokens = int(tokens_max ** rng.uniform(0.2, 1.0)) if limited else 0
     text = f"question {number}: " + " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 40)))
-    # A completion's log probabilities count characters from its beginning, so such a stream can't be resumed.
-    logprobs = rng.randint(0, 4) if rng.random() < 0.2 and (chat or not streamed) else -1
+    logprobs = rng.randint(0, 4) if rng.random() < 0.2 else -1
     seed = rng.getrandbits(62) if rng.random() < 0.8 else None
     prompt = prompt_of(chat, text)
     stop = draw_stop(rng, prompt, seed, tokens) if seed is not None and rng.random() < 0.2 else None
