@@ -48,6 +48,7 @@ class Liveness:
         """Heartbeats come every `interval_s`; `phi_max` is where suspicion begins; `stall_s` is an engine's limit."""
         self._voice = PhiAccrual(interval_s, PAUSE_S, DEVIATION_MIN_S, now_s)
         self._echo = PhiAccrual(interval_s, PAUSE_S + ECHO_INTERVALS * interval_s, DEVIATION_MIN_S, now_s)
+        self._interval_s = interval_s
         self._phi_max = phi_max
         self._stall_s = stall_s
         self._pinged = 0
@@ -109,8 +110,11 @@ class Liveness:
         return self.suspicion
 
     def unheard_s(self, now_s: float) -> float:
-        """For how long nothing has come that shows that it hears us."""
-        return now_s - self._echoed_s
+        """For how long nothing has come that shows that it hears us, beyond what a ping may take.
+
+        A ping waits up to an interval for the next heartbeat, and the next ping up to another.
+        """
+        return max(0.0, now_s - self._echoed_s - 2 * self._interval_s)
 
     @property
     def step(self) -> int:

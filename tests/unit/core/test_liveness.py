@@ -144,3 +144,15 @@ def test_pings_that_just_miss_a_heartbeat_again_and_again_are_no_deafness(interv
             assert liveness.look(beat_s) is None, f"at {beat_s:g} s"
             liveness.beat(heard, EngineLoad(0, 0, 0, 9, 0), beat_s)
             beat_s += interval_s
+
+
+def test_a_ping_that_just_misses_a_heartbeat_is_not_held_against_the_replica() -> None:
+    interval_s = 1.5
+    liveness = Liveness(interval_s, 8.0, STALL_S, 0.0)
+    unheard_s = []
+    for beat in range(1, 20):
+        now_s = beat * interval_s
+        unheard_s.append(liveness.unheard_s(now_s))
+        liveness.beat(beat // 2, EngineLoad(0, 0, 0, 9, 0), now_s)
+    assert max(unheard_s) == 0.0
+    assert liveness.unheard_s(now_s + 10.0) > 5.0
