@@ -1,0 +1,1 @@
+"""Production actors in a simulated world: virtual time, drawn faults, checked invariants."""
