@@ -1,0 +1,378 @@
+"""What happened in a run, as plain records: what the checkers judge, and what the report draws.
+
+Recording is cheap: it appends a small record, copies nothing and formats nothing. All times are true virtual seconds
+since the run began, whatever the clock of the process in question says. Who records keeps the record that `began` and
+the like return, and tells it what becomes of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from holdfast.core.cluster import ClusterState
+
+NODE: Final = "node"
+GATEWAY: Final = "gateway"
+REPLICA: Final = "replica"
+SERVER: Final = "server"
+"""Roles of processes. `SERVER` is one of the log or of the leases. Others (clients, operators) are free."""
+
+COMPLETE: Final = "complete"
+ERROR: Final = "error"
+UNREACHED: Final = "unreached"
+CANCELLED: Final = "cancelled"
+"""How a request ended, as its client saw it. `ERROR`: an answer of the API, or an event in the stream. `UNREACHED`: the
+client gave up by itself, at its deadline or after its tries, on connections that failed or were silent. `CANCELLED`:
+it went away because it wanted to."""
+
+TOKEN: Final = "token"
+ROLE: Final = "role"
+FINISH: Final = "finish"
+USAGE: Final = "usage"
+WHOLE: Final = "whole"
+"""Kinds of events that a client gets of a stream; `WHOLE` is one choice's text of an answer that is not streamed."""
+
+
+class Process(msgspec.Struct, gc=False):
+    """One life of a process. `pid` is unique within the run.
+
+    `replica` is the replica that it runs, `parent` the process id of the node process that started it. `status` is the
+    exit status as a parent sees it (`-9` after SIGKILL), None while it lives. `by` says who ended it (a fault, its
+    node, a service manager), and is empty when it ended by itself. `frozen` has (from, until) for each time that it
+    stood still; `until` is None while it does.
+    """
+
+    name: str
+    role: str
+    host: str
+    pid: int
+    began_s: float
+    replica: str = ""
+    parent: int = 0
+    ended_s: float | None = None
+    status: int | None = None
+    by: str = ""
+    frozen: list[tuple[float, float | None]] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.ended_s is None
+
+    def ended(self, at_s: float, status: int, by: str = "") -> None:
+        """It ended."""
+        self.ended_s, self.status, self.by = at_s, status, by
+
+    def froze(self, at_s: float) -> None:
+        """It stands still from now on (SIGSTOP)."""
+        self.frozen.append((at_s, None))
+
+    def thawed(self, at_s: float) -> None:
+        """It goes on (SIGCONT). Does nothing when it did not stand still."""
+        if self.frozen and self.frozen[-1][1] is None:
+            self.frozen[-1] = (self.frozen[-1][0], at_s)
+
+
+class Appended(msgspec.Struct, frozen=True, gc=False):
+    """An entry that the log's servers took in."""
+
+    at_s: float
+    sequence: int
+    subject: str
+    data: bytes
+    message_id: str
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """The servers lost all entries above `after`: a power failure. Sequences go on from there.
+
+    `appended` is how many entries had been appended until then, which puts this in order with them.
+    """
+
+    at_s: float
+    after: int
+    appended: int
+
+
+class Acknowledged(msgspec.Struct, frozen=True, gc=False):
+    """A process was told that its entry stands in the log, for good, at this sequence."""
+
+    at_s: float
+    process: str
+    message_id: str
+    sequence: int
+
+
+class LeaseEvent(msgspec.Struct, frozen=True, gc=False):
+    """What happened to a lease or to a key on it.
+
+    Kinds: granted, kept, expired, revoked (of leases); created, put, deleted (of keys). Zero and empty: does not apply.
+    """
+
+    at_s: float
+    kind: str
+    lease: int = 0
+    key: str = ""
+    revision: int = 0
+    holder: str = ""
+
+
+class Term(msgspec.Struct, gc=False):
+    """A node incarnation's time as the leader, as its controller saw it."""
+
+    node: str
+    incarnation: str
+    epoch: int
+    began_s: float
+    ended_s: float | None = None
+
+
+class Fault(msgspec.Struct, gc=False):
+    """An injected fault. `target` is a process's name, a host, a link (`a>b`) or a deployment.
+
+    `until_s` is when it was healed; None while it lasts. One that is over at once has `from_s`.
+    """
+
+    kind: str
+    target: str
+    from_s: float
+    until_s: float | None = None
+    details: str = ""
+
+
+class Folded(msgspec.Struct, frozen=True):
+    """The state that a process had folded from the log. States are never changed, so this is no copy."""
+
+    at_s: float
+    actor: str
+    state: ClusterState
+
+
+class Sample(msgspec.Struct, gc=False):
+    """The largest size that a queue, a buffer or the like was seen with, and its bound at that time."""
+
+    actor: str
+    name: str
+    size: int
+    bound: int
+    at_s: float
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """The replicas that a gateway could send streams to."""
+
+    at_s: float
+    gateway: str
+    replicas: tuple[str, ...]
+
+
+class Unhandled(msgspec.Struct, frozen=True, gc=False):
+    """An exception that nobody handled: one that ended a process, or one of a task or callback that nobody read."""
+
+    at_s: float
+    process: str
+    text: str
+
+
+class Note(msgspec.Struct, frozen=True, gc=False):
+    """Something worth telling in a narration."""
+
+    at_s: float
+    actor: str
+    text: str
+
+
+class Try(msgspec.Struct, gc=False):
+    """A request as sent once, to a gateway. `resumes` is the `Last-Event-ID` that went with it."""
+
+    at_s: float
+    gateway: str
+    resumes: str = ""
+
+
+class Attempt(msgspec.Struct, frozen=True, gc=False):
+    """A replica's engine took the stream in, to go on after `accepted` tokens."""
+
+    at_s: float
+    replica: str
+    accepted: int
+
+
+class Request(msgspec.Struct):
+    """What a client asked, and all that it got.
+
+    `prompt` is what the engine sees (`prompt_text`); it must be unique within the run. `seed` is None where the gateway
+    draws it, `max_tokens` 0 where there is no limit. `deadline_s` is by when an end must have come. `leaves` is set
+    where the client means to go away before the end.
+
+    `events` are (kind, choice, text, event id), in the order in which they came; the text of a `FINISH` is its reason.
+    """
+
+    id: int
+    model: str
+    prompt: str
+    asked_s: float
+    deadline_s: float
+    seed: int | None = None
+    max_tokens: int = 0
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    streamed: bool = True
+    chat: bool = False
+    wants_usage: bool = False
+    response_id: str = ""
+    tries: list[Try] = []
+    attempts: list[Attempt] = []
+    events: list[tuple[str, int, str, str]] = []
+    usage: tuple[int, int] | None = None
+    first_s: float | None = None
+    last_s: float | None = None
+    ended_s: float | None = None
+    how: str = ""
+    code: str = ""
+    status: int = 0
+
+    def sent(self, at_s: float, gateway: str, resumes: str = "") -> None:
+        """The client sends it, for the first time or again."""
+        self.tries.append(Try(at_s, gateway, resumes))
+
+    def got(self, at_s: float, kind: str, choice: int, text: str, event_id: str = "") -> None:
+        """An event came, or a whole choice."""
+        self.events.append((kind, choice, text, event_id))
+        if self.first_s is None:
+            self.first_s = at_s
+        self.last_s = at_s
+
+    def told_usage(self, at_s: float, prompt_tokens: int, completion_tokens: int, event_id: str = "") -> None:
+        """The usage came. A second one is noted as an event too many."""
+        self.got(at_s, USAGE, 0, "", event_id)
+        self.usage = (prompt_tokens, completion_tokens)
+
+    def ended(self, at_s: float, how: str, code: str = "", status: int = 0) -> None:
+        """It is over for the client. `code` and `status` are an error's; status 0: it came as an event in the stream.
+
+        The end must be told once: a second one is kept as an event of its kind, for the checkers.
+        """
+        if self.how:
+            self.events.append((how, 0, code, ""))
+            return
+        self.ended_s, self.how, self.code, self.status = at_s, how, code, status
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """From `began_s` on no fault is injected that matters to the goal, which must be reached within `bound_s`.
+
+    `core`: the nodes and gateways (process names) that are healthy and can reach each other and the servers; empty for
+    all, which is when all faults have healed.
+    """
+
+    began_s: float
+    bound_s: float
+    core: tuple[str, ...] = ()
+
+
+class History:
+    """Everything recorded of one run.
+
+    `narrating` tells whether notes are wanted: ask it before a text is put together. `unsynced_may_be_lost` is set
+    where the servers acknowledge before the disk has it, so that a power failure may take what was acknowledged.
+    `ended_s` is when the run was over. `derived` is for checkers that keep what they have worked out.
+    """
+
+    def __init__(self, *, narrating: bool = False) -> None:
+        self.narrating = narrating
+        self.unsynced_may_be_lost = False
+        self.processes: list[Process] = []
+        self.appended: list[Appended] = []
+        self.lost: list[Lost] = []
+        self.acknowledged: list[Acknowledged] = []
+        self.leases: list[LeaseEvent] = []
+        self.terms: list[Term] = []
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self.folded: list[Folded] = []
+        self.samples: dict[tuple[str, str], Sample] = {}
+        self.reaches: list[Reach] = []
+        self.unhandled: list[Unhandled] = []
+        self.notes: list[Note] = []
+        self.settle: Settle | None = None
+        self.ended_s = 0.0
+        self.derived: dict[str, Any] = {}
+        self._by_prompt: dict[str, Request] = {}
+
+    def process_began(
+        self, at_s: float, name: str, role: str, host: str, pid: int, *, replica: str = "", parent: int = 0
+    ) -> Process:
+        """A process starts. Tell the record when it freezes, thaws and ends."""
+        process = Process(name, role, host, pid, at_s, replica, parent)
+        self.processes.append(process)
+        return process
+
+    def log_appended(self, at_s: float, sequence: int, subject: str, data: bytes, message_id: str) -> None:
+        """The log's servers took an entry in. Not for duplicates that they recognised."""
+        self.appended.append(Appended(at_s, sequence, subject, data, message_id))
+
+    def log_lost(self, at_s: float, after: int) -> None:
+        """The log's servers lost all entries above `after`."""
+        self.lost.append(Lost(at_s, after, len(self.appended)))
+
+    def log_acknowledged(self, at_s: float, process: str, message_id: str, sequence: int) -> None:
+        """A process was told where its entry stands."""
+        self.acknowledged.append(Acknowledged(at_s, process, message_id, sequence))
+
+    def lease_event(
+        self, at_s: float, kind: str, lease: int = 0, key: str = "", revision: int = 0, holder: str = ""
+    ) -> None:
+        """Something happened to a lease or a key; see `LeaseEvent`."""
+        self.leases.append(LeaseEvent(at_s, kind, lease, key, revision, holder))
+
+    def term_began(self, at_s: float, node: str, incarnation: str, epoch: int) -> Term:
+        """A controller leads. Set `ended_s` of the record when it does no longer."""
+        term = Term(node, incarnation, epoch, at_s)
+        self.terms.append(term)
+        return term
+
+    def request(self, request: Request) -> Request:
+        """A client asks. Tell the record what comes."""
+        self.requests.append(request)
+        self._by_prompt[request.prompt] = request
+        return request
+
+    def attempt(self, at_s: float, replica: str, prompt: str, accepted: int) -> None:
+        """A replica's engine took a stream in. Prompts of no recorded request are passed over."""
+        request = self._by_prompt.get(prompt)
+        if request is not None:
+            request.attempts.append(Attempt(at_s, replica, accepted))
+
+    def fault(self, at_s: float, kind: str, target: str, details: str = "", until_s: float | None = None) -> Fault:
+        """A fault is injected. Set `until_s` of the record when it is healed."""
+        fault = Fault(kind, target, at_s, until_s, details)
+        self.faults.append(fault)
+        return fault
+
+    def state_folded(self, at_s: float, actor: str, state: ClusterState) -> None:
+        """What a process has folded just now. A few times a run for each is enough, and once at its end."""
+        self.folded.append(Folded(at_s, actor, state))
+
+    def sample(self, at_s: float, actor: str, name: str, size: int, bound: int) -> None:
+        """How large something is that is bounded. Only the largest part of its bound is kept."""
+        known = self.samples.get((actor, name))
+        if known is None:
+            self.samples[actor, name] = Sample(actor, name, size, bound, at_s)
+        elif size - bound > known.size - known.bound:
+            known.size, known.bound, known.at_s = size, bound, at_s
+
+    def gateway_reaches(self, at_s: float, gateway: str, replicas: tuple[str, ...]) -> None:
+        """The replicas that a gateway can send streams to. Tell all while settling, several times a second."""
+        self.reaches.append(Reach(at_s, gateway, replicas))
+
+    def not_handled(self, at_s: float, process: str, text: str) -> None:
+        """An exception that nobody handled."""
+        self.unhandled.append(Unhandled(at_s, process, text))
+
+    def note(self, at_s: float, actor: str, text: str) -> None:
+        """Something worth telling; dropped unless the run is narrated."""
+        if self.narrating:
+            self.notes.append(Note(at_s, actor, text))
