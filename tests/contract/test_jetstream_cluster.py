@@ -78,13 +78,12 @@ async def test_a_server_that_hangs_is_left_for_the_others_and_the_log_goes_on(
     frozen = next(server for server in cluster if server.url == url)
     assert frozen.pid is not None
     dialled: list[str] = []
-    dial = Connection.dial
 
     async def note(settings: JetStreamSettings, url: str) -> Connection:
         dialled.append(url)
-        return await dial(settings, url)
+        return await Connection.dial(settings, url)
 
-    monkeypatch.setattr(Connection, "dial", note)
+    monkeypatch.setattr(log._session, "_dial", note)
     async with Reading(log.follow(after=10)) as reading:
         os.kill(frozen.pid, signal.SIGSTOP)
         try:

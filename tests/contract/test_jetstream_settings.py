@@ -15,7 +15,7 @@ from holdfast.core.errors import IncompatibleServer, InvalidConfig, LogUnavailab
 from holdfast.store.embedded import nats_server
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.jetstream_stream import stream_config, subjects
-from holdfast.store.nats_connection import NoResponders
+from holdfast.store.nats_link import NoResponders
 from holdfast.store.settings import JetStreamSettings
 from tests.contract.helpers import Certificates
 from tests.contract.worlds import jetstream_settings

@@ -8,7 +8,7 @@ import contextlib
 from holdfast.gateway.settings import Settings
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.jetstream_api import JetStreamApi
-from holdfast.store.nats_connection import Session
+from holdfast.store.nats_session import Session
 
 
 async def reach_log(settings: Settings, timeout_s: float) -> str:

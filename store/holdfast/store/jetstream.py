@@ -10,6 +10,7 @@ subject after the expected one. That holds even if others have appended behind i
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -20,7 +21,9 @@ from holdfast.store.entries import check_append, check_subject
 from holdfast.store.jetstream_api import MESSAGE_ID_HEADER, ApiError, JetStreamApi, parsed
 from holdfast.store.jetstream_follow import Follower
 from holdfast.store.jetstream_stream import ensure_stream
-from holdfast.store.nats_connection import ConnectionLost, NoResponders, Session
+from holdfast.store.nats_connection import Connection
+from holdfast.store.nats_link import ConnectionLost, NoResponders
+from holdfast.store.nats_session import Dial, Session
 from holdfast.store.settings import JetStreamSettings
 
 EXPECTED_HEADER = "Nats-Expected-Last-Subject-Sequence"
@@ -41,13 +44,15 @@ class JetStreamLog:
         self._api = JetStreamApi(session, settings)
 
     @classmethod
-    async def open(cls, settings: JetStreamSettings) -> JetStreamLog:
-        """Connect, and create or check the stream.
+    async def open(
+        cls, settings: JetStreamSettings, *, dial: Dial = Connection.dial, chance: random.Random | None = None
+    ) -> JetStreamLog:
+        """Connect, and create or check the stream. `dial` and `chance` are those of `Session`.
 
         Raises `LogUnavailable` (nobody answered within `open_timeout_s`), `IncompatibleServer` (server too old,
         or a stream that differs in what matters), `InvalidConfig` (credentials or certificates refused).
         """
-        session = Session(settings)
+        session = Session(settings, dial=dial, chance=chance)
         await session.open()
         log = cls(session, settings)
         try:

@@ -13,7 +13,8 @@ from typing import Any
 from holdfast.core.errors import IncompatibleServer, LogUnavailable
 from holdfast.core.ports import LogEntry
 from holdfast.store.backoff import Backoff
-from holdfast.store.nats_connection import ConnectionLost, NoResponders, Session
+from holdfast.store.nats_link import ConnectionLost, NoResponders
+from holdfast.store.nats_session import Session
 from holdfast.store.settings import JetStreamSettings
 
 API = "$JS.API"
@@ -51,7 +52,7 @@ class JetStreamApi:
         return wire.removeprefix(self.settings.subject_prefix + ".")
 
     def backoff(self) -> Backoff:
-        return Backoff(self.settings.reconnect_wait_min_s, self.settings.reconnect_wait_max_s)
+        return Backoff(self.settings.reconnect_wait_min_s, self.settings.reconnect_wait_max_s, self.session.chance)
 
     async def call(self, operation: str, payload: dict[str, Any] | None = None, *, timeout_s: float) -> dict[str, Any]:
         """Ask until somebody answers. Raises `ApiError`, `LogUnavailable`."""

@@ -20,14 +20,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-
 from holdfast.core.errors import CorruptLog, LogUnavailable
 from holdfast.core.ports import LogEntry
 from holdfast.store.jetstream_api import API, MESSAGE_ID_HEADER, STREAM_NOT_FOUND, ApiError, JetStreamApi
 from holdfast.store.jetstream_stream import NANOSECONDS
-from holdfast.store.nats_connection import STATUS_HEADER, Connection, ConnectionLost, NoResponders
+from holdfast.store.nats_link import STATUS_HEADER, ConnectionLost, Link, Message, NoResponders
 
 HEARTBEATS_MISSED_MAX = 3
 PULL_EXPIRES_S = 30.0
@@ -146,7 +143,7 @@ class Follower:
 class _Consumer:
     """An ephemeral pull consumer on one connection."""
 
-    def __init__(self, api: JetStreamApi, connection: Connection, name: str) -> None:
+    def __init__(self, api: JetStreamApi, connection: Link, name: str) -> None:
         settings = api.settings
         self._connection = connection
         self._batch = settings.follow_batch_messages
@@ -162,13 +159,13 @@ class _Consumer:
             }
         ).encode()
         self._inbox = connection.new_inbox()
-        self._arrived: deque[Msg] = deque()
+        self._arrived: deque[Message] = deque()
         self._wake = asyncio.Event()
         self._asked = 0
-        self._subscription: Subscription | None = None
+        self._subscription: Any = None
 
     @classmethod
-    async def create(cls, api: JetStreamApi, connection: Connection, start: int) -> _Consumer:
+    async def create(cls, api: JetStreamApi, connection: Link, start: int) -> _Consumer:
         """Raises `_Renew`, and what `JetStreamApi.call_once` raises."""
         name = connection.new_inbox().rpartition(".")[2]
         config: dict[str, Any] = {
@@ -192,7 +189,7 @@ class _Consumer:
         consumer._subscription = await connection.subscribe(consumer._inbox, consumer._deliver)
         return consumer
 
-    async def next(self) -> Msg:
+    async def next(self) -> Message:
         """The next message, waited for. Raises `_Renew`, `ConnectionLost`."""
         while True:
             if self._asked <= self._batch:
@@ -235,11 +232,11 @@ class _Consumer:
             await self._connection.probe(self._probe_timeout_s)
             raise _Renew from None
 
-    async def _deliver(self, message: Msg) -> None:
+    async def _deliver(self, message: Message) -> None:
         self._arrived.append(message)
         self._wake.set()
 
 
-def _sequence(message: Msg) -> int:
+def _sequence(message: Message) -> int:
     fields = message.reply.split(".")
     return int(fields[SEQUENCE_FIELD if len(fields) == SHORT_FIELDS else LONG_SEQUENCE_FIELD])

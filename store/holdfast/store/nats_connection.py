@@ -1,12 +1,9 @@
-"""One connection to NATS, used once, and the session that replaces it when it is lost.
+"""One connection to NATS by nats-py, used once.
 
 **Why not nats-py's own reconnecting.** It keeps what was published while the connection was down and sends it
 later, when nobody expects it; it gives up for good after some tries; and closing a half-open socket with unsent
 bytes can hang it. So each `Connection` lives on one TCP connection and never comes back: when it is lost, every
-request on it fails at once, and whatever it had not sent is dropped with it. The `Session` dials the next one,
-for ever, with growing pauses and chance in them, on the servers in turn.
-
-**What is left unknown.** A request that fails with `ConnectionLost` or times out may have reached the server.
+request on it fails at once, and whatever it had not sent is dropped with it. The `Session` dials the next one.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import re
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
@@ -26,27 +22,16 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
-from holdfast.core.errors import IncompatibleServer, InvalidConfig, LogUnavailable, Misuse
-from holdfast.store.backoff import Backoff
+from holdfast.core.errors import IncompatibleServer, InvalidConfig
+from holdfast.store.nats_link import NO_RESPONDERS, STATUS_HEADER, ConnectionLost, NoResponders
 from holdfast.store.settings import JetStreamSettings
 
 logger = logging.getLogger(__name__)
 
-STATUS_HEADER = "Status"
-NO_RESPONDERS = "503"
 CLOSE_TIMEOUT_S = 3.0
-CANCEL_AGAIN_S = 0.2
 CONNECTION_NAME = "holdfast"
 # Older ones lose or reorder acknowledged messages in some failures (release notes of 2.12.1 to 2.12.3).
 SERVER_VERSION_MIN = (2, 12, 3)
-
-
-class ConnectionLost(Exception):
-    """The connection ended with a request under way; whether the server got it is unknown."""
-
-
-class NoResponders(Exception):
-    """Nobody serves the subject now: no leader, or JetStream is starting."""
 
 
 class _Transport(TcpTransport):
@@ -223,126 +208,6 @@ class Connection:
         for reply in self._replies.values():
             if not reply.done():
                 reply.set_exception(ConnectionLost(self.url))
-
-
-class Session:
-    """Keeps one connection up. `connected` and `down_since` (loop time, None while up) tell its health."""
-
-    def __init__(self, settings: JetStreamSettings) -> None:
-        self._settings = settings
-        self._chance = random.Random()
-        self._urls = list(settings.urls)
-        self._lost_url: str | None = None
-        self._connection: Connection | None = None
-        self._changed = asyncio.Event()
-        self._last_error = "not tried yet"
-        self._refused: Misuse | None = None
-        self._was_connected = False
-        self._supervisor: asyncio.Task[None] | None = None
-        self.down_since: float | None = None
-
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None and not self._connection.lost.is_set()
-
-    @property
-    def closed(self) -> bool:
-        return self._supervisor is None
-
-    async def open(self) -> None:
-        """Connect for the first time. Raises `LogUnavailable`, or `Misuse` when that can't ever work."""
-        loop = asyncio.get_running_loop()
-        self.down_since = loop.time()
-        self._supervisor = loop.create_task(self._supervise(), name="nats-session")
-        try:
-            await self.connection(self._settings.open_timeout_s)
-        except BaseException:
-            await self.close()
-            raise
-
-    async def connection(self, timeout_s: float) -> Connection:
-        """The live connection, waited for. Raises `LogUnavailable`; before the first one also `Misuse`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    self._check_supervisor()
-                    if self._connection is not None and not self._connection.lost.is_set():
-                        return self._connection
-                    if self._refused is not None and not self._was_connected:
-                        raise self._refused
-                    await self._changed.wait()
-        except TimeoutError as error:
-            raise LogUnavailable(
-                f"no connection to {', '.join(self._settings.urls)} within {timeout_s:g} s: {self._last_error}"
-            ) from error
-
-    async def close(self) -> None:
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is None:
-            return
-        # One cancellation may not do: asyncio.wait_for, which nats-py uses, swallows (until Python 3.12) one that
-        # comes together with what it waits for.
-        while not supervisor.done():
-            supervisor.cancel()
-            await asyncio.wait([supervisor], timeout=CANCEL_AGAIN_S)
-        self._set(None)
-        if not supervisor.cancelled():
-            supervisor.result()
-
-    async def _supervise(self) -> None:
-        backoff = Backoff(self._settings.reconnect_wait_min_s, self._settings.reconnect_wait_max_s, self._chance)
-        while True:
-            connection = await self._dial_any()
-            if connection is not None:
-                backoff.reset()
-                try:
-                    self._set(connection)
-                    await connection.lost.wait()
-                    self._lost_url = connection.url
-                finally:
-                    self._set(None)
-                    await connection.close()
-            # Also after a loss: a server that lets us in and drops us must not be dialled in a tight loop.
-            await asyncio.sleep(backoff.pause_s())
-
-    async def _dial_any(self) -> Connection | None:
-        self._chance.shuffle(self._urls)
-        # A server that hangs takes a connection, and then the whole time for one: the others first.
-        self._urls.sort(key=lambda url: url == self._lost_url)
-        refused: Misuse | None = None
-        for url in tuple(self._urls):
-            try:
-                connection = await Connection.dial(self._settings, url)
-            except Misuse as error:
-                refused = error
-            except (OSError, nats.errors.Error) as error:
-                self._last_error = f"{url}: {str(error) or type(error).__name__}"
-                if "authorization" in str(error).lower():
-                    refused = InvalidConfig(f"{url} refused the credentials (user, token, credentials_file or nkey)")
-            else:
-                self._urls += [url for url in connection.discovered_urls if url not in self._urls]
-                return connection
-        if refused is not None:
-            self._last_error = str(refused)
-            self._refused = refused
-            self._notify()
-        return None
-
-    def _set(self, connection: Connection | None) -> None:
-        self._connection = connection
-        self._was_connected = self._was_connected or connection is not None
-        self.down_since = None if connection is not None else asyncio.get_running_loop().time()
-        self._notify()
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def _check_supervisor(self) -> None:
-        if self._supervisor is None:
-            raise LogUnavailable("this log has been closed")
-        if self._supervisor.done():
-            self._supervisor.result()
 
 
 def _check_version(version: str, url: str) -> None:

@@ -29,7 +29,7 @@ from holdfast.store.embedded import find_binary
 from holdfast.store.embedded_cluster import server_configs
 from holdfast.store.jetstream_api import ApiError, JetStreamApi
 from holdfast.store.jetstream_stream import check_stream
-from holdfast.store.nats_connection import Session
+from holdfast.store.nats_session import Session
 
 Result = Literal["ok", "warn", "fail"]
 OK: Final = "ok"

@@ -22,7 +22,7 @@ from holdfast.gateway.processes import open_leases
 from holdfast.gateway.settings import Settings
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.jetstream import JetStreamLog
-from holdfast.store.nats_connection import Session
+from holdfast.store.nats_session import Session
 
 GATEWAY_TIMEOUT_S = 2.0
 GATEWAYS_ASKED_MAX = 10

@@ -17,7 +17,8 @@ from holdfast.core.errors import HoldfastError
 from holdfast.gateway.data_dir import Service
 from holdfast.store.etcd_gateway import EtcdGateway
 from holdfast.store.jetstream_api import API, ApiError, parsed
-from holdfast.store.nats_connection import Connection, ConnectionLost, NoResponders
+from holdfast.store.nats_connection import Connection
+from holdfast.store.nats_link import ConnectionLost, NoResponders
 from holdfast.store.settings import EtcdSettings, JetStreamSettings
 
 PROBE_S = 1.0
