@@ -1,0 +1,290 @@
+"""The simulated world itself: time, turns, processes, connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from holdfast.simulations.network import GIVE_UP_S, WINDOW_BYTES, End
+from holdfast.simulations.process import SimClock, SimProcess
+from holdfast.simulations.world import World
+
+Body = Callable[[SimProcess], Coroutine[Any, Any, int | None]]
+
+
+def run(*bodies: Body, seed: str = "1", until_s: float = 100.0, hosts: str = "abcdef") -> World:
+    """A world in which these run, each as a process on a host of its own."""
+    world = World(seed)
+    world.on_unhandled = lambda process, text: pytest.fail(f"{process.name}: {text}")
+    for host, body in zip(hosts, bodies, strict=False):
+        world.spawn(f"p{host}", host, body)
+    world.scheduler.run(until_s)
+    return world
+
+
+def test_time_jumps_and_each_process_has_its_own_clock() -> None:
+    seen: list[tuple[float, float]] = []
+
+    async def sleeper(process: SimProcess) -> None:
+        before_s = process.loop.time()
+        await asyncio.sleep(50)
+        seen.append((before_s, process.loop.time() - before_s))
+
+    run(sleeper, sleeper)
+    (one_s, slept_one_s), (two_s, slept_two_s) = seen
+    assert slept_one_s == pytest.approx(50)
+    assert slept_two_s == pytest.approx(50)
+    assert abs(one_s - two_s) > 1
+
+
+def order_of_turns(seed: str) -> list[str]:
+    order: list[str] = []
+
+    def body(name: str) -> Body:
+        async def main(_process: SimProcess) -> None:
+            for number in range(5):
+                order.append(f"{name}{number}")
+                await asyncio.sleep(0)
+
+        return main
+
+    run(body("a"), body("b"), body("c"), seed=seed)
+    return order
+
+
+def test_order_between_processes_is_drawn_and_within_one_kept() -> None:
+    orders = [order_of_turns(str(seed)) for seed in range(10)]
+    assert len({tuple(order) for order in orders}) > 5
+    assert order_of_turns("3") == orders[3]
+    for order in orders:
+        assert [turn for turn in order if turn[0] == "a"] == [f"a{number}" for number in range(5)]
+
+
+def test_killed_process_runs_nothing_more_and_frozen_one_goes_on() -> None:
+    ran: list[str] = []
+
+    async def main(process: SimProcess) -> None:
+        try:
+            await asyncio.sleep(10)
+            ran.append(process.name)
+        finally:
+            ran.append(f"finally {process.name}")
+
+    world = World("1")
+    killed, frozen = world.spawn("killed", "a", main), world.spawn("frozen", "b", main)
+    statuses: list[int] = []
+    killed.on_exit(statuses.append)
+    world.scheduler.run(5)
+    killed.kill()
+    frozen.freeze()
+    world.scheduler.run(20)
+    assert (ran, statuses, killed.alive) == ([], [-9], False)
+    frozen.thaw()
+    world.scheduler.run(21)
+    assert ran == ["frozen", "finally frozen"]
+    assert (frozen.alive, frozen.status) == (False, 0)
+
+
+def test_slow_process_pays_for_each_callback() -> None:
+    ended: dict[str, float] = {}
+
+    async def main(process: SimProcess) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        ended[process.name] = process.world.now_s
+
+    world = World("1")
+    world.spawn("slow", "a", main).slow(0.1)
+    world.spawn("quick", "b", main)
+    world.scheduler.run(100)
+    assert ended["quick"] == 0
+    assert 1.9 <= ended["slow"] <= 2.3
+
+
+def test_sigterm_is_handled_or_ends_the_process() -> None:
+    async def handles(process: SimProcess) -> int:
+        stop = asyncio.Event()
+        process.loop.add_signal_handler(signal.SIGTERM, stop.set)
+        await stop.wait()
+        return 3
+
+    async def ignores(_process: SimProcess) -> None:
+        await asyncio.sleep(100)
+
+    world = World("1")
+    processes = [world.spawn("handles", "a", handles), world.spawn("ignores", "b", ignores)]
+    world.scheduler.run(1)
+    for process in processes:
+        process.terminate()
+    world.scheduler.run(2)
+    assert [process.status for process in processes] == [3, -15]
+
+
+class Pair:
+    """A connection from host a to host b, and what the other side got."""
+
+    def __init__(self, seed: str = "1") -> None:
+        self.world = World(seed)
+        self.got: list[Any] = []
+        self.lost: list[tuple[str, Exception | None]] = []
+        self.ends: list[End] = []
+        self.server = self.world.spawn("server", "b", self._serve)
+        self.client = self.world.spawn("client", "a", self._ask)
+        self.world.scheduler.run(1)
+
+    async def _serve(self, process: SimProcess) -> None:
+        self.listener = process.world.network.listen(process, 7, self._accept)
+        await asyncio.sleep(1_000)
+
+    def _accept(self, end: End) -> None:
+        end.attach(self.got.append, lambda error: self.lost.append(("server", error)))
+
+    async def _ask(self, process: SimProcess) -> None:
+        end = await process.world.network.connect(process, "b", 7)
+        end.attach(lambda _message: None, lambda error: self.lost.append(("client", error)))
+        self.ends.append(end)
+        await asyncio.sleep(1_000)
+
+    def send(self, *messages: Any, size: int = 64) -> None:
+        for message in messages:
+            self.client.call(self.ends[0].send, message, size)
+
+    def run(self, seconds: float) -> None:
+        self.world.scheduler.run(self.world.now_s + seconds)
+
+
+def test_messages_arrive_in_order() -> None:
+    pair = Pair()
+    pair.send(*range(100))
+    pair.run(1)
+    assert pair.got == list(range(100))
+    assert pair.ends[0].unread_bytes == 0
+
+
+def test_blocked_way_holds_and_then_delivers() -> None:
+    pair = Pair()
+    pair.world.network.block("a", "b")
+    pair.send(1, 2)
+    pair.run(5)
+    assert pair.got == []
+    pair.world.network.unblock("a", "b")
+    pair.run(5)
+    assert (pair.got, pair.lost) == ([1, 2], [])
+
+
+def test_both_ends_give_up_a_way_that_stays_blocked() -> None:
+    pair = Pair()
+    pair.world.network.block("a", "b")
+    pair.run(GIVE_UP_S * 1.2)
+    assert sorted(side for side, _ in pair.lost) == ["client", "server"]
+    assert all(isinstance(error, TimeoutError) for _, error in pair.lost)
+
+
+def test_killed_peer_resets_and_powerless_one_is_silent() -> None:
+    pair = Pair()
+    pair.server.kill()
+    pair.run(1)
+    assert [side for side, _ in pair.lost] == ["client"]
+    pair = Pair()
+    pair.world.power_off("b")
+    pair.run(GIVE_UP_S / 2)
+    assert pair.lost == []
+    pair.run(GIVE_UP_S)
+    assert [side for side, _ in pair.lost] == ["client"]
+
+
+def test_host_that_is_back_refuses_what_was_open() -> None:
+    pair = Pair()
+    pair.world.power_off("b")
+    pair.run(1)
+    pair.world.power_on("b")
+    pair.send(1)
+    pair.run(1)
+    assert [side for side, _ in pair.lost] == ["client"]
+
+
+def test_frozen_process_takes_connections_and_reads_later() -> None:
+    pair = Pair()
+    pair.server.freeze()
+    pair.send(*range(10), size=WINDOW_BYTES)
+    pair.run(1)
+    assert pair.got == []
+    assert pair.ends[0].waiting_bytes == 9 * WINDOW_BYTES
+    drained: list[float] = []
+    pair.ends[0].when_read(lambda: drained.append(pair.world.now_s))
+    pair.run(1)
+    assert drained == []
+    pair.server.thaw()
+    pair.run(1)
+    assert (pair.got, len(drained)) == (list(range(10)), 1)
+
+
+def test_nobody_listens_and_nobody_answers() -> None:
+    outcomes: list[str] = []
+
+    async def client(process: SimProcess) -> None:
+        try:
+            await process.world.network.connect(process, "b", 9)
+        except ConnectionRefusedError:
+            outcomes.append("refused")
+        process.world.network.block("a", "b")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await process.world.network.connect(process, "b", 7)
+        outcomes.append("timed out")
+
+    async def server(process: SimProcess) -> None:
+        process.world.network.listen(process, 7, lambda end: end.attach(lambda _m: None, lambda _e: None))
+        await asyncio.sleep(50)
+
+    run(client, server)
+    assert outcomes == ["refused", "timed out"]
+
+
+def test_wall_clocks_are_skewed_by_host() -> None:
+    shown: list[float] = []
+
+    async def main(process: SimProcess) -> None:
+        process.host.skew_s = -30.0
+        shown.append(SimClock(process).now().timestamp())
+
+    async def right(process: SimProcess) -> None:
+        shown.append(SimClock(process).now().timestamp())
+
+    run(main, right)
+    assert abs(shown[0] - shown[1]) == pytest.approx(30)
+
+
+def test_what_nobody_catches_is_told() -> None:
+    async def main(process: SimProcess) -> None:
+        async def fails() -> None:
+            raise ValueError("lost")
+
+        task = asyncio.create_task(fails())
+        await asyncio.sleep(1)
+        del task
+        process.loop.call_soon(lambda: 1 / 0)
+        await asyncio.sleep(1)
+
+    world = World("1")
+    told: list[str] = []
+    world.on_unhandled = lambda _process, text: told.append(text)
+    world.spawn("main", "a", main)
+    world.scheduler.run(5)
+    assert "lost" in told[0]
+    assert "ZeroDivisionError" in told[1]
+
+
+def test_same_seed_same_trace() -> None:
+    def trace(seed: str) -> int:
+        pair = Pair(seed)
+        pair.send(*range(50))
+        pair.run(5)
+        return pair.world.scheduler.trace
+
+    assert trace("1") == trace("1") != trace("2")
