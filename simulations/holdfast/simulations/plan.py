@@ -1,0 +1,128 @@
+"""What a run will be, all of it drawn before it begins: settings, faults, work.
+
+Each part has a generator of its own, so that a run without one of its faults is otherwise the same run.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+STANDARD = "standard"
+CORE = "core"
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """A kind of run. Times in virtual seconds.
+
+    Faults begin between `faults_from_s` and `faults_until_s`, and are over by `healed_s`; work is asked for until
+    `work_until_s`. With `heals` False (liveness) some members are named the healthy core, to which nothing happens,
+    and what befalls the others is never over.
+    """
+
+    name: str
+    nodes: int = 3
+    replicas: int = 6
+    gateways: int = 2
+    lasts_s: float = 60.0
+    faults_from_s: float = 2.0
+    faults_until_s: float = 36.0
+    healed_s: float = 40.0
+    work_until_s: float = 44.0
+    faults_min: int = 20
+    faults_max: int = 28
+    requests: int = 40
+    operations: int = 3
+    heals: bool = True
+
+
+SCENARIOS = {
+    STANDARD: Scenario(STANDARD),
+    CORE: Scenario(CORE, nodes=5, replicas=4, gateways=3, faults_min=8, faults_max=14, heals=False),
+    "calm": Scenario("calm", faults_min=0, faults_max=0),
+}
+"""The scenarios by name: faults that heal, faults that never do beside a healthy core, and none at all."""
+
+
+class Knobs(msgspec.Struct, frozen=True):
+    """Settings of everything in the cluster. Times in seconds but for the engines', which are in milliseconds."""
+
+    log_servers: int = 1
+    lease_servers: int = 1
+    lease_ttl_s: float = 3.0
+    heartbeat_interval_s: float = 0.5
+    heartbeat_timeout_s: float = 4.0
+    suspicion_phi: float = 8.0
+    stream_stall_timeout_s: float = 10.0
+    engine_stall_timeout_s: float = 2.0
+    replica_wait_s: float = 10.0
+    request_timeout_s: float = 30.0
+    migration_limit: int = 10
+    slots: int = 4
+    max_ongoing_requests: int = 16
+    max_queued_requests: int = 16
+    itl_ms: float = 60.0
+    ttft_ms: float = 30.0
+    kv_blocks: int = 256
+    streams_max: int = 16
+    graceful_shutdown_timeout_s: float = 3.0
+    drain_timeout_s: float = 3.0
+    restart_s: float = 1.0
+    load_s: float = 0.3
+    ends_leases: bool = True
+    sync_always: bool = True
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Something breaks at `at_s` for `lasts_s` (0: at once over). `pick` and `amount` (0 to 1) say which and how much:
+    the injector turns them into a member that is there at that time, and into a delay, a probability or a size.
+    """
+
+    number: int
+    at_s: float
+    kind: str
+    lasts_s: float
+    pick: float
+    amount: float
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One run, but for the order of turns and the network's pace, which follow from the seed while it goes."""
+
+    seed: int
+    scenario: Scenario
+    knobs: Knobs
+    faults: tuple[Fault, ...]
+    lasts_s: float
+
+
+def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
+    """Settings within what their users may set, most of them where they are tight."""
+    heartbeat_s = rng.choice((0.5, 0.5, 0.75, 1.0))
+    ttl_s = rng.choice((2.0, 3.0, 4.0))
+    spare = rng.randint(0, 2)
+    return Knobs(
+        log_servers=rng.choice((1, 3)),
+        lease_servers=rng.choice((1, 3)),
+        lease_ttl_s=ttl_s,
+        heartbeat_interval_s=heartbeat_s,
+        heartbeat_timeout_s=heartbeat_s * rng.choice((4, 6, 8)),
+        suspicion_phi=rng.choice((4.0, 8.0, 12.0)),
+        stream_stall_timeout_s=rng.choice((5.0, 10.0)),
+        replica_wait_s=rng.choice((2.0, 5.0, 10.0)),
+        request_timeout_s=rng.choice((15.0, 30.0)),
+        migration_limit=rng.choice((0, 3, 10)),
+        slots=-(-scenario.replicas // max(1, scenario.nodes - 1)) + spare,
+        max_ongoing_requests=rng.choice((4, 16)),
+        max_queued_requests=rng.choice((2, 16)),
+        itl_ms=rng.choice((20.0, 60.0, 120.0)),
+        ttft_ms=rng.choice((0.0, 30.0)),
+        kv_blocks=rng.choice((12, 64, 256)),
+        streams_max=rng.choice((4, 16)),
+        graceful_shutdown_timeout_s=rng.choice((0.5, 3.0)),
+        drain_timeout_s=rng.choice((0.5, 3.0)),
+        restart_s=rng.choice((0.2, 1.0, 3.0)),
+        load_s=rng.choice((0.05, 0.3, 1.0)),
+        ends_leases=rng.random() < 0.5,
+    )
