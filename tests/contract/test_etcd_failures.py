@@ -20,7 +20,7 @@ from holdfast.store.etcd_gateway import EtcdGateway, encoded
 from holdfast.store.settings import EtcdSettings
 from tests.contract.helpers import Certificates, Reading, eventually
 from tests.contract.proxy import TcpProxy
-from tests.contract.worlds import compact, etcd_settings
+from tests.contract.worlds import ETCD_FAST, compact, etcd_settings
 
 DEAD = "http://127.0.0.1:9"
 SECRET = "s3cret-of-the-test"
@@ -107,6 +107,15 @@ async def test_a_delete_whose_answer_is_lost_counts(etcd_url: str) -> None:
         proxy.hold_answers()
         assert await leases.delete("leader", create_revision=revision)
         assert (await leases.list("leader")).items == ()
+
+
+async def test_connections_that_died_while_idle_cost_one_try_and_not_one_each(etcd_url: str) -> None:
+    async with TcpProxy(etcd_url) as proxy, opened(etcd_settings(proxy.url)) as leases:
+        await asyncio.gather(*(leases.list("") for _ in range(8)))
+        proxy.freeze()
+        start = asyncio.get_running_loop().time()
+        await leases.list("")
+        assert asyncio.get_running_loop().time() - start < 2 * ETCD_FAST["try_timeout_s"]
 
 
 async def test_a_grant_whose_answer_is_lost_leaves_no_second_lease(etcd_url: str) -> None:

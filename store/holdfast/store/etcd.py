@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -59,7 +58,7 @@ class EtcdLeases:
 
     async def grant(self, ttl_s: float) -> Lease:
         while True:
-            lease_id = secrets.randbits(LEASE_ID_BITS) + 1
+            lease_id = self._gateway.chance.getrandbits(LEASE_ID_BITS) + 1
             try:
                 answer = await self._gateway.call("lease/grant", {"ID": str(lease_id), "TTL": str(math.ceil(ttl_s))})
             except GatewayError as error:

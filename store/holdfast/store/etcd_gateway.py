@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
+import random
 import re
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from holdfast.core.errors import IncompatibleServer, InvalidConfig, LeasesUnavailable, Misuse, WorldFailure
 from holdfast.store.backoff import Backoff
+from holdfast.store.etcd_http import HttpTransport
+from holdfast.store.etcd_transport import OK, NoAnswer, NotSent, Transport
 from holdfast.store.settings import EtcdSettings
 
 SERVER_VERSION_MIN = (3, 4)
@@ -64,10 +65,16 @@ class Answer:
 
 
 class EtcdGateway:
-    """One client of an etcd cluster."""
+    """One client of an etcd cluster, over HTTP unless another transport is given.
 
-    def __init__(self, settings: EtcdSettings) -> None:
+    `chance` draws lease ids and the jitter of pauses; without it both come from the operating system.
+    """
+
+    def __init__(
+        self, settings: EtcdSettings, transport: Transport | None = None, chance: random.Random | None = None
+    ) -> None:
         self.settings = settings
+        self.chance = chance or random.SystemRandom()
         self.closed = False
         self.down_since: float | None = None
         self._admitted = False
@@ -75,11 +82,7 @@ class EtcdGateway:
         self._versions: dict[str, str] = {}
         self._token: str | None = None
         self._authenticating = asyncio.Lock()
-        self._client = httpx.AsyncClient(
-            verify=_tls_context(settings),
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=len(settings.endpoints) * 4),
-        )
+        self._transport = transport or HttpTransport(settings)
 
     @property
     def connected(self) -> bool:
@@ -97,7 +100,7 @@ class EtcdGateway:
         `InvalidConfig` (not let in) and `IncompatibleServer`.
         """
         loop = asyncio.get_running_loop()
-        backoff = Backoff(self.settings.retry_wait_min_s, self.settings.retry_wait_max_s)
+        backoff = self.backoff()
         began_s = loop.time()
         deadline = began_s + self.settings.request_timeout_s
         failures: dict[str, str] = {}
@@ -114,9 +117,9 @@ class EtcdGateway:
                 again = True
             except Misuse as error:
                 failures[endpoint] = self._refused(error)
-            except (httpx.HTTPError, OSError, ValueError) as error:
+            except (NoAnswer, OSError, ValueError) as error:
                 failures[endpoint] = str(error) or type(error).__name__
-                again = again or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                again = again or not isinstance(error, NotSent)
             else:
                 self._admitted, self.down_since = True, None
                 return Answer(body, endpoint, again)
@@ -131,21 +134,28 @@ class EtcdGateway:
         )
 
     async def lines(self, endpoint: str, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The objects of a streamed answer. Raises `GatewayError`, `httpx.HTTPError` (`ReadTimeout` on silence)."""
-        timeout = httpx.Timeout(self.settings.try_timeout_s, read=self.settings.watch_silence_s)
-        headers = await self._headers(endpoint, self.settings.try_timeout_s)
+        """The objects of a streamed answer. Raises `GatewayError`, `NoAnswer` (`Silent` after `watch_silence_s`)."""
+        settings = self.settings
+        headers = await self._headers(endpoint, settings.try_timeout_s)
         # A member that lost its leader ends the watch instead of keeping quiet.
         headers["Grpc-Metadata-hasleader"] = "true"
-        async with self._client.stream(
-            "POST", f"{endpoint}/v3/{path}", json=payload, headers=headers, timeout=timeout
-        ) as response:
-            if response.status_code != httpx.codes.OK:
-                raise _error(await response.aread(), response.status_code)
-            async for line in response.aiter_lines():
-                item: dict[str, Any] = json.loads(line)
-                if "error" in item:
-                    raise _error(line.encode(), response.status_code)
+        lines = self._transport.lines(
+            endpoint,
+            f"/v3/{path}",
+            payload,
+            headers,
+            timeout_s=settings.try_timeout_s,
+            silence_s=settings.watch_silence_s,
+        )
+        async with aclosing(lines):
+            async for status, item in lines:
+                if status != OK or "error" in item:
+                    raise _error(item, status)
                 yield item["result"]
+
+    def backoff(self) -> Backoff:
+        """The pauses of one loop of tries."""
+        return Backoff(self.settings.retry_wait_min_s, self.settings.retry_wait_max_s, self.chance)
 
     def turn_from(self, endpoint: str) -> None:
         """Prefer another endpoint from now on."""
@@ -157,15 +167,15 @@ class EtcdGateway:
 
     async def close(self) -> None:
         self.closed = True
-        await self._client.aclose()
+        await self._transport.close()
 
     def _note_failure(self, since_s: float) -> None:
         if self.down_since is None:
             self.down_since = since_s
 
     async def _try(self, endpoint: str, path: str, payload: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        # httpx applies its timeout to connecting, writing and reading each. Ours bounds the whole, a little later:
-        # a TLS handshake that is cancelled from outside leaves its socket open (httpcore 1.0).
+        # The transport applies its timeout to connecting, writing and reading each. Ours bounds the whole, a little
+        # later: a TLS handshake that is cancelled from outside leaves its socket open (httpcore 1.0).
         async with asyncio.timeout(timeout_s * STEPS_PER_TRY):
             await self._check_version(endpoint, timeout_s)
             headers = await self._headers(endpoint, timeout_s)
@@ -174,14 +184,10 @@ class EtcdGateway:
     async def _post(
         self, endpoint: str, path: str, payload: dict[str, Any], headers: dict[str, str], timeout_s: float
     ) -> dict[str, Any]:
-        url = f"{endpoint}/v3/{path}"
-        response = await self._client.post(url, json=payload, headers=headers, timeout=timeout_s)
-        if response.status_code != httpx.codes.OK:
-            raise _error(response.content, response.status_code)
+        status, body = await self._transport.post(endpoint, f"/v3/{path}", payload, headers, timeout_s)
         # A streamed answer of one object has it under `result`, and may hold an error despite its status.
-        body: dict[str, Any] = response.json()
-        if "error" in body:
-            raise _error(response.content, response.status_code)
+        if status != OK or "error" in body:
+            raise _error(body, status)
         result: dict[str, Any] = body.get("result", body)
         return result
 
@@ -189,8 +195,10 @@ class EtcdGateway:
         """Ask once for each endpoint; older ones have another API. Raises `IncompatibleServer`."""
         if endpoint in self._versions:
             return
-        answer = await self._client.get(f"{endpoint}/version", timeout=timeout_s)
-        version = str(answer.json()["etcdserver"])
+        status, body = await self._transport.get(endpoint, "/version", timeout_s)
+        if status != OK:
+            raise _error(body, status)
+        version = str(body["etcdserver"])
         if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < SERVER_VERSION_MIN:
             wanted = ".".join(map(str, SERVER_VERSION_MIN))
             raise IncompatibleServer(f"{endpoint} runs etcd {version}; upgrade it to {wanted} or newer")
@@ -254,24 +262,11 @@ def prefix_range(prefix: str) -> dict[str, str]:
     return {"key": encoded(start), "range_end": encoded(end)}
 
 
-def _error(content: bytes, status: int) -> GatewayError:
+def _error(body: Any, status: int) -> GatewayError:
     """The error in an answer: a unary one has `error` as text, a stream's has an object."""
-    try:
-        body = json.loads(content)
-    except ValueError:
-        return GatewayError(0, f"HTTP status {status}")
     error = body.get("error") if isinstance(body, dict) else None
     if isinstance(error, dict):
         return GatewayError(int(error.get("grpc_code", 0)), str(error.get("message", error)))
     if isinstance(error, str):
         return GatewayError(int(body.get("code", 0)), error)
     return GatewayError(0, f"HTTP status {status}")
-
-
-def _tls_context(settings: EtcdSettings) -> Any:
-    if not settings.uses_tls:
-        return False  # Plain HTTP on every endpoint: spare the loading of authorities.
-    try:
-        return settings.tls_context()
-    except OSError as error:
-        raise InvalidConfig(f"tls_ca_file, tls_cert_file or tls_key_file can't be used: {error}") from error

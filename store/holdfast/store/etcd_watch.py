@@ -16,13 +16,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-import httpx
-
 from holdfast.core.errors import LeasesUnavailable
 from holdfast.core.ports import KeyChange, KeyValue, Listing
-from holdfast.store.backoff import Backoff
 from holdfast.store.changes import Told
 from holdfast.store.etcd_gateway import OUT_OF_RANGE, Answer, EtcdGateway, GatewayError, prefix_range
+from holdfast.store.etcd_transport import NoAnswer, Silent
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +42,16 @@ class Watcher:
 
     async def changes(self) -> AsyncGenerator[Sequence[KeyChange], None]:
         """Batches of changes. Raises `LeasesUnavailable` only once the client is closed, and `Misuse`."""
-        settings = self._gateway.settings
-        backoff = Backoff(settings.retry_wait_min_s, settings.retry_wait_max_s)
+        backoff = self._gateway.backoff()
         while True:
             try:
                 async with aclosing(self._until_renewal()) as batches:
                     async for batch in batches:
                         backoff.reset()
                         yield batch
-            except httpx.ReadTimeout:
+            except Silent:
                 backoff.reset()
-            except (httpx.HTTPError, GatewayError, OSError, ValueError) as error:
+            except (NoAnswer, GatewayError, OSError, ValueError) as error:
                 logger.debug("watch on %s: %s", self._prefix, error)
             except LeasesUnavailable:
                 if self._gateway.closed:
@@ -103,7 +100,7 @@ class Watcher:
                     elif not result.get("created"):
                         # A progress notification: all up to its revision has been told.
                         self._position = max(self._position, int(result["header"].get("revision", 0)))
-            except httpx.HTTPError:
+            except NoAnswer:
                 self._gateway.turn_from(endpoint)
                 raise
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from holdfast.store import (
     etcd,
     etcd_gateway,
+    etcd_http,
     etcd_watch,
     jetstream,
     jetstream_api,
@@ -25,7 +26,7 @@ from holdfast.store.settings import EtcdSettings, JetStreamSettings, TlsSettings
     ("model", "modules"),
     [
         (JetStreamSettings, (jetstream, jetstream_api, jetstream_follow, jetstream_stream, nats_connection)),
-        (EtcdSettings, (etcd, etcd_gateway, etcd_watch)),
+        (EtcdSettings, (etcd, etcd_gateway, etcd_http, etcd_watch)),
         (TlsSettings, (inspect.getmodule(TlsSettings),)),
     ],
 )
