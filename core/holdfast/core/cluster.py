@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 
@@ -101,7 +101,7 @@ class ApplicationState(msgspec.Struct, frozen=True):
     name: str
     deployed_at: datetime
     event: str
-    deployments: dict[str, DeploymentState]
+    deployments: Mapping[str, DeploymentState]
 
 
 class ReplicaState(msgspec.Struct, frozen=True):
@@ -157,12 +157,12 @@ class ClusterState(msgspec.Struct, frozen=True):
     epoch: int = 0
     leader: str | None = None
     leader_incarnation: str | None = None
-    nodes: dict[str, NodeState] = {}
-    gateways: dict[str, GatewayState] = {}
-    applications: dict[str, ApplicationState] = {}
-    replicas: dict[str, ReplicaState] = {}
-    requests: dict[str, PendingRequest] = {}
-    heads: dict[str, Head] = {}
+    nodes: Mapping[str, NodeState] = {}
+    gateways: Mapping[str, GatewayState] = {}
+    applications: Mapping[str, ApplicationState] = {}
+    replicas: Mapping[str, ReplicaState] = {}
+    requests: Mapping[str, PendingRequest] = {}
+    heads: Mapping[str, Head] = {}
     numbered: dict[str, int] = {}
     losses: Losses | None = None
     ignored: int = 0

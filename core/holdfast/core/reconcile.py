@@ -6,8 +6,8 @@ decision comes with the id of the event that caused it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 
 import msgspec
@@ -23,7 +23,7 @@ from holdfast.core.cluster import (
     ReplicaStatus,
 )
 from holdfast.core.config import ApplicationConfig
-from holdfast.core.placement import choose_node, occupancy
+from holdfast.core.placement import Vacancies, occupancy
 
 START_BACKOFF_FIRST_S = 0.5
 START_BACKOFF_MAX_S = 30.0
@@ -35,6 +35,9 @@ START_FAILURES_FATAL = 3
 LOSS_FRACTION_MAX = 0.2
 """At most this part of the replicas, but at least one node's, is given up on lease evidence in `LOSS_INTERVAL_S`.
 Nodes whose process was seen to end count, and are given up regardless."""
+
+ROUND_MAX = 100
+"""So many decisions are taken in one round: what happens while they are appended is looked at before the next."""
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -67,6 +70,10 @@ class Evidence(msgspec.Struct, frozen=True):
         return "its process ended" if member in self.ended else "its lease expired"
 
 
+_Replicas = Mapping[tuple[str, str], list[ReplicaState]]
+"""Replicas by (application, deployment), oldest first."""
+
+
 def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
     """The next decisions. One round's decisions are all derived from `state`; append them in order."""
     goals = [_decide_request(request.application, request.event) for request in state.requests.values()]
@@ -74,13 +81,12 @@ def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
     losses = [*_lost_nodes(state, evidence, now, look_again), *_lost_gateways(state, evidence)]
     if goals or losses:
         # Placement must see these first: it is done in the next round, on the state that includes them.
-        return Plan(goals + losses)
-    used = occupancy(state)
-    proposals: list[Proposal] = list(_stop_unwanted(state))
-    for application in state.applications.values():
-        for deployment in application.deployments.values():
-            proposals += _converge(state, application, deployment, used, now, look_again)
-    return Plan(proposals, min(look_again, default=None))
+        return Plan((goals + losses)[:ROUND_MAX])
+    replicas: dict[tuple[str, str], list[ReplicaState]] = {}
+    for replica in state.replicas.values():
+        replicas.setdefault((replica.application, replica.deployment), []).append(replica)
+    proposals = itertools.chain(_stop_unwanted(state, replicas), _converge_all(state, replicas, now, look_again))
+    return Plan(list(itertools.islice(proposals, ROUND_MAX)), min(look_again, default=None))
 
 
 def _decide_request(application: ApplicationConfig | str, cause: str) -> Proposal:
@@ -95,6 +101,8 @@ def _lost_nodes(
     """Nodes to give up: those whose process was seen to end, and of the others the smallest first, within the blast
     radius: leases alone must not empty the cluster.
     """
+    if not evidence.nodes_expired:
+        return
     used = occupancy(state)
     recent = state.losses if state.losses is not None and state.losses.recent(now) else None
     given_up = recent.replicas if recent else 0
@@ -125,42 +133,63 @@ def _lost_gateways(state: ClusterState, evidence: Evidence) -> Iterator[Proposal
             yield Proposal(ev.GatewayLost(*member, evidence.reason(member)), gateway.event)
 
 
-def _stop_unwanted(state: ClusterState) -> Iterator[Proposal]:
+def _stop_unwanted(state: ClusterState, replicas: _Replicas) -> Iterator[Proposal]:
     """Replicas whose application or deployment is gone."""
-    for replica in state.replicas.values():
-        application = state.applications.get(replica.application)
-        wanted = application is not None and replica.deployment in application.deployments
-        if not wanted and replica.status is not ReplicaStatus.STOPPING:
-            cause = application.event if application else replica.event
-            yield Proposal(ev.ReplicaStopOrdered(replica.id, "its deployment was deleted"), cause)
+    for (name, deployment), members in replicas.items():
+        application = state.applications.get(name)
+        if application is not None and deployment in application.deployments:
+            continue
+        for replica in members:
+            if replica.status is not ReplicaStatus.STOPPING:
+                cause = application.event if application else replica.event
+                yield Proposal(ev.ReplicaStopOrdered(replica.id, "its deployment was deleted"), cause)
 
 
-def _converge(
-    state: ClusterState,
-    application: ApplicationState,
-    deployment: DeploymentState,
-    used: Counter[str],
-    now: datetime,
-    look_again: list[datetime],
+def _converge_all(
+    state: ClusterState, replicas: _Replicas, now: datetime, look_again: list[datetime]
 ) -> Iterator[Proposal]:
-    """Bring one deployment to its number of replicas of its current revision."""
-    replicas = list(state.replicas_of(application.name, deployment.config.name))
-    current = [replica for replica in replicas if replica.live and replica.revision == deployment.revision]
-    outdated = [replica for replica in replicas if replica.live and replica.revision != deployment.revision]
-    exited = [replica for replica in replicas if replica.status is ReplicaStatus.EXITED]
-    missing = deployment.config.num_replicas - len(current)
-    if outdated:
-        # A rolling update: one more than wanted at a time, so that capacity never falls.
-        missing = min(missing, 1 - sum(replica.status is ReplicaStatus.STARTING for replica in current))
-    retry_at = _retry_at(deployment, now)
-    if missing > 0 and retry_at is not None and retry_at > now:
-        look_again.append(retry_at)
-    elif missing > 0:
-        yield from _fill(state, application, deployment, exited, missing, used)
-    yield from _stop_surplus(deployment, current, outdated)
-    if missing <= 0:
-        for replica in exited:
-            yield Proposal(ev.ReplicaStopOrdered(replica.id, "it is no longer needed"), replica.event)
+    vacancies: Vacancies | None = None
+    for application in state.applications.values():
+        for deployment in application.deployments.values():
+            standing = _standing(deployment, replicas.get((application.name, deployment.config.name), ()))
+            missing = standing.missing(deployment.config.num_replicas)
+            if missing > 0:
+                retry_at = _retry_at(deployment, now)
+                if retry_at is not None and retry_at > now:
+                    look_again.append(retry_at)
+                else:
+                    vacancies = vacancies or Vacancies(state, occupancy(state))
+                    yield from _fill(application, deployment, standing.exited, missing, vacancies)
+            yield from _stop_surplus(deployment, standing)
+            if missing <= 0:
+                for replica in standing.exited:
+                    yield Proposal(ev.ReplicaStopOrdered(replica.id, "it is no longer needed"), replica.event)
+
+
+class _Standing(msgspec.Struct, frozen=True):
+    """A deployment's replicas, oldest first: those of its current revision, of earlier ones, and those that ended."""
+
+    current: list[ReplicaState] = []
+    outdated: list[ReplicaState] = []
+    exited: list[ReplicaState] = []
+
+    def missing(self, wanted: int) -> int:
+        """How many to start now."""
+        missing = wanted - len(self.current)
+        if self.outdated:
+            # A rolling update: one more than wanted at a time, so that capacity never falls.
+            missing = min(missing, 1 - sum(replica.status is ReplicaStatus.STARTING for replica in self.current))
+        return missing
+
+
+def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState]) -> _Standing:
+    standing = _Standing()
+    for replica in replicas:
+        if replica.status is ReplicaStatus.EXITED:
+            standing.exited.append(replica)
+        elif replica.status is not ReplicaStatus.STOPPING:
+            (standing.current if replica.revision == deployment.revision else standing.outdated).append(replica)
+    return standing
 
 
 def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
@@ -181,20 +210,18 @@ def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
 
 
 def _fill(
-    state: ClusterState,
     application: ApplicationState,
     deployment: DeploymentState,
     exited: list[ReplicaState],
     missing: int,
-    used: Counter[str],
+    vacancies: Vacancies,
 ) -> Iterator[Proposal]:
     """New replicas, those that exited replaced by name first. Stops when no node has room."""
     for number in range(missing):
         gone = exited[number] if number < len(exited) else None
-        node = choose_node(state, used, avoid=gone.node if gone else None)
+        node = vacancies.take(avoid=gone.node if gone else None)
         if node is None:
             return
-        used[node.id] += 1
         name = f"{application.name}.{deployment.config.name}.{deployment.replicas_placed + number + 1}"
         where = (name, application.name, deployment.config.name, node.id, node.incarnation)
         if gone is None:
@@ -203,13 +230,12 @@ def _fill(
             yield Proposal(ev.ReplicaReplaced(*where, replaces=gone.id, reason=gone.message), gone.event)
 
 
-def _stop_surplus(
-    deployment: DeploymentState, current: list[ReplicaState], outdated: list[ReplicaState]
-) -> Iterator[Proposal]:
+def _stop_surplus(deployment: DeploymentState, standing: _Standing) -> Iterator[Proposal]:
     """Stop what is too many: outdated replicas as current ones get ready, then the newest of the current."""
-    wanted = deployment.config.num_replicas
-    running = sum(replica.status is ReplicaStatus.RUNNING for replica in current)
-    for replica in outdated[: max(0, running + len(outdated) - wanted)]:
-        yield Proposal(ev.ReplicaStopOrdered(replica.id, "a newer revision runs"), deployment.event)
+    wanted, current, outdated = deployment.config.num_replicas, standing.current, standing.outdated
+    if outdated:
+        running = sum(replica.status is ReplicaStatus.RUNNING for replica in current)
+        for replica in outdated[: max(0, running + len(outdated) - wanted)]:
+            yield Proposal(ev.ReplicaStopOrdered(replica.id, "a newer revision runs"), deployment.event)
     for replica in current[wanted:]:
         yield Proposal(ev.ReplicaStopOrdered(replica.id, "fewer replicas are wanted"), deployment.event)

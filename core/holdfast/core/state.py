@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -29,10 +29,8 @@ from holdfast.core.cluster import (
 )
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.errors import CorruptLog
+from holdfast.core.sharing import SharedMap, with_entry, without_entry
 from holdfast.core.starts import count_failure, start_failed, was_stable
-
-_V = TypeVar("_V")
-
 
 _ENDS = (MemberStatus.LEFT, MemberStatus.LOST)
 
@@ -47,7 +45,7 @@ def apply(state: ClusterState, record: ev.Record) -> ClusterState:
     state = msgspec.structs.replace(
         state,
         sequence=record.sequence,
-        heads={**state.heads, record.subject: Head(record.sequence, record.digest)},
+        heads=with_entry(state.heads, record.subject, Head(record.sequence, record.digest)),
     )
     event = record.event
     if isinstance(event.payload, ev.Decision):
@@ -60,7 +58,11 @@ def apply(state: ClusterState, record: ev.Record) -> ClusterState:
 
 def state_hash(state: ClusterState) -> str:
     """SHA-256 over the state in canonical form: equal states have equal hashes on every machine."""
-    return hashlib.sha256(msgspec.json.encode(state, order="deterministic")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(state, enc_hook=_plain, order="deterministic")).hexdigest()
+
+
+def _plain(value: object) -> object:
+    return value.merged() if isinstance(value, SharedMap) else value
 
 
 def _check_order(state: ClusterState, record: ev.Record) -> None:
@@ -71,14 +73,6 @@ def _check_order(state: ClusterState, record: ev.Record) -> None:
             f"sequence {record.sequence} on {record.subject} does not chain to the event before it there: "
             f"somebody changed, removed or forged an event"
         )
-
-
-def _with(mapping: Mapping[str, _V], key: str, value: _V) -> dict[str, _V]:
-    return {**mapping, key: value}
-
-
-def _without(mapping: Mapping[str, _V], key: str) -> dict[str, _V]:
-    return {name: value for name, value in mapping.items() if name != key}
 
 
 # --- nodes ----------------------------------------------------------------------------------------------
@@ -99,7 +93,7 @@ def _node_joined(state: ClusterState, event: ev.Event, fact: ev.NodeJoined) -> C
         event.id,
     )
     state = _drop_replicas_on(state, fact.node, event.id, f"node {fact.node} restarted")
-    return msgspec.structs.replace(state, nodes=_with(state.nodes, node.id, node))
+    return msgspec.structs.replace(state, nodes=with_entry(state.nodes, node.id, node))
 
 
 def _node_stopping(state: ClusterState, event: ev.Event, fact: ev.NodeStopping) -> ClusterState:
@@ -142,19 +136,21 @@ def _set_node(
     if not _takes_part(state, node_id, incarnation):
         return state
     node = msgspec.structs.replace(state.nodes[node_id], status=status, event=event.id)
-    return msgspec.structs.replace(state, nodes=_with(state.nodes, node_id, node))
+    return msgspec.structs.replace(state, nodes=with_entry(state.nodes, node_id, node))
 
 
 def _drop_replicas_on(state: ClusterState, node: str, event_id: str, message: str) -> ClusterState:
     """What ran on the node is gone: what was meant to stop is done, the rest waits to be replaced."""
-    replicas = {}
-    for replica in state.replicas.values():
-        if replica.node != node or replica.status is ReplicaStatus.EXITED:
-            replicas[replica.id] = replica
-        elif replica.live:
-            replicas[replica.id] = msgspec.structs.replace(
+    replicas = state.replicas
+    here = [one for one in replicas.values() if one.node == node and one.status is not ReplicaStatus.EXITED]
+    for replica in here:
+        if replica.live:
+            gone = msgspec.structs.replace(
                 replica, status=ReplicaStatus.EXITED, event=event_id, message=message, pid=0, address=""
             )
+            replicas = with_entry(replicas, replica.id, gone)
+        else:
+            replicas = without_entry(replicas, replica.id)
     return msgspec.structs.replace(state, replicas=replicas)
 
 
@@ -182,7 +178,7 @@ def _replica_placed(
         # It ended between the plan and this decision: nobody is there to start the replica, or to say that it ended.
         message = f"node {decision.node} was gone when the replica was placed there"
         replica = msgspec.structs.replace(replica, status=ReplicaStatus.EXITED, message=message)
-    state = msgspec.structs.replace(state, replicas=_with(state.replicas, replica.id, replica))
+    state = msgspec.structs.replace(state, replicas=with_entry(state.replicas, replica.id, replica))
     placed = msgspec.structs.replace(deployment, replicas_placed=deployment.replicas_placed + 1, placed_at=event.time)
     return _set_deployment(state, application, placed)
 
@@ -190,7 +186,7 @@ def _replica_placed(
 def _replica_replaced(state: ClusterState, event: ev.Event, decision: ev.ReplicaReplaced) -> ClusterState:
     gone = state.replicas.get(decision.replaces)
     if gone is not None and gone.status is ReplicaStatus.EXITED:
-        state = msgspec.structs.replace(state, replicas=_without(state.replicas, gone.id))
+        state = msgspec.structs.replace(state, replicas=without_entry(state.replicas, gone.id))
     return _replica_placed(state, event, decision)
 
 
@@ -216,7 +212,7 @@ def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited
     if replica is None:
         return state
     if replica.status is ReplicaStatus.STOPPING:
-        return msgspec.structs.replace(state, replicas=_without(state.replicas, replica.id))
+        return msgspec.structs.replace(state, replicas=without_entry(state.replicas, replica.id))
     message = fact.message or (f"signal {fact.signal}" if fact.signal else f"exit code {fact.exit_code}")
     if was_stable(replica, event.time):
         state = _change_deployment_of(state, replica, unstable_starts=0, failed_at=None)
@@ -230,7 +226,7 @@ def _replica_stop_ordered(state: ClusterState, event: ev.Event, decision: ev.Rep
     if replica is None:
         return state
     if replica.status is ReplicaStatus.EXITED:
-        return msgspec.structs.replace(state, replicas=_without(state.replicas, replica.id))
+        return msgspec.structs.replace(state, replicas=without_entry(state.replicas, replica.id))
     return _change_replica(state, event, replica.id, status=ReplicaStatus.STOPPING, message=decision.reason)
 
 
@@ -250,7 +246,7 @@ def _change_replica(state: ClusterState, event: ev.Event, replica_id: str, **cha
     if replica.status is ReplicaStatus.EXITED:
         return state
     changed = msgspec.structs.replace(replica, event=event.id, **changes)
-    return msgspec.structs.replace(state, replicas=_with(state.replicas, replica_id, changed))
+    return msgspec.structs.replace(state, replicas=with_entry(state.replicas, replica_id, changed))
 
 
 def _count_start_failure(state: ClusterState, event: ev.Event, replica: ReplicaState, message: str) -> ClusterState:
@@ -273,9 +269,9 @@ def _change_deployment_of(state: ClusterState, replica: ReplicaState, **changes:
 
 def _set_deployment(state: ClusterState, application: ApplicationState, deployment: DeploymentState) -> ClusterState:
     changed = msgspec.structs.replace(
-        application, deployments=_with(application.deployments, deployment.config.name, deployment)
+        application, deployments=with_entry(application.deployments, deployment.config.name, deployment)
     )
-    return msgspec.structs.replace(state, applications=_with(state.applications, application.name, changed))
+    return msgspec.structs.replace(state, applications=with_entry(state.applications, application.name, changed))
 
 
 # --- gateways -------------------------------------------------------------------------------------------
@@ -297,7 +293,7 @@ def _gateway_joined(state: ClusterState, event: ev.Event, fact: ev.GatewayJoined
         event.id,
     )
     state = _without_suspicions_of(state, gateway.id, state.replicas.values())
-    return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway.id, gateway))
+    return msgspec.structs.replace(state, gateways=with_entry(state.gateways, gateway.id, gateway))
 
 
 def _gateway_stopping(state: ClusterState, event: ev.Event, fact: ev.GatewayStopping) -> ClusterState:
@@ -321,7 +317,7 @@ def _set_gateway(
     gateway = msgspec.structs.replace(gateway, status=status, event=event.id)
     if status in _ENDS:
         state = _without_suspicions_of(state, gateway_id, state.replicas.values())
-    return msgspec.structs.replace(state, gateways=_with(state.gateways, gateway_id, gateway))
+    return msgspec.structs.replace(state, gateways=with_entry(state.gateways, gateway_id, gateway))
 
 
 def _replica_suspected(state: ClusterState, event: ev.Event, fact: ev.ReplicaSuspected) -> ClusterState:
@@ -353,7 +349,7 @@ def _without_suspicions_of(state: ClusterState, gateway: str, replicas: Iterable
 
 def _set_suspicions(state: ClusterState, replica: ReplicaState, gateways: tuple[str, ...]) -> ClusterState:
     changed = msgspec.structs.replace(replica, suspected_by=gateways)
-    return msgspec.structs.replace(state, replicas=_with(state.replicas, replica.id, changed))
+    return msgspec.structs.replace(state, replicas=with_entry(state.replicas, replica.id, changed))
 
 
 # --- the controller and the goal ------------------------------------------------------------------------
@@ -367,12 +363,12 @@ def _leader_elected(state: ClusterState, event: ev.Event, decision: ev.LeaderEle
 
 def _deploy_requested(state: ClusterState, event: ev.Event, fact: ev.DeployRequested) -> ClusterState:
     request = PendingRequest(event.id, fact.application)
-    return msgspec.structs.replace(state, requests=_with(state.requests, fact.application.name, request))
+    return msgspec.structs.replace(state, requests=with_entry(state.requests, fact.application.name, request))
 
 
 def _delete_requested(state: ClusterState, event: ev.Event, fact: ev.DeleteRequested) -> ClusterState:
     request = PendingRequest(event.id, fact.application)
-    return msgspec.structs.replace(state, requests=_with(state.requests, fact.application, request))
+    return msgspec.structs.replace(state, requests=with_entry(state.requests, fact.application, request))
 
 
 def _application_deployed(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeployed) -> ClusterState:
@@ -385,7 +381,7 @@ def _application_deployed(state: ClusterState, event: ev.Event, decision: ev.App
     application = ApplicationState(name, event.time, event.id, deployments)
     return msgspec.structs.replace(
         state,
-        applications=_with(state.applications, name, application),
+        applications=with_entry(state.applications, name, application),
         requests=_without_decided(state, event, name),
     )
 
@@ -407,16 +403,16 @@ def _application_deleted(state: ClusterState, event: ev.Event, decision: ev.Appl
     state = _forget_exited(state, decision.application)
     return msgspec.structs.replace(
         state,
-        applications=_without(state.applications, decision.application),
+        applications=without_entry(state.applications, decision.application),
         requests=_without_decided(state, event, decision.application),
     )
 
 
-def _without_decided(state: ClusterState, event: ev.Event, application: str) -> dict[str, PendingRequest]:
+def _without_decided(state: ClusterState, event: ev.Event, application: str) -> Mapping[str, PendingRequest]:
     """The requests without the one that this decides. One that came in between waits for its own decision."""
     request = state.requests.get(application)
     if request is not None and request.event == event.cause:
-        return _without(state.requests, application)
+        return without_entry(state.requests, application)
     return state.requests
 
 

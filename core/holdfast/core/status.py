@@ -7,6 +7,7 @@ a lease lives.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TypeVar
 
@@ -163,15 +164,16 @@ def natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def _in_order(items: dict[str, _V]) -> list[_V]:
+def _in_order(items: Mapping[str, _V]) -> list[_V]:
     return [items[name] for name in sorted(items, key=natural_order)]
 
 
 def report(state: ClusterState, leases: LeaseView | None) -> ClusterReport:
     """How the cluster stands by the log, and by the leases where they are known."""
+    used = occupancy(state)
     return ClusterReport(
         controller=_controller(state, leases),
-        nodes=[_node(state, node, leases) for node in _in_order(state.nodes)],
+        nodes=[_node(node, used[node.id], leases) for node in _in_order(state.nodes)],
         gateways=[_gateway(gateway, leases) for gateway in _in_order(state.gateways)],
         replicas=[
             ReplicaReport(
@@ -218,11 +220,9 @@ def _lease_missing(member: NodeState | GatewayState, leases: LeaseView | None) -
     return leases is not None and _taking_part(member) and member.incarnation not in leases.incarnations
 
 
-def _node(state: ClusterState, node: NodeState, leases: LeaseView | None) -> NodeReport:
+def _node(node: NodeState, used: int, leases: LeaseView | None) -> NodeReport:
     message = "its lease is missing" if _lease_missing(node, leases) else ""
-    return NodeReport(
-        node.id, node.pid, node.status, node.host, node.slots, occupancy(state)[node.id], node.version, message
-    )
+    return NodeReport(node.id, node.pid, node.status, node.host, node.slots, used, node.version, message)
 
 
 _GATEWAY_STATUS = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from holdfast.core import events as ev
 from holdfast.core.detector import SECOND_LOOK_S, SILENCE_MAX, LeaseEvidence
-from holdfast.core.placement import choose_node
+from holdfast.core.placement import Vacancies
 from holdfast.core.routing import choose
 from tests.unit.support.history import History
 from tests.unit.support.strategies import MANY, SOME
@@ -32,7 +32,7 @@ def with_nodes(**slots: int) -> History:
 
 
 def chosen(history: History, avoid: str | None = None, **used: int) -> str | None:
-    node = choose_node(history.state, Counter(used), avoid)
+    node = Vacancies(history.state, Counter(used)).take(avoid)
     return node.id if node else None
 
 
@@ -66,6 +66,31 @@ def test_the_node_to_avoid_is_chosen_only_if_it_is_less_used_by_more_than_one(av
 
 def test_the_only_node_is_chosen_even_if_it_is_to_be_avoided() -> None:
     assert chosen(with_nodes(a=4), "a") == "a"
+
+
+@MANY
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8),
+    st.lists(st.none() | st.integers(0, 7), max_size=20),
+)
+def test_one_after_another_each_goes_where_it_would_go_alone(
+    nodes: list[tuple[int, int]], avoided: list[int | None]
+) -> None:
+    history = with_nodes(**{f"n{number}": slots for number, (slots, _used) in enumerate(nodes)})
+    used = Counter({f"n{number}": taken for number, (_slots, taken) in enumerate(nodes)})
+    together = Vacancies(history.state, used.copy())
+    for number in avoided:
+        avoid = None if number is None else f"n{number}"
+        node = together.take(avoid)
+        assert (node.id if node else None) == best(history, used, avoid)
+        if node is not None:
+            used[node.id] += 1
+
+
+def best(history: History, used: Counter[str], avoid: str | None) -> str | None:
+    """By looking at all nodes: the rule in one line."""
+    free = [node.id for node in history.state.live_nodes() if used[node.id] < node.slots]
+    return min(free, key=lambda name: (used[name] + (name == avoid), name == avoid, name), default=None)
 
 
 # --- routing --------------------------------------------------------------------------------------------

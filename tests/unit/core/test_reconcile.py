@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.core import events as ev
 from holdfast.core.cluster import LOSS_INTERVAL_S, DeploymentState, ReplicaStatus
-from holdfast.core.reconcile import START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S, Evidence, Plan, reconcile
+from holdfast.core.reconcile import ROUND_MAX, START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S, Evidence, Plan, reconcile
 from holdfast.core.starts import STABLE_AFTER_S
 from tests.unit.support.history import INFO, History, application
 
@@ -342,3 +342,14 @@ def test_a_gateway_whose_lease_expired_is_given_up_once(stopping: bool) -> None:
     assert proposal.payload == ev.GatewayLost("g", "1", "its lease expired")
     cluster.decide(proposal.payload, proposal.cause)
     assert reconcile(cluster.state, evidence, cluster.now) == Plan([])
+
+
+def test_a_round_takes_a_bounded_number_of_decisions_so_that_a_loss_meanwhile_is_seen_soon() -> None:
+    cluster = Cluster(a=ROUND_MAX, b=2 * ROUND_MAX)
+    cluster.deploy(2 * ROUND_MAX)
+    cluster.step()
+    placed = cluster.step()
+    assert [type(decision) for decision in placed] == [ev.ReplicaPlaced] * ROUND_MAX
+    assert [type(decision) for decision in cluster.step("a")] == [ev.NodeLost]
+    cluster.settle()
+    assert cluster.live() == 2 * ROUND_MAX

@@ -139,7 +139,7 @@ def test_the_same_history_folds_to_the_same_state_under_any_hash_seed() -> None:
 
 def test_the_hash_tells_states_apart_and_does_not_see_the_order_of_keys(running: History) -> None:
     state = running.state
-    backwards = msgspec.structs.replace(state, heads=dict(reversed(state.heads.items())))
+    backwards = msgspec.structs.replace(state, heads=dict(reversed(list(state.heads.items()))))
     assert state_hash(backwards) == state_hash(state)
     assert state_hash(msgspec.structs.replace(state, ignored=1)) != state_hash(state)
 
