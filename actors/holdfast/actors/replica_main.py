@@ -15,7 +15,8 @@ import random
 import select
 import signal
 import sys
-from typing import TextIO
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TextIO
 
 import msgspec
 import uvloop
@@ -31,20 +32,32 @@ CLOSE_TIMEOUT_S = 2.0
 logger = logging.getLogger(__name__)
 
 
+class Channel(Protocol):
+    """The way to the node that started this process."""
+
+    def report(self, report: Report) -> None:
+        """Tell the node. A node that is gone hears nothing; the end of standard input is how that is noticed."""
+        ...
+
+    def note(self, report: Report) -> None:
+        """Tell the node if it listens. One that stands still must not hold up the streams."""
+        ...
+
+
 class NodeChannel:
-    """The pipes to the node that started this process."""
+    """As `Channel`, over a pipe."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
 
     def report(self, report: Report) -> None:
-        """Tell the node. A node that is gone hears nothing; `orphaned` is how that is noticed."""
+        """As `Channel.report`."""
         with contextlib.suppress(BrokenPipeError):
             self._output.write(encode_report(report).decode() + "\n")
             self._output.flush()
 
     def note(self, report: Report) -> None:
-        """Tell the node if it listens. One that stands still, its pipe full, must not hold up the streams."""
+        """As `Channel.note`: nothing is written into a pipe that is full."""
         if select.select([], [self._output], [], 0)[1]:
             self.report(report)
 
@@ -71,11 +84,16 @@ async def load_engine(specification: ReplicaSpecification) -> Engine:
     return await load_torch(read_settings({"model_name": specification.model, **arguments}))
 
 
-async def serve(specification: ReplicaSpecification, channel: NodeChannel, stdin: asyncio.StreamReader) -> None:
+async def serve(
+    specification: ReplicaSpecification,
+    channel: Channel,
+    stdin: asyncio.StreamReader,
+    load: Callable[[ReplicaSpecification], Awaitable[Engine]] = load_engine,
+) -> None:
     """Load, report readiness, serve until SIGTERM or until the node is gone."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    engine = await load_engine(specification)
+    engine = await load(specification)
     replica = Replica(specification, engine, channel.note)
     server, address = await replica.listen()
     channel.report(Ready(address, engine.info))
@@ -103,15 +121,19 @@ async def _outlive_node(replica: Replica, stdin: asyncio.StreamReader, grace_s: 
     stopping.set()
 
 
-async def _run(channel: NodeChannel) -> int:
-    stdin = await _standard_input()
+async def run(
+    channel: Channel,
+    stdin: asyncio.StreamReader,
+    load: Callable[[ReplicaSpecification], Awaitable[Engine]] = load_engine,
+) -> int:
+    """Be a replica, from the specification that `stdin` brings to the exit code. `load` makes the engine."""
     try:
         specification = msgspec.json.decode(await stdin.readline(), type=ReplicaSpecification)
     except msgspec.DecodeError as error:
         channel.report(Failed(f"bad specification: {error}"))
         return 2
     try:
-        await serve(specification, channel, stdin)
+        await serve(specification, channel, stdin, load)
     except Misuse as error:
         channel.report(Failed(str(error)))
         return 2
@@ -129,10 +151,14 @@ def _first_leaf(error: BaseException) -> BaseException:
     return error
 
 
-def _failed(channel: NodeChannel, error: BaseException) -> int:
+def _failed(channel: Channel, error: BaseException) -> int:
     logger.error("the replica ends", exc_info=error)
     channel.report(Failed(f"{type(error).__name__}: {error}"))
     return 1
+
+
+async def _main(channel: Channel) -> int:
+    return await run(channel, await _standard_input())
 
 
 def main() -> None:
@@ -142,7 +168,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # A terminal's Ctrl-C is for the node; the replica hears from it by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    code = uvloop.run(_run(NodeChannel(output)))
+    code = uvloop.run(_main(NodeChannel(output)))
     logging.shutdown()
     # Engines' threads may be stuck in a driver; nothing is left that an orderly interpreter exit would save.
     os._exit(code)

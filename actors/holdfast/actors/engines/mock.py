@@ -13,6 +13,7 @@ import random
 import re
 import signal
 from collections import deque
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -115,13 +116,22 @@ def mock_text(request: EngineRequest, tokens: int) -> str:
     return "".join(_TEXTS[token_at(base, position)] for position in range(tokens))
 
 
+def kill_this_process() -> None:
+    """End it without a word."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class MockEngine:
     """Gives every running stream one token a step."""
 
-    def __init__(self, settings: MockSettings, model: str, rng: random.Random) -> None:
+    def __init__(
+        self, settings: MockSettings, model: str, rng: random.Random, kill: Callable[[], None] = kill_this_process
+    ) -> None:
+        """`kill` is how a prompt that asks for it ends the process."""
         self._settings = settings
         self._model = model
         self._rng = rng
+        self._kill = kill
         self._running: dict[int, _Stream] = {}
         self._waiting: deque[tuple[int, _Stream]] = deque()
         self._blocks_used = 0
@@ -253,7 +263,7 @@ class MockEngine:
         if stream.crashes and position == FAULT_POSITION:
             raise RuntimeError("the prompt asked for a crash")
         if position in stream.kills:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._kill()
         if stream.stalls and position == FAULT_POSITION:
             return
         token = token_at(stream.base, position)
