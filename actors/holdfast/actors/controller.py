@@ -26,11 +26,14 @@ from holdfast.core.ports import Clock, KeyValue, Leases, Listing
 from holdfast.core.reconcile import Evidence, Plan, reconcile
 
 RETRY_S = 0.3
-VACANCY_POLL_S = 2.0
-"""A candidate watches the leader key, and reads it this often in case the watch is silent (seconds)."""
+POLL_S = 1.0
+POLL_MAX_S = 5.0
+POLLS = 5
+"""A leader lists the lease keys this often (seconds): every quarter of a short TTL; else every second, or where the TTL
+is longer than usual so many times within it, up to the largest pause."""
 
-POLL_MAX_S = 1.0
-"""The lease keys are listed every quarter of the TTL, but at least this often (seconds)."""
+VACANCY_POLLS = 2
+"""A candidate watches the leader key, and reads it every so many of these times in case the watch is silent."""
 
 GATHER_S = 0.05
 """When a key goes they are listed again after this long, together with those that go meanwhile (seconds)."""
@@ -78,6 +81,7 @@ class Controller:
         self._session = session
         self._clock = clock
         self._ttl_s = ttl_s
+        self._poll_s = min(max(POLL_S, ttl_s / POLLS), POLL_MAX_S)
         self._tell = tell
         self._poke = asyncio.Event()
         self._lease: int | None = None
@@ -167,7 +171,7 @@ class Controller:
         try:
             while any(item.value == holder for item in listing.items) and not await self._take_from_dead(holder):
                 # One watch for as long as it takes, and reads beside it: there may be many candidates.
-                done, _ = await asyncio.wait({going}, timeout=VACANCY_POLL_S)
+                done, _ = await asyncio.wait({going}, timeout=VACANCY_POLLS * self._poll_s)
                 if done:
                     return going.result()
                 listing = await self._leases.list(LEADER_KEY)
@@ -212,11 +216,12 @@ class Controller:
         """Lead until deposed; why it ended."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch_members())
-            ends = {group.create_task(self._until_deposed(epoch)), group.create_task(self._until_cut_off())}
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            ends = [group.create_task(self._until_deposed(epoch)), group.create_task(self._until_cut_off())]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            ended = [end for end in ends if end.done()]
             for task in (watching, *ends):
                 task.cancel()
-            return done.pop().result()
+            return ended[0].result()
 
     async def _until_deposed(self, epoch: int) -> Deposed:
         try:
@@ -236,7 +241,7 @@ class Controller:
             except TimeoutError:
                 if await self.resign():
                     return Deposed(f"it could not read the log for {CUT_OFF_S:g} s")
-            await asyncio.sleep(POLL_MAX_S)
+            await asyncio.sleep(self._poll_s)
 
     async def _read_on(self) -> None:
         """Wait until all is read that is in the log now."""
@@ -315,7 +320,7 @@ class Controller:
 
     async def _wait(self, until: datetime | None) -> None:
         """Sleep until something changes, or until it is time to look again."""
-        wait_s = POLL_MAX_S
+        wait_s = self._poll_s
         if until is not None:
             wait_s = min(wait_s, max(0.0, (until - self._clock.now()).total_seconds()))
         try:
@@ -326,7 +331,7 @@ class Controller:
 
     async def _watch_members(self) -> None:
         """Hold the listing of lease keys against the log, every so often and whenever a key goes."""
-        interval_s = min(POLL_MAX_S, self._ttl_s / 4)
+        interval_s = min(self._poll_s, self._ttl_s / 4)
         while True:
             try:
                 listing = await self._leases.list("")

@@ -51,6 +51,10 @@ HELLO_TIMEOUT_S = 2.0
 """So many connections at once, and so long until each has said Hello (seconds)."""
 
 STALL_LOOK_S = 0.25
+STALL_LOOK_MAX_S = 2.0
+STALL_LOOKS = 8
+"""The engine is looked at so often within `engine_stall_timeout_s`, within these bounds (seconds)."""
+
 STALL_STEPS = 64
 STALL_FACTOR = 10
 STALL_FIRST_S = 60.0
@@ -272,13 +276,14 @@ class Replica:
     async def _watch_engine(self) -> None:
         """Raise `EngineHung` when a step takes far longer than steps do."""
         loop = asyncio.get_running_loop()
+        look_s = min(max(STALL_LOOK_S, self._specification.engine_stall_timeout_s / STALL_LOOKS), STALL_LOOK_MAX_S)
         while True:
             looked_s = loop.time()
-            await asyncio.sleep(STALL_LOOK_S)
+            await asyncio.sleep(look_s)
             now_s = loop.time()
             if self._step_began_s is None:
                 continue
-            if now_s - looked_s > 4 * STALL_LOOK_S:
+            if now_s - looked_s > 4 * look_s:
                 # This process stood still itself; the step gets its time again.
                 self._step_began_s = now_s
             elif now_s - self._step_began_s > self._step_may_take_s():

@@ -9,7 +9,6 @@ What was taken from a replica is fenced there as soon as it can be told: it forg
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import random
@@ -41,12 +40,15 @@ from holdfast.core.frames import (
 )
 from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineInfo
+from holdfast.gateway.alarm import Alarm
 
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
 
 TICK_S = 0.05
-"""A link looks at its replica's silence this often (seconds)."""
+TICK_MAX_S = 0.5
+TICK_INTERVALS = 0.5
+"""A link looks at its replica's silence twice between heartbeats, within these bounds (seconds)."""
 
 STOOD_STILL_S = 0.2
 """A tick that comes this late means that this process stood still, not the replica (seconds)."""
@@ -130,9 +132,10 @@ class ReplicaLink:
         self._draining = False
         self._full = False
         self._liveness = self._fresh_liveness(0.0)
-        self._lost = asyncio.Event()
-        self._welcomed = asyncio.Event()
-        self._vacant = asyncio.Event()
+        self._tick_s = min(max(TICK_S, TICK_INTERVALS * settings.heartbeat_interval_s), TICK_MAX_S)
+        self._lost = True
+        self._welcomed = False
+        self._alarm = Alarm()
 
     @property
     def ready(self) -> bool:
@@ -147,7 +150,7 @@ class ReplicaLink:
     @property
     def reached(self) -> bool:
         """Whether the replica can be asked, even if it takes nothing new."""
-        return self._welcomed.is_set() and self._suspected_s is None
+        return self._welcomed and self._suspected_s is None
 
     @property
     def room(self) -> bool:
@@ -223,7 +226,7 @@ class ReplicaLink:
     def retire(self) -> None:
         """Send nothing new; close as soon as what is here has ended."""
         self.retired = True
-        self._vacant.set() if not self._attempts else self._vacant.clear()
+        self._alarm.rouse()
 
     async def run(self) -> None:
         """Dial, and dial again, until retired and vacant."""
@@ -251,8 +254,7 @@ class ReplicaLink:
         host, port = self.address.rsplit(":", 1)
         host = host.strip("[]")
         loop = asyncio.get_running_loop()
-        self._lost.clear()
-        self._welcomed.clear()
+        self._lost = self._welcomed = False
         async with asyncio.timeout(self._settings.dial_timeout_s):
             _transport, connection = await loop.create_connection(
                 lambda: Connection(self._on_body, self._on_connection_lost), host, int(port)
@@ -260,31 +262,30 @@ class ReplicaLink:
             self._connection = connection
             connection.send(Hello(PROTOCOL_VERSION, self._settings.cluster, self._settings.gateway, self.replica))
             try:
-                await self._either(self._welcomed, self._lost)
+                while not (self._welcomed or self._lost):
+                    await self._alarm.wait()
             except BaseException:
                 self._cut()
                 raise
-        if not self._welcomed.is_set():
+        if not self._welcomed:
             raise PeerViolation("it closed the connection instead of a welcome")
 
     async def _watch(self) -> None:
         """Return when the connection is lost, silent for too long, or no longer needed."""
         loop = asyncio.get_running_loop()
         ping_s = look_s = loop.time()
-        while not self._lost.is_set():
+        while not self._lost:
             if self.retired and not self._attempts:
                 return
             looked_s = loop.time()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await (self._either(self._lost, self._vacant) if self.retired else self._lost.wait())
+            await self._alarm.wait(self._tick_s)
             connection, now_s = self._connection, loop.time()
             if connection is None:
                 return
             if now_s >= ping_s:
                 connection.send(Ping(self._liveness.ping()))
                 ping_s = now_s + self._settings.heartbeat_interval_s
-            if now_s - looked_s > TICK_S + STOOD_STILL_S:
+            if now_s - looked_s > self._tick_s + STOOD_STILL_S:
                 # It was us: what the replica sent meanwhile has still to be read.
                 self._liveness.stood_still(now_s)
                 continue
@@ -368,15 +369,6 @@ class ReplicaLink:
             self._on_trust(self, now_s - suspected_s)
             self._on_capacity(self)
 
-    @staticmethod
-    async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
-        tasks = [asyncio.ensure_future(first.wait()), asyncio.ensure_future(second.wait())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-
     # --- callbacks --------------------------------------------------------------------------------------
 
     def _on_body(self, connection: Connection, body: bytes) -> None:
@@ -402,7 +394,8 @@ class ReplicaLink:
             self.info = frame.info
             connection.introduced()
             self._fence([], [])
-            self._welcomed.set()
+            self._welcomed = True
+            self._alarm.rouse()
 
     def _on_step(self, step: Step) -> None:
         attempts = self._attempts
@@ -471,8 +464,9 @@ class ReplicaLink:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
-        self._welcomed.clear()
-        self._lost.set()
+        self._welcomed = False
+        self._lost = True
+        self._alarm.rouse()
         self._reported = 0
         self._full = False
         self._on_probation = None
@@ -491,7 +485,8 @@ class ReplicaLink:
         if self._attempts:
             self._on_capacity(self)
             return
-        self._vacant.set()
+        if self.retired:
+            self._alarm.rouse()
         self._on_capacity(self)
 
 

@@ -29,23 +29,23 @@ class Search:
         self,
         run: StreamRun,
         base_max: int,
-        among: set[Search],
+        among: dict[Search, None],
         done: Callable[[StreamRun, tuple[int, ReplicaLink] | None], None],
     ) -> None:
         self._run = run
         self._base_max = base_max
         self._among = among
-        among.add(self)
+        among[self] = None
         self._done = done
         self._asked: dict[ReplicaLink, int] = {}
-        self._unasked: set[ReplicaLink] = set()
+        self._unasked: dict[ReplicaLink, None] = {}
         self._best: tuple[Found, ReplicaLink] | None = None
         self._began_s = asyncio.get_running_loop().time()
         self._timer = asyncio.get_running_loop().call_later(SEARCH_MAX_S, self._end)
 
     def begin(self, links: Iterable[ReplicaLink]) -> None:
         """Ask these, but for suspects. Those that can't be asked yet turn up with `reached`, or are `gone`."""
-        self._unasked = {link for link in links if not link.suspected}
+        self._unasked = {link: None for link in links if not link.suspected}
         for link in list(self._unasked):
             self._ask(link)
         self._end_if_answered()
@@ -57,7 +57,7 @@ class Search:
 
     def gone(self, link: ReplicaLink) -> None:
         """The replica has ended, or is suspected: no answer is waited for."""
-        self._unasked.discard(link)
+        self._unasked.pop(link, None)
         question = self._asked.pop(link, None)
         if question is not None:
             link.forget(question)
@@ -66,7 +66,7 @@ class Search:
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""
         self._timer.cancel()
-        self._among.discard(self)
+        self._among.pop(self, None)
         for link, question in self._asked.items():
             link.forget(question)
         self._asked.clear()
@@ -74,7 +74,7 @@ class Search:
     def _ask(self, link: ReplicaLink) -> None:
         question = link.ask(self._run.name, partial(self._answered, link))
         if question is not None:
-            self._unasked.discard(link)
+            self._unasked.pop(link, None)
             self._asked[link] = question
 
     def _answered(self, link: ReplicaLink, found: Found | None) -> None:

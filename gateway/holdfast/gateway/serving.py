@@ -87,7 +87,7 @@ class _Pool:
         self.config = config
         self.links: list[ReplicaLink] = []
         self.queue: deque[StreamRun] = deque()
-        self.searches: set[Search] = set()
+        self.searches: dict[Search, None] = {}
         self.closed = False
 
     def stop_searching(self, link: ReplicaLink) -> None:
@@ -255,7 +255,7 @@ class Serving:
             for application in state.applications.values()
             for deployment in application.deployments.values()
         }
-        for name in self._pools.keys() - goals.keys():
+        for name in [name for name in self._pools if name not in goals]:
             self._close_pool(name)
         for name, config in goals.items():
             pool = self._pools.setdefault(name, _Pool(config))
