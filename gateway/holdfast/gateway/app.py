@@ -13,6 +13,7 @@ from holdfast.gateway.backend import Backend
 from holdfast.gateway.exchange import KeyRing, request_id_of
 from holdfast.gateway.generate import CHAT, COMPLETIONS, Generator
 from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.machine import Machine
 from holdfast.gateway.metrics import Metrics
 from holdfast.gateway.pages import create_pages
 from holdfast.gateway.problems import problem_of
@@ -23,12 +24,13 @@ __all__ = ["App", "HttpSettings", "create_app"]
 class App:
     """The ASGI application. `metrics.in_flight` tells a drain how many requests have no end yet."""
 
-    def __init__(self, backend: Backend, settings: HttpSettings, gateway: str) -> None:
+    def __init__(self, backend: Backend, settings: HttpSettings, gateway: str, machine: Machine) -> None:
+        self._entropy = machine.entropy
         self.metrics = Metrics(gateway)
         keys = KeyRing(settings)
         self._stamp = (b"x-holdfast-gateway", gateway.encode())
         self._pages = create_pages(backend, settings, gateway, self.metrics, keys)
-        self._generator = Generator(backend, settings, self.metrics, keys, self._stamp)
+        self._generator = Generator(backend, settings, self.metrics, keys, self._stamp, machine)
         self._forms = {form.route: form for form in (CHAT, COMPLETIONS)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +47,7 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id"))
+        request_id = request_id_of(dict(scope["headers"]).get(b"x-request-id"), self._entropy)
         started = False
 
         async def stamped(message: Message) -> None:
@@ -67,6 +69,11 @@ class App:
             await stamped({"type": "http.response.body", "body": body})
 
 
-def create_app(backend: Backend, settings: HttpSettings | None = None, gateway: str = "gateway") -> App:
+def create_app(
+    backend: Backend,
+    settings: HttpSettings | None = None,
+    gateway: str = "gateway",
+    machine: Machine | None = None,
+) -> App:
     """The HTTP side over `backend`. One per gateway, whose name is `gateway`; needs a loop only to serve."""
-    return App(backend, settings or HttpSettings(), gateway)
+    return App(backend, settings or HttpSettings(), gateway, machine or Machine())

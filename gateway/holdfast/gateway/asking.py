@@ -19,6 +19,7 @@ from holdfast.core.requests import EngineRequest, Sampling
 from holdfast.core.sampling import derive
 from holdfast.gateway.constraints import check_messages, constrained
 from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.machine import Entropy
 from holdfast.gateway.openai import (
     COMPLETION_TOKENS_DEFAULT,
     TOKEN_ID_MAX,
@@ -60,7 +61,7 @@ class Asked:
     calls: bool = False
 
 
-def ask_chat(body: bytes, settings: HttpSettings) -> Asked:
+def ask_chat(body: bytes, settings: HttpSettings, entropy: Entropy = os.urandom) -> Asked:
     """What a chat request asks for. Raises `RequestRefused` naming the field at fault."""
     request = _decode(_chat, body)
     if request.max_tokens is not None and request.max_completion_tokens is not None:
@@ -72,7 +73,7 @@ def ask_chat(body: bytes, settings: HttpSettings) -> Asked:
     logprobs = (request.top_logprobs or 0) if request.logprobs else -1
     limit = request.max_tokens or request.max_completion_tokens or 0
     messages = msgspec.to_builtins(request.messages)
-    first = _engine_request(request, limit, logprobs, messages=messages)
+    first = _engine_request(request, limit, logprobs, entropy, messages=messages)
     if request.tools or request.tool_choice or request.response_format is not None:
         first = constrained(first, request)
     check_messages(request.messages)
@@ -81,14 +82,14 @@ def ask_chat(body: bytes, settings: HttpSettings) -> Asked:
     return asked
 
 
-def ask_completion(body: bytes, settings: HttpSettings) -> Asked:
+def ask_completion(body: bytes, settings: HttpSettings, entropy: Entropy = os.urandom) -> Asked:
     """What a completions request asks for. Raises `RequestRefused` naming the field at fault."""
     request = _decode(_completion, body)
     logprobs = -1 if request.logprobs is None else request.logprobs
     limit = request.max_tokens or COMPLETION_TOKENS_DEFAULT
     prompts = _prompts(request.prompt)
     echo = _echo(request, prompts) if request.echo else None
-    first = _engine_request(request, limit, logprobs)
+    first = _engine_request(request, limit, logprobs, entropy)
     firsts = [msgspec.structs.replace(first, **prompt) for prompt in prompts]
     return _asked(request, firsts, logprobs, settings, echo)
 
@@ -119,7 +120,11 @@ def _asked(
 
 
 def _engine_request(
-    request: Common, max_tokens: int, logprobs: int, messages: list[dict[str, Any]] | None = None
+    request: Common,
+    max_tokens: int,
+    logprobs: int,
+    entropy: Entropy,
+    messages: list[dict[str, Any]] | None = None,
 ) -> EngineRequest:
     min_tokens = request.min_tokens or 0
     if max_tokens and min_tokens > max_tokens:
@@ -134,16 +139,16 @@ def _engine_request(
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
             top_k=max(request.top_k or 0, 0),
-            seed=_draw_seed() if request.seed is None else request.seed,
+            seed=_draw_seed(entropy) if request.seed is None else request.seed,
             presence_penalty=request.presence_penalty or 0.0,
             frequency_penalty=request.frequency_penalty or 0.0,
         ),
     )
 
 
-def _draw_seed() -> int:
+def _draw_seed(entropy: Entropy) -> int:
     """63 random bits, so that a seed fits wherever a signed 64-bit integer does."""
-    return int.from_bytes(os.urandom(8), "big") >> 1
+    return int.from_bytes(entropy(8), "big") >> 1
 
 
 def _with_seed(first: EngineRequest, n: int) -> EngineRequest:

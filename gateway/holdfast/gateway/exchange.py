@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import os
 import re
 from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
 
 from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.machine import Entropy
 from holdfast.gateway.problems import (
     Problem,
     body_too_large,
@@ -31,11 +31,11 @@ class ClientGone(Exception):
     """The client went away before its request was complete. Nobody is there to be told."""
 
 
-def request_id_of(given: bytes | None) -> bytes:
+def request_id_of(given: bytes | None, entropy: Entropy) -> bytes:
     """The client's own request id if it is sane (at most 128 visible ASCII characters), else a new one."""
     if given is not None and _SANE_ID.fullmatch(given):
         return given
-    return b"req_" + os.urandom(12).hex().encode()
+    return b"req_" + entropy(12).hex().encode()
 
 
 class KeyRing:
@@ -61,10 +61,16 @@ class Exchange:
     __slots__ = ("_receive", "_send", "_settings", "_stamp", "headers", "request_id", "started", "turn", "unread")
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, settings: HttpSettings, stamp: tuple[bytes, bytes]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        settings: HttpSettings,
+        stamp: tuple[bytes, bytes],
+        entropy: Entropy,
     ) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.request_id = request_id_of(self.headers.get(b"x-request-id"))
+        self.request_id = request_id_of(self.headers.get(b"x-request-id"), entropy)
         self.started = False
         self.unread = True
         self.turn = 0

@@ -7,7 +7,6 @@ routing, one decode of the body, and one `send` for all events that wait togethe
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 from holdfast.gateway.answers import Collected, chat_answer, completion_answer
 from holdfast.gateway.asking import Asked, ask_chat, ask_completion
 from holdfast.gateway.backend import Backend, Delta, Session
-from holdfast.gateway.cutting import cut_client
 from holdfast.gateway.exchange import ClientGone, Exchange, KeyRing
 from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.machine import Entropy, Machine
 from holdfast.gateway.metrics import Metrics, ModelMetrics
 from holdfast.gateway.openai import Usage
 from holdfast.gateway.problems import problem_of
@@ -40,7 +39,7 @@ class Form:
 
     route: str
     id_prefix: str
-    ask: Callable[[bytes, HttpSettings], Asked]
+    ask: Callable[[bytes, HttpSettings, Entropy], Asked]
     encoder: Callable[[Head, int, Sequence[int] | None], Encoder]
     answer: Callable[[Head, Collected, Usage], bytes]
 
@@ -49,22 +48,23 @@ CHAT = Form("/v1/chat/completions", "chatcmpl", ask_chat, chat_encoder, chat_ans
 COMPLETIONS = Form("/v1/completions", "cmpl", ask_completion, CompletionEncoder, completion_answer)
 
 
-def response_id(prefix: str, seed: int) -> str:
+def response_id(prefix: str, seed: int, entropy: Entropy = os.urandom) -> str:
     """`<prefix>-<16 random hex digits><16 hex digits of the seed>`.
 
     The random half makes the id unique and not to be guessed. The seed, as a 64-bit two's complement, is in it
     so that any gateway can find a lost stream, or have a deterministic engine draw its tokens again, by its id alone.
     """
-    return f"{prefix}-{os.urandom(8).hex()}{seed & 0xFFFF_FFFF_FFFF_FFFF:016x}"
+    return f"{prefix}-{entropy(8).hex()}{seed & 0xFFFF_FFFF_FFFF_FFFF:016x}"
 
 
 class Meter:
-    """Times one request. The clock is the monotonic one, in seconds."""
+    """Times one request by a monotonic clock, in seconds."""
 
-    __slots__ = ("_began", "_last", "_model", "outcome")
+    __slots__ = ("_began", "_last", "_model", "_now_s", "outcome")
 
-    def __init__(self) -> None:
-        self._began = time.monotonic()
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._began = now_s()
         self._last = 0.0
         self._model: ModelMetrics | None = None
         self.outcome = OK
@@ -76,7 +76,7 @@ class Meter:
     def chunk(self, deltas: Sequence[Delta]) -> None:
         """Deltas came together. Their tokens count as spread evenly over the time since the last ones."""
         assert self._model is not None
-        now = time.monotonic()
+        now = self._now_s()
         tokens = longest = 0
         for delta in deltas:
             count = len(delta.pieces)
@@ -95,34 +95,42 @@ class Meter:
         if self._model is not None:
             self._model.prompt_tokens += usage.prompt_tokens
             self._model.completion_tokens += usage.completion_tokens
-            self._model.durations.observe(time.monotonic() - self._began)
+            self._model.durations.observe(self._now_s() - self._began)
 
 
 class Generator:
     """Answers both routes from a backend."""
 
     def __init__(
-        self, backend: Backend, settings: HttpSettings, metrics: Metrics, keys: KeyRing, stamp: tuple[bytes, bytes]
+        self,
+        backend: Backend,
+        settings: HttpSettings,
+        metrics: Metrics,
+        keys: KeyRing,
+        stamp: tuple[bytes, bytes],
+        machine: Machine,
     ) -> None:
         self._backend = backend
         self._settings = settings
         self._metrics = metrics
         self._keys = keys
         self._stamp = stamp
+        self._machine = machine
 
     async def serve(self, form: Form, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange from beginning to end; whatever goes wrong becomes an answer, or an event."""
-        meter = Meter()
-        exchange = Exchange(scope, receive, send, self._settings, self._stamp)
+        entropy = self._machine.entropy
+        meter = Meter(self._machine.monotonic_s)
+        exchange = Exchange(scope, receive, send, self._settings, self._stamp, entropy)
         model = ""
         self._metrics.in_flight += 1
         try:
             self._keys.check(exchange.headers.get(b"authorization"))
             resume = resume_of(exchange.headers, form.id_prefix)
-            asked = form.ask(await exchange.body(), self._settings)
+            asked = form.ask(await exchange.body(), self._settings, entropy)
             if resume is not None:
                 asked = resumed(asked, resume)
-            answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed)
+            answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed, entropy)
             session = self._backend.open(
                 asked.model,
                 asked.choices,
@@ -138,7 +146,7 @@ class Generator:
                 meter.outcome = CANCELLED
             elif watch.slow:
                 meter.outcome = SLOW_CLIENT
-                cut_client(scope)
+                self._machine.cut_client(scope)
         except ClientGone:
             meter.outcome = CANCELLED
         except Exception as error:
@@ -162,7 +170,7 @@ class Generator:
     ) -> None:
         head = Head(
             answer,
-            int(time.time()),
+            int(self._machine.clock.now().timestamp()),
             asked.model,
             asked.include_usage,
             asked.logprobs,

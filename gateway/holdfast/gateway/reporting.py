@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from holdfast.actors.clock import SystemClock
 from holdfast.core.errors import LeasesUnavailable, LogUnavailable
-from holdfast.core.ports import Leases, Log
+from holdfast.core.ports import Clock, Leases, Log
 from holdfast.gateway.backend import Health
 from holdfast.gateway.serving import Serving
 
@@ -89,7 +90,8 @@ class Probe:
 class Planes(Collector):
     """Which of the planes are up: for people in `/health`, and for Prometheus."""
 
-    def __init__(self, planes: Mapping[str, AskedPlane], rng: random.Random) -> None:
+    def __init__(self, planes: Mapping[str, AskedPlane], rng: random.Random, clock: Clock) -> None:
+        self._clock = clock
         self._probes = {name: Probe(plane, rng) for name, plane in planes.items()}
 
     async def run(self) -> None:
@@ -119,7 +121,7 @@ class Planes(Collector):
         yield down_since
 
     def _down_since(self) -> dict[str, datetime | None]:
-        now, now_s = datetime.now(UTC), asyncio.get_running_loop().time()
+        now, now_s = self._clock.now(), asyncio.get_running_loop().time()
         since = {name: probe.down_since for name, probe in self._probes.items()}
         return {name: None if at is None else now - timedelta(seconds=now_s - at) for name, at in since.items()}
 
@@ -127,7 +129,7 @@ class Planes(Collector):
 class ReportingServing(Serving):
     """As `Serving`, with a report on the planes. A plane that is down is no reason to be unhealthy: streams go on."""
 
-    planes = Planes({}, random.Random())
+    planes = Planes({}, random.Random(), SystemClock())
 
     def health(self) -> Health:
         """As `Backend.health`."""

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from holdfast.core.ports import Log
-from holdfast.gateway.processes import GatewayProcess
+from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.settings import Settings, load_settings
 from holdfast.store.memory_leases import MemoryLeasesServer
 from tests.unit.gateway.server import free_port

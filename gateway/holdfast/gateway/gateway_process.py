@@ -1,0 +1,179 @@
+"""A gateway's process: its follower, links and sessions, HTTP server, lease and facts, from the first to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from holdfast.actors.follower import UNREADABLE, Follower
+from holdfast.actors.identity import Identity
+from holdfast.actors.leasing import LeaseSession, check_name_free
+from holdfast.actors.writer import FactWriter
+from holdfast.core.cluster import ClusterState, MemberStatus
+from holdfast.core.errors import LogUnavailable
+from holdfast.core.events import GatewayJoined, GatewayLeft, GatewayStopping
+from holdfast.gateway.addresses import advertised, bracketed
+from holdfast.gateway.app import App, create_app
+from holdfast.gateway.http_server import HttpServer
+from holdfast.gateway.machine import Machine
+from holdfast.gateway.problems import HttpRefusal, Problem
+from holdfast.gateway.reporting import Planes, ReportingServing, WatchedLeases, WatchedLog
+from holdfast.gateway.serving import RETRY_AFTER_S
+from holdfast.gateway.serving_metrics import ServingMetrics
+from holdfast.gateway.settings import GatewayProcessSettings, Settings
+from holdfast.gateway.version import VERSION
+
+FLUSH_TIMEOUT_S = 2.0
+"""How long a gateway that ends waits for its last fact to reach the log."""
+
+CATCH_UP_RETRY_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class Door(Protocol):
+    """What lets HTTP requests in to an application."""
+
+    def bind(self) -> None:
+        """Check that the address can be had. Raises `Misuse` when it can't."""
+        ...
+
+    async def run(self) -> None:
+        """Serve until cancelled, then let open requests end for a bounded time. Raises `WorldFailure`."""
+        ...
+
+    async def listening(self) -> None:
+        """Wait until clients can connect. Raises `TimeoutError` if they never can."""
+        ...
+
+
+def http_server(app: App, settings: GatewayProcessSettings) -> Door:
+    """The real door."""
+    return HttpServer(app, settings.host, settings.port, settings.backlog)
+
+
+def stopping() -> HttpRefusal:
+    """503: the gateway ends before the answer does. Another gateway can serve the request."""
+    message = "This gateway is stopping; send the request again, to another gateway if there is one."
+    return HttpRefusal(Problem(503, message, "gateway_stopping", retry_after_s=RETRY_AFTER_S))
+
+
+class GatewayProcess:
+    """A gateway's actors: follower, links and sessions, HTTP, lease and facts."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        identity: Identity,
+        log: WatchedLog,
+        leases: WatchedLeases,
+        machine: Machine | None = None,
+        door: Callable[[App, GatewayProcessSettings], Door] = http_server,
+    ) -> None:
+        machine = machine or Machine()
+        self._settings = settings
+        self._identity = identity
+        self._leases = leases
+        rng = machine.rng
+        self._follower = Follower(log)
+        self._facts = FactWriter(log, machine.clock, identity)
+        keys = {identity.lease_key: identity.lease_value()}
+        self._session = LeaseSession(leases, settings.lease_ttl_s, keys, rng)
+        self._joined: str | None = None
+        self._serving = ReportingServing(
+            self._follower,
+            settings.cluster,
+            identity.name,
+            settings.serving,
+            rng,
+            self._facts.note,
+            settings.node.heartbeat_interval_s,
+        )
+        app = create_app(self._serving, settings.http, identity.name, machine)
+        app.metrics.registry.register(ServingMetrics(self._serving))
+        self._planes = self._serving.planes = Planes({"log": log, "leases": leases}, rng, machine.clock)
+        app.metrics.registry.register(self._planes)
+        self._http = door(app, settings.gateway)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`, then let streams go on for the drain timeout, then end."""
+        self._http.bind()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._follow()),
+                group.create_task(self._follower.writing(self._facts.run())),
+                group.create_task(self._session.run()),
+            ]
+            await self._catch_up()
+            known = self._follower.state.gateways.get(self._identity.name)
+            await check_name_free(self._leases, self._identity, known)
+            tasks += [group.create_task(self._serving.run()), group.create_task(self._planes.run())]
+            http = group.create_task(self._http.run())
+            await self._http.listening()
+            joined = self._joined = self._join()
+            tasks.append(group.create_task(self._rejoin_when_given_up()))
+            await stop.wait()
+            leaving = self._facts.record(GatewayStopping(self._identity.name), joined)
+            await self._drain()
+            http.cancel()
+            await asyncio.wait([http])
+            self._facts.record(GatewayLeft(self._identity.name), leaving)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+            for task in tasks:
+                task.cancel()
+        await self._session.release()
+
+    async def _follow(self) -> None:
+        """Fold the log. Where it can't be read on, the gateway serves what it knows."""
+        try:
+            await self._follower.run()
+        except UNREADABLE as error:
+            if self._joined is None:
+                raise
+            logger.error("%s. This gateway serves on with the replicas that it knows", error)
+
+    async def _catch_up(self) -> None:
+        while True:
+            try:
+                return await self._follower.catch_up()
+            except LogUnavailable as error:
+                logger.warning("can't read the log yet: %s", error)
+                await asyncio.sleep(CATCH_UP_RETRY_S)
+
+    def _join(self) -> str:
+        return self._facts.record(self._joining(), None)
+
+    def _joining(self) -> GatewayJoined:
+        gateway, identity = self._settings.gateway, self._identity
+        url = f"http://{bracketed(advertised(gateway.host, gateway.advertise_host))}:{gateway.port}"
+        return GatewayJoined(identity.name, identity.host, identity.pid, url, VERSION)
+
+    async def _rejoin_when_given_up(self) -> None:
+        """A gateway that stood still for longer than its lease was given up; it is back, so it says so."""
+        mine = self._identity
+
+        def given_up(state: ClusterState) -> bool:
+            gateway = state.gateways.get(mine.name)
+            return (
+                gateway is not None and gateway.incarnation == mine.incarnation and gateway.status is MemberStatus.LOST
+            )
+
+        while True:
+            state = await self._follower.until(given_up)
+            logger.warning("this gateway was given up; joining again")
+            self._facts.record(self._joining(), state.gateways[mine.name].event)
+            await self._facts.flush()
+            await self._follower.until(lambda state: not given_up(state))
+
+    async def _drain(self) -> None:
+        """Let streams go on for a while; what is open then is told to go elsewhere."""
+        self._serving.draining = True
+        try:
+            async with asyncio.timeout(self._settings.gateway.drain_timeout_s):
+                await self._serving.idle()
+        except TimeoutError:
+            self._serving.fail_all(stopping())
