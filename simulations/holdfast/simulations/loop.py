@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from holdfast.simulations.process import SimProcess
 
 
+class SimTask(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on where it lies in memory: task groups cancel theirs in that order.
+
+    The group's own set is filled in the order in which tasks are made.
+    """
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **told: Any) -> None:
+        self._number = number  # asyncio asks for the hash while it makes the task
+        super().__init__(coro, **told)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class ProcessLoop(asyncio.AbstractEventLoop):
     """One process's loop. Its time is `scheduler.now_s` plus what its clock showed when the world began."""
 
@@ -27,6 +43,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._scheduler = scheduler
         self._lane = lane
         self._offset_s = clock_offset_s
+        self._tasks = 0
         self._signals: dict[int, Callable[[], object]] = {}
         self.process: SimProcess | None = None
         self.on_exception: Callable[[dict[str, Any]], None] | None = None
@@ -71,8 +88,9 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, Any], *, name: object = None, context: Context | None = None
     ) -> asyncio.Task[Any]:
+        self._tasks += 1
         # Without a name asyncio would count tasks over all runs of this interpreter.
-        return asyncio.Task(coro, loop=self, name=str(name or "task"), context=context)
+        return SimTask(self._tasks, coro, loop=self, name=str(name or "task"), context=context)
 
     # --- what else actors ask of a loop -----------------------------------------------------------------
 

@@ -288,3 +288,32 @@ def test_same_seed_same_trace() -> None:
         return pair.world.scheduler.trace
 
     assert trace("1") == trace("1") != trace("2")
+
+
+def order_of_cancellation(kept: list[object]) -> list[int]:
+    """In which order the tasks of a group hear that one of them failed."""
+    order: list[int] = []
+
+    async def waits(number: int) -> None:
+        try:
+            await asyncio.sleep(1_000)
+        finally:
+            order.append(number)
+
+    async def main(_process: SimProcess) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.TaskGroup() as group:
+                for number in range(50):
+                    group.create_task(waits(number))
+                    kept.append(bytearray(100 + 37 * len(kept)))  # memory is taken up otherwise at every run
+                asyncio.get_running_loop().call_later(1.0, group._abort)  # type: ignore[attr-defined]
+
+    run(main)
+    return order
+
+
+def test_task_groups_cancel_in_an_order_that_follows_from_the_seed() -> None:
+    kept: list[object] = []
+    first = order_of_cancellation(kept)
+    assert len(first) == 50
+    assert all(order_of_cancellation(kept) == first for _ in range(5))
