@@ -1,0 +1,39 @@
+"""What must hold in every run, whatever breaks: one pure function over the history for each invariant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
+from holdfast.simulations.checkers.log import durability, fold, leaders
+from holdfast.simulations.checkers.placement import capacity, losses, orphans, placements
+from holdfast.simulations.checkers.streams import ends, error_counts, streams
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.history import History
+
+__all__ = ["CHECKERS", "Violation", "check_all", "error_counts", "goal_reached_s"]
+
+CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
+    streams,
+    ends,
+    durability,
+    fold,
+    leaders,
+    placements,
+    capacity,
+    losses,
+    orphans,
+    bounds,
+    liveness,
+    quiet,
+)
+"""In the order in which they are reported: what users see first, then why."""
+
+VIOLATIONS_MAX: Final = 20
+"""So many are told of one invariant; a run that broke one may have broken it hundreds of times."""
+
+
+def check_all(history: History) -> list[Violation]:
+    """Everything that the run broke. The history must be complete: it is not read again after changes."""
+    return [violation for checker in CHECKERS for violation in checker(history)[:VIOLATIONS_MAX]]

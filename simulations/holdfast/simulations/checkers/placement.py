@@ -1,0 +1,257 @@
+"""Replicas: none that the log doesn't know, none too many, none stopped or given up carelessly."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from holdfast.actors.node import STOP_MARGIN_S
+from holdfast.actors.specification import ReplicaSpecification
+from holdfast.core import events as ev
+from holdfast.core.cluster import LOSS_INTERVAL_S, ClusterState, MemberStatus, ReplicaState, ReplicaStatus
+from holdfast.core.reconcile import LOSS_FRACTION_MAX
+from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.history import NODE, REPLICA, History, Process
+
+ORPHANS: Final = "orphans"
+PLACEMENTS: Final = "placements"
+CAPACITY: Final = "capacity"
+LOSSES: Final = "losses"
+
+SETTLED_S: Final = 5.0
+"""What the log and the processes disagree about is settled after so long, in seconds, while nothing breaks."""
+
+ORPHAN_GRACE_S: Final[float] = next(
+    field.default for field in msgspec.structs.fields(ReplicaSpecification) if field.name == "orphan_grace_s"
+)
+"""A replica whose node's process is gone may serve on for so long (seconds), and then drains."""
+
+
+# --- orphans --------------------------------------------------------------------------------------------
+
+
+def orphans(history: History) -> list[Violation]:
+    """After settling, what runs is what the log knows: no replica's process that it does not, and none missing.
+
+    A replica that outlived its node's process may serve on for its time of grace.
+    """
+    if history.settle is None:
+        return []
+    log = final_log(history)
+    core = frozenset(history.settle.core)
+    return [*_unknown(history, log, core), *_missing(history, log, core)]
+
+
+def _unknown(history: History, log: FinalLog, core: frozenset[str]) -> Iterator[Violation]:
+    parents = {process.pid: process for process in history.processes if process.role == NODE}
+    drain_s = _longest_drain_s(log) + STOP_MARGIN_S + SETTLED_S
+    for process in history.processes:
+        parent = parents.get(process.parent)
+        outside = bool(core) and (parent is None or parent.name not in core)
+        if process.role != REPLICA or not process.alive or _stands_still(process) or outside:
+            continue
+        unknown_since_s = _unknown_since(log, process)
+        if unknown_since_s is None:
+            continue
+        if parent is not None and parent.ended_s is not None:
+            unknown_since_s = max(unknown_since_s, parent.ended_s + ORPHAN_GRACE_S)
+        if history.ended_s > unknown_since_s + drain_s:
+            message = (
+                f"{process.replica} still runs on {process.host} (process {process.pid}), of which the log "
+                f"has known nothing since {unknown_since_s:.3f} s"
+            )
+            yield Violation(ORPHANS, history.ended_s, message)
+
+
+def _stands_still(process: Process) -> bool:
+    return bool(process.frozen) and process.frozen[-1][1] is None
+
+
+def _unknown_since(log: FinalLog, process: Process) -> float | None:
+    """Since when the log does not have this process for a replica that lives; None if it does at the end."""
+    if _knows(log.state, process):
+        return None
+    place = len(log.records)
+    while place > 0 and not _knows(log.states[place], process):
+        place -= 1
+    return max(process.began_s, log.times[place] if place else 0.0)
+
+
+def _knows(state: ClusterState, process: Process) -> bool:
+    known = state.replicas.get(process.replica)
+    return known is not None and known.status is not ReplicaStatus.EXITED and known.pid == process.pid
+
+
+def _missing(history: History, log: FinalLog, core: frozenset[str]) -> Iterator[Violation]:
+    processes = {process.pid: process for process in history.processes}
+    for replica in log.state.replicas.values():
+        if replica.status is ReplicaStatus.EXITED or not replica.pid or (core and replica.node not in core):
+            continue
+        process = processes.get(replica.pid)
+        ended_s = process.ended_s if process is not None else 0.0
+        if ended_s is not None and history.ended_s > ended_s + SETTLED_S:
+            message = (
+                f"the log has {replica.id} as {replica.status} in process {replica.pid}, which ended at {ended_s:.3f} s"
+            )
+            yield Violation(ORPHANS, history.ended_s, message)
+
+
+def _longest_drain_s(log: FinalLog) -> float:
+    deployments = [
+        deployment.config
+        for state in (log.state, log.states[len(log.states) // 2])
+        for application in state.applications.values()
+        for deployment in application.deployments.values()
+    ]
+    return max((config.graceful_shutdown_timeout_s for config in deployments), default=5.0)
+
+
+# --- placements -----------------------------------------------------------------------------------------
+
+
+def placements(history: History) -> list[Violation]:
+    """A replica's process is started only because a decision that counts placed it on that incarnation of that node,
+    and once; no replica is placed twice.
+    """
+    log = final_log(history)
+    placed: dict[str, tuple[float, str, str]] = {}
+    found = []
+    for place, record in log.effective():
+        payload = record.event.payload
+        if isinstance(payload, ev.ReplicaPlaced | ev.ReplicaReplaced):
+            if payload.replica in placed:
+                message = f"sequence {record.sequence}: {payload.replica} is placed a second time"
+                found.append(Violation(PLACEMENTS, log.times[place], message))
+            placed.setdefault(payload.replica, (log.times[place], payload.node, payload.node_incarnation))
+    return [*found, *_started(history, log, placed)]
+
+
+def _started(history: History, log: FinalLog, placed: dict[str, tuple[float, str, str]]) -> Iterator[Violation]:
+    started: dict[str, int] = {}
+    for process in history.processes:
+        if process.role != REPLICA or not process.replica:
+            continue
+        what = f"{process.replica} was started on {process.host} (process {process.pid})"
+        first = started.setdefault(process.replica, process.pid)
+        if first != process.pid:
+            yield Violation(PLACEMENTS, process.began_s, f"{what}, and runs as process {first} already or did")
+        at_s, node, incarnation = placed.get(process.replica, (float("inf"), "", ""))
+        if at_s > process.began_s:
+            yield Violation(PLACEMENTS, process.began_s, f"{what}, where no decision that counts had placed it")
+            continue
+        starter = log.members.get(process.parent)
+        if starter is not None and (starter.name, starter.incarnation) != (node, incarnation):
+            message = f"{what} by {starter.name} {starter.incarnation}, and was placed on {node} {incarnation}"
+            yield Violation(PLACEMENTS, process.began_s, message)
+
+
+# --- capacity -------------------------------------------------------------------------------------------
+
+
+def capacity(history: History) -> list[Violation]:
+    """No node has more replicas than slots, in the log or as processes; no deployment more than it may have.
+
+    That is as many of its current revision as are wanted, and during an update one more to start at a time.
+    """
+    log = final_log(history)
+    return [*_by_log(log), *_by_processes(history, log)]
+
+
+def _by_log(log: FinalLog) -> Iterator[Violation]:
+    for place, record in log.effective():
+        payload, state = record.event.payload, log.states[place + 1]
+        if not isinstance(payload, ev.ReplicaPlaced | ev.ReplicaReplaced):
+            continue
+        node = state.nodes.get(payload.node)
+        held = [replica for replica in state.replicas.values() if _holds_slot(replica) and replica.node == payload.node]
+        if node is not None and len(held) > node.slots:
+            message = f"sequence {record.sequence}: {node.id} has {len(held)} replicas in {node.slots} slots"
+            yield Violation(CAPACITY, log.times[place], message)
+        if (wrong := _too_many(state, payload.application, payload.deployment)) is not None:
+            yield Violation(CAPACITY, log.times[place], f"sequence {record.sequence}: {wrong}")
+
+
+def _holds_slot(replica: ReplicaState) -> bool:
+    return replica.status is not ReplicaStatus.EXITED
+
+
+def _too_many(state: ClusterState, application: str, name: str) -> str | None:
+    goal = state.applications.get(application)
+    deployment = goal.deployments.get(name) if goal is not None else None
+    if deployment is None:
+        return None
+    live = [replica for replica in state.replicas_of(application, name) if replica.live]
+    current = [replica for replica in live if replica.revision == deployment.revision]
+    if len(current) > deployment.config.num_replicas:
+        return f"{name} has {len(current)} replicas, and {deployment.config.num_replicas} are wanted"
+    starting = sum(replica.status is ReplicaStatus.STARTING for replica in current)
+    if len(live) > len(current) and starting > 1:
+        return f"{name} is being updated, and {starting} new replicas start at once"
+    return None
+
+
+def _by_processes(history: History, log: FinalLog) -> Iterator[Violation]:
+    """At each start, how many replicas of the same node process run."""
+    by_parent: dict[int, list[Process]] = defaultdict(list)
+    for process in history.processes:
+        if process.role == REPLICA and process.parent in log.members:
+            by_parent[process.parent].append(process)
+    for parent, children in by_parent.items():
+        node = log.members[parent]
+        for child in children:
+            at_s = child.began_s
+            running = sum(
+                other.began_s <= at_s and (other.ended_s is None or other.ended_s > at_s) for other in children
+            )
+            if running > node.slots:
+                message = f"{node.name} runs {running} replicas in {node.slots} slots"
+                yield Violation(CAPACITY, at_s, message)
+
+
+# --- losses ---------------------------------------------------------------------------------------------
+
+
+def losses(history: History) -> list[Violation]:
+    """No more of the replicas are given up on lease evidence in one interval than the limit, but one node's always.
+
+    Intervals are counted by the leader's clock, as it does; nodes whose process was seen to end are not limited.
+    """
+    log = final_log(history)
+    found = []
+    since: datetime | None = None
+    given_up = 0
+    for place, record in log.effective():
+        payload, state = record.event.payload, log.states[place]
+        if not isinstance(payload, ev.NodeLost) or not _takes_part(state, payload):
+            continue
+        now = record.event.time
+        if since is None or not 0 <= (now - since).total_seconds() < LOSS_INTERVAL_S:
+            since, given_up = now, 0
+        held = Counter(replica.node for replica in state.replicas.values() if _holds_slot(replica))
+        # One more than the limit: a replica may have ended on another node between the plan and the decision.
+        budget = LOSS_FRACTION_MAX * (held.total() + given_up) + 1
+        if given_up and held[payload.node] and given_up + held[payload.node] > budget and "lease" in payload.reason:
+            message = (
+                f"sequence {record.sequence}: {payload.node} is given up for its lease with {held[payload.node]} "
+                f"replicas, {given_up} within {LOSS_INTERVAL_S:g} s before it"
+            )
+            found.append(Violation(LOSSES, log.times[place], message))
+        lost = sum(replica.live and replica.node == payload.node for replica in state.replicas.values())
+        given_up += lost
+        if not given_up:
+            since = None
+    return found
+
+
+def _takes_part(state: ClusterState, decision: ev.NodeLost) -> bool:
+    node = state.nodes.get(decision.node)
+    return (
+        node is not None
+        and node.incarnation == decision.node_incarnation
+        and node.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
+    )
