@@ -41,7 +41,8 @@ class Process(msgspec.Struct, gc=False):
     `replica` is the replica that it runs, `parent` the process id of the node process that started it. `status` is the
     exit status as a parent sees it (`-9` after SIGKILL), None while it lives. `by` says who ended it (a fault, its
     node, a service manager), and is empty when it ended by itself. `frozen` has (from, until) for each time that it
-    stood still; `until` is None while it does.
+    stood still; `until` is None while it does. A replica's `told_s` is when it got the signal to stop, with `grace_s`
+    to finish its streams; `streams_left` is how many its engine still had when it ended.
     """
 
     name: str
@@ -55,15 +56,23 @@ class Process(msgspec.Struct, gc=False):
     status: int | None = None
     by: str = ""
     frozen: list[tuple[float, float | None]] = []
+    told_s: float | None = None
+    grace_s: float = 0.0
+    streams_left: int = 0
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended."""
         return self.ended_s is None
 
-    def ended(self, at_s: float, status: int, by: str = "") -> None:
+    def told(self, at_s: float, grace_s: float) -> None:
+        """It is told to stop (SIGTERM), and may finish its streams for so long. Only the first time counts."""
+        if self.told_s is None:
+            self.told_s, self.grace_s = at_s, grace_s
+
+    def ended(self, at_s: float, status: int, by: str = "", *, streams_left: int = 0) -> None:
         """It ended."""
-        self.ended_s, self.status, self.by = at_s, status, by
+        self.ended_s, self.status, self.by, self.streams_left = at_s, status, by, streams_left
 
     def froze(self, at_s: float) -> None:
         """It stands still from now on (SIGSTOP)."""
@@ -192,6 +201,17 @@ class Try(msgspec.Struct, gc=False):
     resumes: str = ""
 
 
+class Exchange(msgspec.Struct, gc=False):
+    """A request for tokens as a gateway's process (by its id) has it. `due_s` is by when that must have ended it: after
+    its own time limit, and what a client may take for the last write.
+    """
+
+    pid: int
+    began_s: float
+    due_s: float
+    ended_s: float | None = None
+
+
 class Attempt(msgspec.Struct, frozen=True, gc=False):
     """A replica's engine took the stream in, to go on after `accepted` tokens."""
 
@@ -291,6 +311,7 @@ class History:
         self.leases: list[LeaseEvent] = []
         self.terms: list[Term] = []
         self.requests: list[Request] = []
+        self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
         self.folded: list[Folded] = []
         self.samples: dict[tuple[str, str], Sample] = {}
@@ -339,6 +360,12 @@ class History:
         self.requests.append(request)
         self._by_prompt[request.prompt] = request
         return request
+
+    def exchange(self, at_s: float, pid: int, due_s: float) -> Exchange:
+        """A gateway begins to serve a request. Set `ended_s` of the record when it is done with it."""
+        exchange = Exchange(pid, at_s, due_s)
+        self.exchanges.append(exchange)
+        return exchange
 
     def attempt(self, at_s: float, replica: str, prompt: str, accepted: int) -> None:
         """A replica's engine took a stream in. Prompts of no recorded request are passed over."""

@@ -237,3 +237,27 @@ def test_nodes_without_replicas_do_not_count() -> None:
 
 def test_a_log_of_more_members_than_a_small_mapping_holds_folds_the_same_from_snapshots() -> None:
     assert "fold" not in checkers(many(140))
+
+
+# --- drains ---------------------------------------------------------------------------------------------
+
+
+def test_a_replica_that_ends_in_order_with_streams_and_time_left_is_found() -> None:
+    run = well()
+    replica = run.processes["app.tiny.1"]
+    replica.told(28.0, 3.0)
+    replica.told(29.0, 9.0)
+    replica.ended(29.5, 0, "node-1", streams_left=2)
+    assert "app.tiny.1 ended with 2 streams, 1.500 s after it was told to stop" in only(broken(run), "drains")
+
+
+def test_a_replica_may_end_without_streams_or_when_its_time_is_over_or_by_force() -> None:
+    run = well()
+    replica = run.processes["app.tiny.1"]
+    replica.told(26.0, 3.0)
+    replica.ended(27.0, 0, "node-1")
+    assert broken(run) == []
+    replica.ended(29.0, 0, "node-1", streams_left=2)
+    assert broken(run) == []
+    replica.ended(27.0, -9, "fault", streams_left=2)
+    assert broken(run) == []

@@ -250,6 +250,35 @@ def test_an_error_status_behind_the_first_token_is_found_unless_the_stream_was_s
     assert broken(run) == []
 
 
+def test_a_gateway_that_is_not_done_with_a_request_in_time_is_found() -> None:
+    run = well()
+    exchange = run.history.exchange(3.0, 103, 13.0)
+    assert "gateway-1 is busy until 30.000 s" in only(broken(run), "ends")
+    exchange.ended_s = 13.0 + END_MARGIN_S
+    assert broken(run) == []
+    exchange.ended_s += 0.001
+    assert "had to end by 13.000 s" in only(broken(run), "ends")
+
+
+def test_a_gateway_that_stood_still_has_to_be_done_once_it_goes_on() -> None:
+    run = well()
+    exchange = run.history.exchange(3.0, 103, 13.0)
+    gateway = run.processes["gateway-1"]
+    gateway.froze(12.9)
+    assert broken(run) == []
+    gateway.thawed(20.0)
+    assert "gateway-1 is busy" in only(broken(run), "ends")
+    exchange.ended_s = 20.5
+    assert broken(run) == []
+
+
+def test_a_gateway_that_ended_has_nothing_to_be_done_with() -> None:
+    run = well()
+    run.history.exchange(3.0, 103, 13.0)
+    run.processes["gateway-1"].ended(9.0, -9, "fault")
+    assert "ends" not in {violation.checker for violation in broken(run)}
+
+
 def test_what_is_no_kind_of_end_is_found() -> None:
     request = answered(9)
     request.how = "done"

@@ -22,6 +22,7 @@ ORPHANS: Final = "orphans"
 PLACEMENTS: Final = "placements"
 CAPACITY: Final = "capacity"
 LOSSES: Final = "losses"
+DRAINS: Final = "drains"
 
 SETTLED_S: Final = 5.0
 """What the log and the processes disagree about is settled after so long, in seconds, while nothing breaks."""
@@ -255,3 +256,21 @@ def _takes_part(state: ClusterState, decision: ev.NodeLost) -> bool:
         and node.incarnation == decision.node_incarnation
         and node.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
     )
+
+
+# --- drains ---------------------------------------------------------------------------------------------
+
+
+def drains(history: History) -> list[Violation]:
+    """A replica that is told to stop does not end in order while it has streams and time left to finish them."""
+    found = []
+    for process in history.processes:
+        if process.told_s is None or process.ended_s is None or process.status != 0 or not process.streams_left:
+            continue
+        took_s = process.ended_s - process.told_s
+        if took_s < process.grace_s:
+            ended = (
+                f"{process.name} ended with {process.streams_left} streams, {took_s:.3f} s after it was told to stop"
+            )
+            found.append(Violation(DRAINS, process.ended_s, f"{ended}, and it had {process.grace_s:g} s"))
+    return found

@@ -17,12 +17,14 @@ from holdfast.simulations.history import (
     COMPLETE,
     ERROR,
     FINISH,
+    GATEWAY,
     ROLE,
     TOKEN,
     UNREACHED,
     USAGE,
     WHOLE,
     History,
+    Process,
     Request,
 )
 
@@ -216,8 +218,11 @@ class _Delivered:
 
 
 def ends(history: History) -> list[Violation]:
-    """Every request has an end by its deadline, one that it may have: all of it, or an error that the API documents."""
-    return [violation for request in history.requests for violation in _end(history, request)]
+    """Every request has an end by its deadline, at the client and in the gateway, and one that it may have: all of it,
+    or an error that the API documents.
+    """
+    found = [violation for request in history.requests for violation in _end(history, request)]
+    return [*found, *_exchanges(history)]
 
 
 def _end(history: History, request: Request) -> Iterator[Violation]:
@@ -237,6 +242,27 @@ def _end(history: History, request: Request) -> Iterator[Violation]:
             yield Violation(ENDS, ended_s, f"{name} got error {request.status} {request.code!r} behind its first token")
     elif request.how not in (COMPLETE, UNREACHED, CANCELLED, ""):
         yield Violation(ENDS, ended_s, f"{name} ended in a way that is none: {request.how!r}")
+
+
+def _exchanges(history: History) -> Iterator[Violation]:
+    gateways = {process.pid: process for process in history.processes if process.role == GATEWAY}
+    for exchange in history.exchanges:
+        gateway = gateways[exchange.pid]
+        due_s = _not_frozen(gateway, exchange.due_s, history.ended_s) + END_MARGIN_S
+        ended_s = min(exchange.ended_s or history.ended_s, gateway.ended_s or history.ended_s)
+        if ended_s > due_s:
+            message = (
+                f"{gateway.name} is busy until {ended_s:.3f} s with a request that it got at {exchange.began_s:.3f} s"
+            )
+            yield Violation(ENDS, exchange.due_s, f"{message} and had to end by {exchange.due_s:.3f} s")
+
+
+def _not_frozen(process: Process, due_s: float, run_ended_s: float) -> float:
+    """When the process can do what was due at `due_s`: once it stands still no more."""
+    for from_s, until_s in process.frozen:
+        if from_s <= due_s < (until_s or run_ended_s):
+            return until_s or run_ended_s
+    return due_s
 
 
 def _resumed(request: Request) -> bool:
