@@ -273,6 +273,13 @@ class Network:
         else:
             self._delays_s.pop((source, target), None)
 
+    def passes(self, source: str, target: str) -> bool:
+        """Whether packets get through from one host to another."""
+        if source == target:
+            return True
+        up = self._world.host(source).up and self._world.host(target).up
+        return up and (source, target) not in self._blocked
+
     def clog(self, end: End) -> None:
         """Hold up what this end sends, until `unclog`."""
         end.clogged = True
