@@ -33,7 +33,14 @@ POLLS = 5
 is longer than usual so many times within it, up to the largest pause."""
 
 VACANCY_POLLS = 2
-"""A candidate watches the leader key, and reads it every so many of these times in case the watch is silent."""
+VACANCY_READS_PER_S = 25
+"""A candidate watches the leader key, and reads it every so many of these times in case the watch is silent, and more
+rarely where all the candidates of a large cluster would together read it more often than this."""
+
+LOOK_PAUSE_S = 2e-6
+LOOK_PAUSE_MIN_S = 0.001
+"""A look at the state takes about a microsecond per replica. After one that found nothing to do a leader pauses for
+so long per replica (seconds): looks take no more than a third of its time. Pauses below the minimum are left out."""
 
 GATHER_S = 0.05
 """When a key goes they are listed again after this long, together with those that go meanwhile (seconds)."""
@@ -171,13 +178,16 @@ class Controller:
         try:
             while any(item.value == holder for item in listing.items) and not await self._take_from_dead(holder):
                 # One watch for as long as it takes, and reads beside it: there may be many candidates.
-                done, _ = await asyncio.wait({going}, timeout=VACANCY_POLLS * self._poll_s)
+                done, _ = await asyncio.wait({going}, timeout=self._vacancy_poll_s())
                 if done:
                     return going.result()
                 listing = await self._leases.list(LEADER_KEY)
         finally:
             going.cancel()
             await asyncio.gather(going, return_exceptions=True)
+
+    def _vacancy_poll_s(self) -> float:
+        return max(VACANCY_POLLS * self._poll_s, len(self._follower.state.nodes) / VACANCY_READS_PER_S)
 
     async def _until_gone(self, prefix: str, after: int) -> None:
         """Wait for a key below `prefix` to go after this revision."""
@@ -280,7 +290,7 @@ class Controller:
                 except WrongLastSequence as error:
                     raise Deposed(f"the log refused a decision, {error}", type_name(proposal.payload)) from error
             if not plan.proposals:
-                await self._wait(plan.look_again_at)
+                await self._wait(plan.look_again_at, asyncio.get_running_loop().time())
 
     async def _elect(self, epoch: int) -> Head:
         """Append the election after all decisions there are; whoever decided before can't any more."""
@@ -318,8 +328,8 @@ class Controller:
         )
         return reconcile(self._follower.state, evidence, self._clock.now())
 
-    async def _wait(self, until: datetime | None) -> None:
-        """Sleep until something changes, or until it is time to look again."""
+    async def _wait(self, until: datetime | None, looked_s: float) -> None:
+        """Sleep until something changes, or until it is time to look again; for the pause after a look in any case."""
         wait_s = self._poll_s
         if until is not None:
             wait_s = min(wait_s, max(0.0, (until - self._clock.now()).total_seconds()))
@@ -328,6 +338,9 @@ class Controller:
                 await self._poke.wait()
         except TimeoutError:
             return
+        pause_s = looked_s + LOOK_PAUSE_S * len(self._follower.state.replicas) - asyncio.get_running_loop().time()
+        if pause_s >= LOOK_PAUSE_MIN_S:
+            await asyncio.sleep(pause_s)
 
     async def _watch_members(self) -> None:
         """Hold the listing of lease keys against the log, every so often and whenever a key goes."""

@@ -27,10 +27,15 @@ from holdfast.core.errors import HoldfastError, LogUnavailable, WorldFailure
 from holdfast.core.events import (
     NodeJoined,
     NodeLeft,
+    NodeLost,
     NodeStopping,
+    Record,
     ReplicaExited,
+    ReplicaPlaced,
     ReplicaReady,
+    ReplicaReplaced,
     ReplicaStarted,
+    ReplicaStopOrdered,
     StreamsFenced,
 )
 from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
@@ -94,6 +99,7 @@ class Node:
         self._launcher = launcher
         self._leases = leases
         self._follower = Follower(log)
+        self._follower.observe(self._on_record)
         self._facts = FactWriter(log, clock, identity)
         self._session = LeaseSession(leases, settings.lease_ttl_s, {identity.lease_key: identity.lease_value()}, rng)
         self._controller = Controller(
@@ -107,7 +113,8 @@ class Node:
             self._facts.record,
         )
         self._children: dict[str, _Child] = {}
-        self._taken_up: set[str] = set()
+        self._placed: list[str] = []
+        self._concerned = asyncio.Event()
         self._leaving = False
         self._leading: asyncio.Task[None] | None = None
         self._childless = asyncio.Event()
@@ -149,8 +156,9 @@ class Node:
                 self._leading = inner.create_task(self._controller.run())
             try:
                 while True:
+                    self._concerned.clear()
                     self._act(group)
-                    await self._follower.change()
+                    await self._concerned.wait()
             except Superseded:
                 await self._give_up()
                 raise
@@ -196,33 +204,49 @@ class Node:
             return None
         return node.status
 
+    def _on_record(self, record: Record, state: ClusterState) -> None:
+        """Act on what concerns this node: in a large cluster that is next to nothing of what there is to read."""
+        payload, identity = record.event.payload, self._identity
+        if isinstance(payload, ReplicaPlaced | ReplicaReplaced):
+            here = (payload.node, payload.node_incarnation) == (identity.name, identity.incarnation)
+            replica = state.replicas.get(payload.replica)
+            # What a deposed leader decided is in the log, but placed nothing.
+            if here and replica is not None and replica.event == record.event.id:
+                self._placed.append(replica.id)
+        elif isinstance(payload, ReplicaStopOrdered):
+            if payload.replica in self._children:
+                self._concerned.set()
+        elif isinstance(payload, NodeJoined | NodeLeft | NodeLost) and payload.node == identity.name:
+            self._concerned.set()
+        if self._placed:
+            self._concerned.set()
+
     def _act(self, group: asyncio.TaskGroup) -> None:
         """Start what the log places here, stop what it no longer wants here."""
         state = self._follower.state
         status = self._here(state)
         if status not in (MemberStatus.ALIVE, MemberStatus.STOPPING):
             raise Superseded(f"the log holds node {self._identity.name} for {status or 'another incarnation'}")
-        # What became of a replica is in the log a while after it happened: nothing is taken up twice.
-        self._taken_up &= state.replicas.keys()
-        for replica in state.replicas.values():
-            place = (replica.node, replica.node_incarnation)
-            if place != (self._identity.name, self._identity.incarnation) or replica.id in self._taken_up:
-                continue
-            if replica.status is ReplicaStatus.STARTING:
-                self._start(group, state, replica)
-            elif replica.status is ReplicaStatus.STOPPING:
-                self._disown(replica)
+        self._placed = [one for one in self._placed if not self._take_up(group, state, one)]
         for replica_id, child in self._children.items():
             known = state.replicas.get(replica_id)
             if known is None or not known.live:
                 child.stopping.set()
 
-    def _start(self, group: asyncio.TaskGroup, state: ClusterState, replica: ReplicaState) -> None:
+    def _take_up(self, group: asyncio.TaskGroup, state: ClusterState, replica_id: str) -> bool:
+        """Start a replica that was placed here, if it is still to start; whether that is settled."""
+        replica = state.replicas.get(replica_id)
+        if replica is not None and replica.status is ReplicaStatus.STARTING:
+            return self._start(group, state, replica)
+        if replica is not None and replica.status is ReplicaStatus.STOPPING:
+            self._disown(replica)
+        return True
+
+    def _start(self, group: asyncio.TaskGroup, state: ClusterState, replica: ReplicaState) -> bool:
         application = state.applications.get(replica.application)
         deployment = application.deployments.get(replica.deployment) if application else None
         if deployment is None or self._leaving:
-            return
-        self._taken_up.add(replica.id)
+            return False
         specification = ReplicaSpecification(
             cluster=self._identity.cluster,
             replica=replica.id,
@@ -236,10 +260,10 @@ class Node:
         child = self._children[replica.id] = _Child(specification)
         self._childless.clear()
         group.create_task(self._run_replica(child, replica.event))
+        return True
 
     def _disown(self, replica: ReplicaState) -> None:
         """It was told to stop before this node had read that it should start: nobody else can say that it is gone."""
-        self._taken_up.add(replica.id)
         message = "it was told to stop before it was started"
         self._facts.record(ReplicaExited(replica.id, self._identity.name, 0, None, None, True, message), replica.event)
 

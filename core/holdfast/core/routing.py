@@ -2,11 +2,12 @@
 
 Of two candidates drawn at random the less loaded one wins, which keeps the fullest replica near the average
 at the cost of two look-ups (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
-Only when neither has room are all looked at.
+When neither has room the others are looked at, from a place drawn at random, until two are found that have.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -40,4 +41,16 @@ def choose(candidates: Sequence[C], below: Callable[[int], int]) -> C | None:
         return first if first.load <= second.load else second
     if first.room or second.room:
         return first if first.room else second
-    return min((candidate for candidate in candidates if candidate.room), key=lambda c: c.load, default=None)
+    return _next_with_room(candidates, below(count))
+
+
+def _next_with_room(candidates: Sequence[C], start: int) -> C | None:
+    """The less loaded of the next two that have room."""
+    found: C | None = None
+    for at in itertools.chain(range(start, len(candidates)), range(start)):
+        candidate = candidates[at]
+        if candidate.room:
+            if found is not None:
+                return found if found.load <= candidate.load else candidate
+            found = candidate
+    return found

@@ -9,64 +9,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.actors.follower import Follower
 from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.errors import NoReplica, Overloaded, RequestRefused, StreamLost, UnknownModel
-from holdfast.core.events import Fact, ReplicaSuspected, ReplicaTrusted, StreamsMigrated
+from holdfast.core.events import (
+    ApplicationDeleted,
+    ApplicationDeployed,
+    Fact,
+    NodeJoined,
+    NodeLeft,
+    NodeLost,
+    Record,
+    ReplicaExited,
+    ReplicaReady,
+    ReplicaStopOrdered,
+    ReplicaSuspected,
+    ReplicaTrusted,
+    StreamsMigrated,
+)
 from holdfast.core.liveness import Suspicion
 from holdfast.core.requests import EngineRequest
-from holdfast.core.routing import choose
 from holdfast.core.stream import StreamStatus
 from holdfast.gateway.backend import Health, ModelInfo, Resumption
 from holdfast.gateway.link import LinkSettings, ReplicaLink
+from holdfast.gateway.pool import Pool
 from holdfast.gateway.search import Search
+from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun, StreamSession
 
 RETRY_AFTER_S = 1.0
 
+_ABOUT_MANY = (ApplicationDeployed, ApplicationDeleted, NodeJoined, NodeLeft, NodeLost)
+_ABOUT_ONE = (ReplicaReady, ReplicaExited, ReplicaStopOrdered)
+"""What may change which replicas run."""
+
 logger = logging.getLogger(__name__)
-
-
-class ServingSettings(BaseModel):
-    """How a gateway serves streams."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    request_timeout_s: float = Field(
-        600.0, gt=0, le=86_400, description="A request ends by then, whatever happens (seconds)."
-    )
-    replica_wait_s: float = Field(
-        30.0, ge=0, le=3_600, description="A stream waits this long for a replica with room before it fails (seconds)."
-    )
-    migration_limit: int = Field(3, ge=0, le=100, description="A stream may change its replica this often.")
-    migration_max_seq_len: int = Field(
-        0, ge=0, description="Streams of more tokens than this, prompt included, don't migrate but fail. 0: no limit."
-    )
-    dial_timeout_s: float = Field(1.0, gt=0, le=60, description="Reaching a replica may take this long (seconds).")
-    suspicion_phi: float = Field(
-        8.0,
-        gt=0,
-        le=300,
-        description="A replica whose silence is this unlikely (phi: once in 10^phi) loses its streams to others. "
-        "8 is about half a second with regular heartbeats.",
-    )
-    heartbeat_timeout_s: float = Field(
-        2.0, gt=0, le=600, description="A replica that sends nothing for this long is dialled again (seconds)."
-    )
-    stream_stall_timeout_s: float = Field(
-        10.0,
-        gt=0,
-        le=3_600,
-        description="A stream without a token for this long, while its replica's engine goes on, migrates (seconds).",
-    )
 
 
 class PoolReport(msgspec.Struct, frozen=True):
@@ -78,33 +62,6 @@ class PoolReport(msgspec.Struct, frozen=True):
     queued: int
     in_flight: dict[str, int]
     kv_used: dict[str, float]
-
-
-class _Pool:
-    """One deployment's links and queue."""
-
-    def __init__(self, config: DeploymentConfig) -> None:
-        self.config = config
-        self.links: list[ReplicaLink] = []
-        self.queue: deque[StreamRun] = deque()
-        self.searches: dict[Search, None] = {}
-        self.closed = False
-
-    def stop_searching(self, link: ReplicaLink) -> None:
-        """Nobody need wait for this replica's answer."""
-        for search in list(self.searches):
-            search.gone(link)
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether all engines that are known here draw the same tokens for the same request and seed."""
-        known = [link.info.deterministic for link in self.links if link.info is not None]
-        return bool(known) and all(known)
-
-    @property
-    def erratic(self) -> bool:
-        """Whether an engine that is known here would not draw the same tokens again."""
-        return any(link.info is not None and not link.info.deterministic for link in self.links)
 
 
 class Serving:
@@ -137,9 +94,12 @@ class Serving:
             # Who doesn't want requests to wait for room still lets a replica read a prompt.
             max(settings.replica_wait_s, settings.stream_stall_timeout_s),
         )
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, Pool] = {}
         self._links: dict[str, ReplicaLink] = {}
-        self._pool_of: dict[StreamRun, _Pool] = {}
+        self._pool_of: dict[StreamRun, Pool] = {}
+        self._touched: dict[str, None] | None = None
+        self._changed = asyncio.Event()
+        follower.observe(self._on_record)
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -151,8 +111,10 @@ class Serving:
         """Keep links to all running replicas until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                self._sync(self._follower.state, group)
-                await self._follower.change()
+                touched, self._touched = self._touched, {}
+                self._changed.clear()
+                self._sync(self._follower.state, touched, group)
+                await self._changed.wait()
 
     # --- Backend ----------------------------------------------------------------------------------------
 
@@ -182,7 +144,7 @@ class Serving:
         if self.draining:
             raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
         free = pool.config.max_queued_requests - len(pool.queue)
-        if len(choices) > free and len(choices) > free + sum(link.places for link in pool.links):
+        if len(choices) > free and len(choices) > free + pool.places:
             self.rejections[model, "queue_full"] += 1
             raise Overloaded(
                 f"{len(pool.queue)} requests wait for a replica of `{model}` already; at most "
@@ -248,8 +210,31 @@ class Serving:
 
     # --- links ------------------------------------------------------------------------------------------
 
-    def _sync(self, state: ClusterState, group: asyncio.TaskGroup) -> None:
-        """Make pools and links agree with the log."""
+    def _on_record(self, record: Record, _state: ClusterState) -> None:
+        """Note whose link may have to change. With thousands of replicas, most of what happens is about one of them."""
+        payload = record.event.payload
+        if isinstance(payload, _ABOUT_MANY):
+            self._touched = None
+            self._changed.set()
+        elif isinstance(payload, _ABOUT_ONE):
+            if self._touched is not None:
+                self._touched[payload.replica] = None
+            self._changed.set()
+
+    def _sync(self, state: ClusterState, touched: dict[str, None] | None, group: asyncio.TaskGroup) -> None:
+        """Make these replicas' links agree with the log; without them, all pools and links."""
+        if touched is None:
+            self._sync_pools(state)
+            touched = {**dict.fromkeys(state.replicas), **dict.fromkeys(self._links)}
+        for replica_id in touched:
+            replica, link = state.replicas.get(replica_id), self._links.get(replica_id)
+            if replica is not None and replica.status is ReplicaStatus.RUNNING:
+                if link is None:
+                    self._open_link(replica, group)
+            elif link is not None:
+                self._retire(link)
+
+    def _sync_pools(self, state: ClusterState) -> None:
         goals = {
             deployment.config.name: deployment.config
             for application in state.applications.values()
@@ -258,18 +243,11 @@ class Serving:
         for name in [name for name in self._pools if name not in goals]:
             self._close_pool(name)
         for name, config in goals.items():
-            pool = self._pools.setdefault(name, _Pool(config))
+            pool = self._pools.setdefault(name, Pool(config))
             if pool.config != config:
                 self._reconfigure(pool, config)
-        for replica in state.replicas.values():
-            if replica.status is ReplicaStatus.RUNNING and replica.id not in self._links:
-                self._open_link(replica, group)
-        for replica_id, link in list(self._links.items()):
-            known = state.replicas.get(replica_id)
-            if known is None or known.status is not ReplicaStatus.RUNNING:
-                self._retire(link)
 
-    def _reconfigure(self, pool: _Pool, config: DeploymentConfig) -> None:
+    def _reconfigure(self, pool: Pool, config: DeploymentConfig) -> None:
         pool.config = config
         for link in pool.links:
             link.in_flight_max = config.max_ongoing_requests
@@ -319,7 +297,7 @@ class Serving:
 
     # --- streams ----------------------------------------------------------------------------------------
 
-    def _submit(self, run: StreamRun, pool: _Pool) -> None:
+    def _submit(self, run: StreamRun, pool: Pool) -> None:
         self._pool_of[run] = pool
         self._idle.clear()
         if run.resumed_at is not None:
@@ -327,11 +305,11 @@ class Serving:
         else:
             self._place(run, pool)
 
-    def _place(self, run: StreamRun, pool: _Pool) -> None:
+    def _place(self, run: StreamRun, pool: Pool) -> None:
         if pool.queue or not self._begin(run, pool):
             self._enqueue(run, pool, first=False)
 
-    def _look_for(self, run: StreamRun, base_max: int, pool: _Pool) -> None:
+    def _look_for(self, run: StreamRun, base_max: int, pool: Pool) -> None:
         """Attach to the replica that still holds the stream; where there is none, have it drawn again."""
 
         def done(run: StreamRun, found: tuple[int, ReplicaLink] | None) -> None:
@@ -349,23 +327,18 @@ class Serving:
         run.search = Search(run, base_max, pool.searches, done)
         run.search.begin(pool.links)
 
-    def _begin(self, run: StreamRun, pool: _Pool) -> bool:
+    def _begin(self, run: StreamRun, pool: Pool, among: Sequence[ReplicaLink] | None = None) -> bool:
+        """Begin the run's next attempt on one of these links (all, if not told); False where none has room."""
         if (run.resumed_at or 0) > len(run.stream.accepted) and pool.erratic:
             run.fail(_cannot_resume(pool.config.name))
             return True
-        links = pool.links
-        if run.stream.suspect:
-            links = [link for link in links if link.free_for_suspects]
-        link = None
-        if run.avoid is not None:
-            link = choose([link for link in links if link is not run.avoid], self._rng.randrange)
-        link = link or choose(links, self._rng.randrange)
+        link = pool.choose(run, self._rng.randrange, among)
         if link is None:
             return False
         link.begin(run)
         return True
 
-    def _enqueue(self, run: StreamRun, pool: _Pool, *, first: bool) -> None:
+    def _enqueue(self, run: StreamRun, pool: Pool, *, first: bool) -> None:
         loop = asyncio.get_running_loop()
         if run.waiting_since_s is None:
             run.waiting_since_s = loop.time()
@@ -376,14 +349,16 @@ class Serving:
         else:
             pool.queue.append(run)
 
-    def _pump(self, pool: _Pool, link: ReplicaLink | None = None) -> None:
+    def _pump(self, pool: Pool, link: ReplicaLink | None = None) -> None:
         """Let queued streams begin while there is room. `link` is where there is more."""
         if pool.searches and link is not None:
             for search in list(pool.searches):
                 search.reached(link)
+        among = [link] if pool.exhausted and link is not None else None
+        pool.exhausted = False
         while pool.queue:
             run = pool.queue[0]
-            if not self._begin(run, pool):
+            if not self._begin(run, pool, among):
                 return
             run.leave_queue()
 
@@ -393,8 +368,7 @@ class Serving:
         if not link.retired:
             self._suspicions[link.replica] = told
         for pool in self._pools.values():
-            if link in pool.links:
-                pool.stop_searching(link)
+            pool.stop_searching(link)
 
     def _trusted(self, link: ReplicaLink, suspected_s: float) -> None:
         cause = self._suspicions.pop(link.replica, None)
@@ -430,7 +404,7 @@ class Serving:
         limit = self._settings.migration_max_seq_len
         return 0 < limit < (run.stream.prompt_tokens or 0) + len(run.stream.accepted)
 
-    def _give_up(self, run: StreamRun, pool: _Pool) -> None:
+    def _give_up(self, run: StreamRun, pool: Pool) -> None:
         self.rejections[pool.config.name, "no_replica"] += 1
         waited_s = self._settings.replica_wait_s
         message = f"No replica of `{pool.config.name}` could take the request within {waited_s:g} seconds."

@@ -19,7 +19,7 @@ from holdfast.core.config import NAME_PATTERN
 from holdfast.core.errors import InvalidConfig
 from holdfast.gateway.environment import check_names
 from holdfast.gateway.http_settings import HttpSettings
-from holdfast.gateway.serving import ServingSettings
+from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.store.settings import EtcdSettings, JetStreamSettings
 
 _M = TypeVar("_M", bound=BaseModel)

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from holdfast.actors.identity import DECISIONS
 from holdfast.actors.node import STOP_MARGIN_S, Superseded
 from holdfast.actors.specification import Failed, Ready
 from holdfast.actors.writer import EventAppender, FactWriter
@@ -199,6 +200,25 @@ async def test_a_replica_that_is_told_to_stop_before_its_node_had_read_of_it_is_
         (exited,) = world.happened(ev.ReplicaExited)
         assert isinstance(exited, ev.ReplicaExited)
         assert (exited.pid, exited.exit_code, exited.expected) == (0, None, True)
+
+
+@virtual_time
+async def test_a_placement_by_a_deposed_leader_starts_nothing_and_nothing_twice() -> None:
+    async with World() as world:
+        node = world.node("a")
+        node.launcher.script = lambda process: None
+        await world.deploy(application())
+        await world.until(lambda state: "app.tiny.1" in state.replicas)
+        await asyncio.sleep(1)
+        deposed = EventAppender(world.log.client("d"), VirtualClock(), identity_of("d"), DECISIONS)
+        for replica in ("app.tiny.1", "app.tiny.9"):
+            placed = ev.ReplicaPlaced(replica, "app", "tiny", "a", "1")
+            event = deposed.event(placed, None, epoch=world.state.epoch - 1)
+            await deposed.append(event, world.state.head(DECISIONS))
+            await world.follower.catch_up()
+        await asyncio.sleep(5)
+        assert world.state.ignored == 2
+        assert node.launcher.launches == {"app.tiny.1": 1}
 
 
 @virtual_time

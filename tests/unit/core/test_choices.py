@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -121,6 +122,24 @@ def test_of_two_replicas_the_less_loaded_one_is_chosen(one: int, other: int, rng
     target = choose([Target(load=one), Target(load=other)], rng.randrange)
     assert target is not None
     assert target.load == min(one, other)
+
+
+def test_among_full_replicas_a_few_are_looked_at_and_not_all() -> None:
+    rng = random.Random(1)
+    looks = 0
+
+    class Counted(Target):
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal looks
+            looks += name == "room"
+            return super().__getattribute__(name)
+
+    targets = [Counted(room=number % 20 == 0) for number in range(2000)]
+    for _ in range(200):
+        target = choose(targets, rng.randrange)
+        assert target is not None
+        assert target.room
+    assert looks / 200 < 100
 
 
 def test_streams_spread_evenly() -> None:

@@ -18,7 +18,8 @@ from holdfast.core.config import ApplicationConfig, EngineConfig
 from holdfast.core.events import Event, encode_event
 from holdfast.core.requests import EngineRequest
 from holdfast.gateway.backend import Delta, Session
-from holdfast.gateway.serving import Serving, ServingSettings
+from holdfast.gateway.serving import Serving
+from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.store.memory import MemoryLogServer
 from tests.unit.support.history import INFO, History
 
