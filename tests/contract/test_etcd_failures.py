@@ -180,7 +180,7 @@ async def test_a_watch_cut_off_during_a_compaction_tells_the_difference(tmp_path
         await witness.put("n/fleeting", b"1", lease)
         await witness.delete("n/fleeting", create_revision=(await witness.list("n/fleeting")).items[0].create_revision)
         await witness.put("n/new", b"1", lease)
-        await compact(direct)
+        await compact(EtcdGateway(direct))
         proxy.refusing = False
         await reading.count(2)
         await witness.put("n/new", b"2", lease)

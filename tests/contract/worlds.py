@@ -192,12 +192,11 @@ class EtcdWorld:
         await self._server.start()
 
     async def compact(self) -> None:
-        await compact(self._settings)
+        await compact(EtcdGateway(self._settings))
 
 
-async def compact(settings: EtcdSettings) -> None:
-    """Make etcd forget all changes up to now."""
-    gateway = EtcdGateway(settings)
+async def compact(gateway: EtcdGateway) -> None:
+    """Make etcd forget all changes up to now, and close this client of it."""
     try:
         revision = (await gateway.call("kv/range", {"key": "AA==", "count_only": True})).revision
         await gateway.call("kv/compaction", {"revision": str(revision), "physical": True})

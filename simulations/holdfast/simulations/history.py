@@ -118,6 +118,8 @@ class LeaseEvent(msgspec.Struct, frozen=True, gc=False):
     """What happened to a lease or to a key on it.
 
     Kinds: granted, kept, expired, revoked (of leases); created, put, deleted (of keys). Zero and empty: does not apply.
+    Keys are the server's, prefix included; `holder` is the key's value in base64. Kind lost: all above this revision is
+    gone, with the disks of too many members.
     """
 
     at_s: float

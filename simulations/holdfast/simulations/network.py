@@ -266,6 +266,10 @@ class Network:
             for end in self.crossing(source, target):
                 self._flush(end)
 
+    def lets_through(self, source: str, target: str) -> bool:
+        """Whether packets from one host get to another now, as far as no single connection is clogged."""
+        return source == target or (source, target) not in self._blocked
+
     def delay(self, source: str, target: str, extra_s: float) -> None:
         """Let all packets of this way take up to so much longer, each as drawn (0: as usual)."""
         if extra_s:
