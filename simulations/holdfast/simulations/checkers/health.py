@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from holdfast.core import events as ev
-from holdfast.core.cluster import ClusterState, ReplicaStatus
+from holdfast.core.cluster import ClusterState, DeploymentState, ReplicaState, ReplicaStatus
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import (
@@ -97,18 +97,20 @@ def _unmet(state: ClusterState) -> str | None:
         for deployment in application.deployments.values():
             wanted = deployment.config.num_replicas
             replicas = list(state.replicas_of(application.name, deployment.config.name))
-            ready = sum(
-                replica.status is ReplicaStatus.RUNNING and replica.revision == deployment.revision
-                for replica in replicas
-            )
+            ready = sum(_ready(replica, deployment) for replica in replicas)
             if (ready, len(replicas)) != (wanted, wanted):
-                told = ", ".join(f"{replica.id} {replica.status}" for replica in replicas)
-                return f"{deployment.config.name} has {ready} of {wanted} replicas running ({told})"
+                others = [f"{replica.id} {replica.status}" for replica in replicas if not _ready(replica, deployment)]
+                told = f" ({', '.join(others)})" if others else ""
+                return f"{deployment.config.name} has {ready} of {wanted} replicas running{told}"
     for replica in state.replicas.values():
         application_of = state.applications.get(replica.application)
         if application_of is None or replica.deployment not in application_of.deployments:
             return f"{replica.id} is {replica.status}, and nobody wants it"
     return None
+
+
+def _ready(replica: ReplicaState, deployment: DeploymentState) -> bool:
+    return replica.status is ReplicaStatus.RUNNING and replica.revision == deployment.revision
 
 
 def _goal_in_log(log: FinalLog, settle: Settle) -> Iterator[Violation]:
