@@ -70,6 +70,22 @@ class EngineHung(HoldfastError):
     """The engine has had work for long and made no step: only a new process helps."""
 
 
+class EngineBroken(HoldfastError):
+    """What the engine gave for a step makes no sense: nothing that it says can be trusted any more."""
+
+
+def _check(output: StepOutput) -> None:
+    """Raises `EngineBroken` unless the step's lists are as long as each other: a token would go to another stream."""
+    lengths = (len(output.keys), len(output.positions), len(output.tokens), len(output.texts))
+    logprobs = len(output.keys) if output.logprobs is None else len(output.logprobs)
+    if lengths != (logprobs,) * 4:
+        raise EngineBroken(
+            "a step of the engine has {} keys, {} positions, {} tokens, {} texts and {} log probabilities".format(
+                *lengths, logprobs
+            )
+        )
+
+
 class Replica:
     """Serves one engine on the wire until told to stop. What the log should know goes to `report`."""
 
@@ -249,6 +265,7 @@ class Replica:
                 continue
             self._step_began_s = loop.time()
             output = await self._engine.step()
+            _check(output)
             self._step_times_s.append(loop.time() - self._step_began_s)
             self._step_began_s = None
             self._steps += 1

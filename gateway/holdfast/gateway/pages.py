@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -75,7 +76,12 @@ class _Pages:
         self._gateway = gateway
         self._metrics = metrics
         self._keys = keys
-        self._document = msgspec.json.encode(document(settings))
+        self._settings = settings
+
+    @cached_property
+    def _document(self) -> bytes:
+        """Made when somebody first asks: it takes longer than all else at a gateway's start."""
+        return msgspec.json.encode(document(self._settings))
 
     async def unreachable(self, request: Request) -> Response:
         raise AssertionError(f"{request.url.path} is dispatched before the router")

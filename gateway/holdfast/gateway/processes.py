@@ -29,7 +29,7 @@ from holdfast.store.settings import EtcdSettings, JetStreamSettings
 
 if TYPE_CHECKING:
     from holdfast.gateway.app import App
-    from holdfast.gateway.gateway_process import Door
+    from holdfast.gateway.gateway_process import Door, GatewayProcess
     from holdfast.gateway.reporting import WatchedLeases, WatchedLog
 
 logger = logging.getLogger(__name__)
@@ -149,9 +149,15 @@ async def run_gateway(settings: Settings, name: str, stop: asyncio.Event) -> Non
 
 
 async def be_node(
-    settings: Settings, identity: Identity, launcher: Launcher, stop: asyncio.Event, stores: Stores, machine: Machine
+    settings: Settings,
+    identity: Identity,
+    launcher: Launcher,
+    stop: asyncio.Event,
+    stores: Stores,
+    machine: Machine,
+    made: Callable[[Node], object] = lambda _node: None,
 ) -> None:
-    """As `run_node`, wherever it is: all that it takes from outside is given."""
+    """As `run_node`, wherever it is: all that it takes from outside is given. `made(node)` is for who looks into it."""
     node_settings = NodeSettings(
         version=VERSION,
         lease_ttl_s=settings.lease_ttl_s,
@@ -172,6 +178,7 @@ async def be_node(
             launcher=launcher,
             rng=machine.rng,
         )
+        made(node)
         await node.run(stop)
 
 
@@ -182,10 +189,13 @@ async def be_gateway(
     stop: asyncio.Event,
     stores: Stores,
     machine: Machine,
+    made: Callable[[GatewayProcess], object] = lambda _gateway: None,
 ) -> None:
-    """As `run_gateway`, wherever it is: all that it takes from outside is given."""
+    """As `run_gateway`, wherever it is: all that it takes from outside is given. `made` as in `be_node`."""
     from holdfast.gateway.gateway_process import GatewayProcess
 
     async with coming_leases(settings, stores) as leases, await_log(settings, stop, stores) as log:
         if log is not None:
-            await GatewayProcess(settings, identity, log, leases, machine, door).run(stop)
+            gateway = GatewayProcess(settings, identity, log, leases, machine, door)
+            made(gateway)
+            await gateway.run(stop)
