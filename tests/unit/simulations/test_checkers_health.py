@@ -167,7 +167,8 @@ def test_a_process_that_ends_in_failure_for_no_reason_is_found() -> None:
 
 def test_a_process_may_end_well_or_be_ended() -> None:
     assert broken(ended(0)) == []
-    assert broken(ended(-9, "kill")) == []
+    assert broken(ended(1, "kill")) == []
+    assert broken(ended(-9)) == []
 
 
 @pytest.mark.parametrize("target", ["gateway-2", "host-gateway-2", "node-1>host-gateway-2", "*"])
@@ -185,6 +186,15 @@ def test_a_fault_elsewhere_explains_nothing(target: str) -> None:
     run = ended(1)
     run.history.fault(4.0, "cut", target)
     assert "nothing explains it" in only(broken(run), "quiet")
+
+
+def test_an_engine_may_fail_by_a_fault_of_long_ago() -> None:
+    run = well()
+    run.history.fault(3.0, "engine out of memory", "app.tiny.2", until_s=3.0)
+    run.processes["app.tiny.2"].ended(28.0, 1)
+    assert broken(run) == []
+    run.processes["app.tiny.1"].ended(28.0, 1)
+    assert "app.tiny.1 (process 111) ended with status 1" in only(broken(run), "quiet")
 
 
 def test_a_fault_that_comes_later_explains_nothing() -> None:

@@ -116,6 +116,10 @@ def _another_end(request: Request) -> None:
     request.ended(5.5, ERROR, "stream_lost")
 
 
+def _other_logprobs(request: Request) -> None:
+    request.events.insert(1, ("logprobs", 0, "none with ' tide'", request.events[0][3]))
+
+
 def _unasked_choice(request: Request) -> None:
     request.events.append((TOKEN, 1, " more", request.events[-1][3]))
 
@@ -154,6 +158,7 @@ def _no_id(request: Request) -> None:
         (_other_reason, "finished because of 'stop'"),
         (_go_on, "went on behind its end"),
         (_another_end, "another end came after the first"),
+        (_other_logprobs, "logprobs of choice 0 is wrong: none with ' tide'"),
         (_unasked_choice, "was never asked for"),
         (_unasked_usage, "the usage came 1 times, and 0 is due"),
         (_two_roles, "began twice"),

@@ -16,6 +16,7 @@ from holdfast.simulations.history import (
     ERROR,
     GATEWAY,
     NODE,
+    REPLICA,
     Fault,
     History,
     Process,
@@ -190,14 +191,14 @@ def _crowded(request: Request) -> bool:
 def quiet(history: History) -> list[Violation]:
     """No exception that nobody handled, and no process that ends in failure without a reason from outside.
 
-    Reasons: somebody ended it; a fault befell it or its host; or the log held the node or gateway for gone.
+    Reasons: a signal; a fault that befell it or its host; or the log held the node or gateway for gone.
     """
     log = final_log(history)
     found = [
         Violation(QUIET, error.at_s, f"{error.process}: nobody handled {error.text}") for error in history.unhandled
     ]
     for process in history.processes:
-        if process.ended_s is None or process.status == 0 or process.by:
+        if process.ended_s is None or process.status is None or process.status <= 0 or process.by:
             continue
         if not any(_explains(fault, process) for fault in history.faults) and not _given_up(log, process):
             ended = f"{process.name} (process {process.pid}) ended with status {process.status}"
@@ -213,9 +214,10 @@ def befalls(fault: Fault, *names: str) -> bool:
 
 def _explains(fault: Fault, process: Process) -> bool:
     assert process.ended_s is not None
-    over_s = float("inf") if fault.until_s is None else fault.until_s + EXPLAINS_S
-    during = fault.from_s <= process.ended_s <= over_s
-    return during and befalls(fault, process.name, process.host, process.replica)
+    if fault.from_s > process.ended_s or not befalls(fault, process.name, process.host, process.replica):
+        return False
+    # An engine that something is wrong with may notice only with its next request, whenever that comes.
+    return process.role == REPLICA or fault.until_s is None or process.ended_s <= fault.until_s + EXPLAINS_S
 
 
 def _given_up(log: FinalLog, process: Process) -> bool:

@@ -156,8 +156,10 @@ class _Delivered:
         """The next event."""
         if kind == USAGE:
             self._usages += 1
-        elif kind not in (TOKEN, ROLE, FINISH, WHOLE):
+        elif kind in (COMPLETE, ERROR, UNREACHED, CANCELLED):
             raise _Wrong(f"another end came after the first: {kind} {text}".rstrip())
+        elif kind not in (TOKEN, ROLE, FINISH, WHOLE):
+            raise _Wrong(f"{kind} of choice {choice} is wrong: {text}")
         elif choice >= len(self._due) or choice in self._finished:
             raise _Wrong(f"choice {choice} went on behind its end, or was never asked for: {kind} {text!r}")
         elif kind == TOKEN:
