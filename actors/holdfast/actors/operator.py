@@ -8,7 +8,7 @@ from holdfast.actors.writer import EventAppender
 from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.errors import InvalidConfig, WrongLastSequence
-from holdfast.core.events import DeployRequested, Fact
+from holdfast.core.events import DeleteRequested, DeployRequested, Fact
 from holdfast.core.ports import Clock, Log
 
 APPEND_TRIES_MAX = 10
@@ -35,6 +35,17 @@ class Operator:
         await self._append(DeployRequested(application))
         return True
 
+    async def delete(self, application: str) -> bool:
+        """Ask for the application's end, unless there is none; whether it had to be asked for.
+
+        Raises `LogFull`, `LogUnavailable`.
+        """
+        await self._follower.catch_up()
+        if not _is_wanted(self._follower.state, application):
+            return False
+        await self._append(DeleteRequested(application))
+        return True
+
     async def _append(self, fact: Fact) -> None:
         event = self._appender.event(fact, None)
         for attempt in range(APPEND_TRIES_MAX):
@@ -54,6 +65,12 @@ def is_deployed(state: ClusterState, application: ApplicationConfig) -> bool:
         return False
     goal = [deployment.config for deployment in deployed.deployments.values()]
     return goal == list(application.deployments)
+
+
+def _is_wanted(state: ClusterState, application: str) -> bool:
+    """Whether the application is there, or will be once what was asked for is decided."""
+    request = state.requests.get(application)
+    return application in state.applications if request is None else not isinstance(request.application, str)
 
 
 def _check_names(state: ClusterState, application: ApplicationConfig) -> None:

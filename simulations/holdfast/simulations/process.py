@@ -46,6 +46,7 @@ class SimProcess:
         self.loop.on_exception = self._on_exception
         self._on_exit: list[Callable[[int], object]] = []
         self._left: object = None
+        self._main: asyncio.Task[int] | None = None
         self.call(self._begin, main)
 
     def call(self, callback: Callable[..., object], *args: Any) -> None:
@@ -91,11 +92,18 @@ class SimProcess:
         """Let each callback take so long (seconds, 0: none), as on a machine that has too much to do."""
         self.lane.cost_s = cost_s
 
+    def forget(self) -> None:
+        """The world ends: nobody is told."""
+        self._on_exit.clear()
+        self.kill()
+        self._left = None
+
     # --- its life ---------------------------------------------------------------------------------------
 
     def _begin(self, main: Main) -> None:
-        task = self.loop.create_task(self._live(main), name=self.name)
-        task.add_done_callback(self._done)
+        # Kept, as `asyncio.run` does: a task that waits for something which nobody else holds is garbage else.
+        self._main = self.loop.create_task(self._live(main), name=self.name)
+        self._main.add_done_callback(self._done)
 
     async def _live(self, main: Main) -> int:
         return await main(self) or 0
@@ -116,7 +124,7 @@ class SimProcess:
         self.alive = False
         self.status = status
         # What it held is kept until the run is over: collected earlier, its `finally` clauses would run.
-        self._left = asyncio.all_tasks(self.loop)
+        self._left, self._main = asyncio.all_tasks(self.loop), None
         self.world.scheduler.drop(self.lane)
         self.world.network.process_ended(self)
         self.world.process_ended(self)

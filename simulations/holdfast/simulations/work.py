@@ -1,0 +1,222 @@
+"""What clients and operators of a run will do, as data: drawn before the run begins, and each item without the others.
+
+A run may be repeated without some of its items, so none depends on another one, nor on how many there are.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from holdfast.actors.engines.mock import mock_text, prompt_text
+from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
+from holdfast.core.requests import EngineRequest, Sampling
+
+if TYPE_CHECKING:
+    from holdfast.simulations.plan import Knobs, Scenario
+
+APPLICATION: Final = "app"
+MODELS: Final = ("alpha", "beta")
+"""One application of two models; the first has two thirds of the replicas, and of the requests."""
+
+CLIENTS: Final = 3
+"""Client processes, each on a host of its own."""
+
+DEPLOY: Final = "deploy"
+SCALE: Final = "scale"
+UPDATE: Final = "update"
+ROLL_BACK: Final = "roll back"
+DELETE: Final = "delete"
+DRAIN_NODE: Final = "drain node"
+DRAIN_GATEWAY: Final = "drain gateway"
+OPERATIONS: Final = (SCALE, SCALE, UPDATE, UPDATE, ROLL_BACK, DELETE, DRAIN_NODE, DRAIN_GATEWAY)
+"""What operators do after the first deployment, as often as it stands here. There is no autoscaling to be simulated."""
+
+WORK_FROM_S: Final = 1.5
+"""Before that nobody asks for anything: the cluster starts."""
+
+BURST_S: Final = 0.2
+WORDS: Final = ("hold", "fast", "every", "stream", "through", "any", "one", "failure", "until", "it", "ends")
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """A request, and the habits of the client that makes it. Times in seconds, tokens over all choices.
+
+    `seed` None: the gateway draws it. `logprobs` as in `EngineRequest`. The client leaves once it has `leaves_after`
+    tokens (-1: never) or after `leaves_after_s` (0: never), in its way of `leaving`, and goes on with the stream
+    `returns_after_s` later (-1: never). It pauses for `pause_s` whenever it has read something.
+    """
+
+    number: int
+    at_s: float
+    client: int
+    model: str
+    prompt: str
+    chat: bool
+    streamed: bool
+    deadline_s: float
+    seed: int | None = None
+    max_tokens: int = 0
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    logprobs: int = -1
+    wants_usage: bool = False
+    leaves_after: int = -1
+    leaves_after_s: float = 0.0
+    leaving: str = "close"
+    returns_after_s: float = -1.0
+    pause_s: float = 0.0
+
+
+class Operation(msgspec.Struct, frozen=True, tag=True):
+    """What an operator does. `amount` (0 to 1) says how much, or whom it befalls."""
+
+    number: int
+    at_s: float
+    kind: str
+    amount: float
+
+
+WorkItem = Ask | Operation
+
+
+def draw_work(rng: Random, scenario: Scenario) -> tuple[WorkItem, ...]:
+    """The work of a run, by its times."""
+    operators, clients = Random(rng.getrandbits(64)), Random(rng.getrandbits(64))
+    work: list[WorkItem] = [*_operations(operators, scenario), *_asks(clients, scenario)]
+    return tuple(sorted(work, key=lambda item: (item.at_s, item.number)))
+
+
+def first_application(scenario: Scenario, knobs: Knobs) -> ApplicationConfig:
+    """What is deployed when a run begins."""
+    beta = scenario.replicas // 3
+    counts = (scenario.replicas - beta, beta)
+    return ApplicationConfig(
+        APPLICATION,
+        [_deployment(model, count, knobs) for model, count in zip(MODELS, counts, strict=True) if count],
+    )
+
+
+def _deployment(model: str, replicas: int, knobs: Knobs) -> DeploymentConfig:
+    arguments = {
+        "itl_ms": knobs.itl_ms,
+        "ttft_ms": knobs.ttft_ms,
+        "kv_blocks": knobs.kv_blocks,
+        "streams_max": knobs.streams_max,
+        "jitter": 0.1,
+    }
+    return DeploymentConfig(
+        model,
+        EngineConfig("mock", arguments),
+        num_replicas=replicas,
+        max_ongoing_requests=knobs.max_ongoing_requests,
+        max_queued_requests=knobs.max_queued_requests,
+        graceful_shutdown_timeout_s=knobs.graceful_shutdown_timeout_s,
+        engine_stall_timeout_s=knobs.engine_stall_timeout_s,
+    )
+
+
+# --- operators ------------------------------------------------------------------------------------------
+
+
+def _operations(rng: Random, scenario: Scenario) -> list[Operation]:
+    """The first deployment, and others while there are faults."""
+    times_s = sorted(rng.uniform(scenario.faults_from_s, scenario.faults_until_s) for _ in range(scenario.operations))
+    drawn = [(rng.uniform(0.0, 0.5), DEPLOY), *((at_s, rng.choice(OPERATIONS)) for at_s in times_s)]
+    return [Operation(number, at_s, kind, rng.random()) for number, (at_s, kind) in enumerate(drawn)]
+
+
+# --- clients --------------------------------------------------------------------------------------------
+
+
+def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
+    """Requests spread over the run, and a burst of them that is too much at once."""
+    burst_s = rng.uniform(WORK_FROM_S, scenario.work_until_s - BURST_S)
+    in_burst = rng.choice((0.0, 0.2, 0.5))
+    asks = []
+    for number in range(scenario.requests):
+        if rng.random() < in_burst:
+            at_s = burst_s + rng.uniform(0.0, BURST_S)
+        else:
+            at_s = rng.uniform(WORK_FROM_S, scenario.work_until_s)
+        asks.append(_ask(rng, number, at_s))
+    return asks
+
+
+def _ask(rng: Random, number: int, at_s: float) -> Ask:
+    chat, streamed = rng.random() < 0.4, rng.random() < 0.8
+    seed = rng.choice((None, rng.getrandbits(31), -rng.getrandbits(40)))
+    ask = Ask(
+        number,
+        at_s,
+        rng.randrange(CLIENTS),
+        MODELS[rng.random() < 1 / 3],
+        f"request {number}: " + " ".join(rng.choices(WORDS, k=rng.randint(1, 40))),
+        chat,
+        streamed,
+        deadline_s=rng.choice((6.0, 10.0, 14.0)),
+        seed=seed,
+        max_tokens=rng.choice((0, rng.randint(1, 8), rng.randint(8, 40), rng.randint(8, 40))),
+        n=rng.choice((1, 1, 1, 2)),
+        logprobs=rng.choice((-1, -1, -1, 0, 2)),
+        wants_usage=streamed and rng.random() < 0.3,
+    )
+    if seed is not None and rng.random() < 0.25:
+        ask = msgspec.structs.replace(ask, stops=_stops(rng, ask, seed))
+    return _with_habits(rng, ask) if streamed else ask
+
+
+def _stops(rng: Random, ask: Ask, seed: int) -> tuple[str, ...]:
+    """One that comes, over the border between two tokens or within one, and one that never does."""
+    text = mock_text(EngineRequest(prompt=seen_prompt(ask), sampling=Sampling(seed=seed)), 16)
+    at = rng.randrange(4, len(text) - 8)
+    return (text[at : at + rng.randint(2, 8)], "no engine says this")
+
+
+def _with_habits(rng: Random, ask: Ask) -> Ask:
+    """Most clients read to the end; others leave, and come back, or are slow."""
+    habit = rng.random()
+    way = rng.choice(("close", "reset", "vanish"))
+    if habit < 0.08:
+        return msgspec.structs.replace(ask, leaves_after_s=rng.uniform(0.02, 2.0), leaving=way)
+    if habit < 0.16:
+        return msgspec.structs.replace(ask, leaves_after=rng.randint(1, 12), leaving=way)
+    if habit < 0.26 and ask.n == 1:
+        again_s = rng.choice((0.0, rng.uniform(0.1, 4.0)))
+        return msgspec.structs.replace(ask, leaves_after=rng.randint(1, 12), leaving=way, returns_after_s=again_s)
+    if habit < 0.36:
+        return msgspec.structs.replace(ask, pause_s=rng.choice((0.2, 0.2, 4.0)))
+    return ask
+
+
+# --- as they are sent -----------------------------------------------------------------------------------
+
+
+def body_of(ask: Ask) -> dict[str, Any]:
+    """The request's body, but for `stream`."""
+    body: dict[str, Any] = {"model": ask.model}
+    if ask.chat:
+        body["messages"] = _messages(ask)
+    else:
+        body["prompt"] = ask.prompt
+    for name, value in (("seed", ask.seed), ("max_tokens", ask.max_tokens or None), ("stop", list(ask.stops) or None)):
+        if value is not None:
+            body[name] = value
+    if ask.n > 1:
+        body["n"] = ask.n
+    if ask.logprobs >= 0:
+        body.update({"logprobs": True, "top_logprobs": ask.logprobs} if ask.chat else {"logprobs": ask.logprobs})
+    if ask.wants_usage and ask.streamed:
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
+def seen_prompt(ask: Ask) -> str:
+    """The prompt as the engine sees it."""
+    return prompt_text(EngineRequest(messages=_messages(ask)) if ask.chat else EngineRequest(prompt=ask.prompt))
+
+
+def _messages(ask: Ask) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": ask.prompt}]
