@@ -32,3 +32,18 @@ async def test_a_model_is_free_again_when_the_application_that_served_it_is_dele
         await world.until(lambda state: "one" not in state.applications)
         await world.deploy(application("two", "tiny"))
         await world.running(1)
+
+
+@virtual_time
+async def test_an_application_is_deleted_once_and_may_come_back() -> None:
+    async with World() as world:
+        world.node("a")
+        assert not await world.delete("one"), "there is none"
+        await world.deploy(application("one", "tiny"))
+        assert await world.delete("one"), "what is only asked for yet is asked to go"
+        assert not await world.delete("one")
+        await world.deploy(application("one", "tiny"))
+        await world.running(1)
+        assert await world.delete("one")
+        await world.until(lambda state: not state.applications and not state.replicas)
+        assert not await world.delete("one")

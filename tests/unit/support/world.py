@@ -15,11 +15,10 @@ from holdfast.actors.identity import Identity
 from holdfast.actors.node import Node, NodeSettings
 from holdfast.actors.operator import Operator
 from holdfast.actors.specification import Ready, ReplicaSpecification, Report, encode_report
-from holdfast.actors.writer import EventAppender
 from holdfast.core.cluster import ClusterState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.errors import WorldFailure
-from holdfast.core.events import DeleteRequested, Payload, Record, decode_record
+from holdfast.core.events import Payload, Record, decode_record
 from holdfast.core.ports import Process
 from holdfast.store.memory import MemoryLog, MemoryLogServer
 from holdfast.store.memory_leases import MemoryLeases, MemoryLeasesServer
@@ -165,10 +164,9 @@ class World:
         self.follower = Follower(self.log.client("bystander"))
         self.nodes: list[RunningNode] = []
         self._following: asyncio.Task[None] | None = None
-        deployer, deleter = (identity_of(name, role="operator") for name in ("o", "p"))
-        self._operator = Operator(self.log.client("o"), VirtualClock(), deployer, self.follower)
-        self._subject = deleter.fact_subject
-        self._appender = EventAppender(self.log.client("p"), VirtualClock(), deleter, self._subject)
+        self._operator = Operator(
+            self.log.client("o"), VirtualClock(), identity_of("o", role="operator"), self.follower
+        )
 
     async def __aenter__(self) -> World:
         self._following = asyncio.create_task(self.follower.run())
@@ -193,10 +191,9 @@ class World:
     async def deploy(self, application: ApplicationConfig) -> None:
         await self._operator.deploy(application)
 
-    async def delete(self, application: str) -> None:
-        await self.follower.catch_up()
-        event = self._appender.event(DeleteRequested(application), None)
-        await self._appender.append(event, self.state.head(self._subject))
+    async def delete(self, application: str) -> bool:
+        """Whether it had to be asked for."""
+        return await self._operator.delete(application)
 
     async def until(self, predicate: Callable[[ClusterState], bool], within_s: float = 60.0) -> float:
         """Wait until the state is so; the (virtual) time then."""
