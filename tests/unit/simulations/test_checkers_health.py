@@ -8,7 +8,7 @@ import pytest
 from holdfast.core import events as ev
 from holdfast.simulations.checkers import goal_reached_s
 from holdfast.simulations.history import CANCELLED, ERROR, GATEWAY, UNREACHED, Reach, Settle
-from tests.unit.simulations.recorded import EPOCH_1, Run, asked, broken, only, well
+from tests.unit.simulations.recorded import EPOCH_1, Run, answered, asked, broken, only, well
 from tests.unit.support.history import application
 
 ALL = ("app.tiny.1", "app.tiny.2")
@@ -126,10 +126,23 @@ def test_a_request_that_fails_in_a_cluster_that_is_well_is_found(how: str, code:
     request = asked(9, response_id="")
     request.asked_s, request.deadline_s = 13.0, 20.0
     request.sent(13.0, "gateway-1")
-    request.ended(14.0, how, code, 503 if code else 0)
+    request.ended(16.0, how, code, 503 if code else 0)
     run.history.request(request)
     assert "while all had been well since 12.000 s" in only(broken(run), "liveness")
     request.asked_s = 11.0
+    assert broken(run) == []
+
+
+def test_a_client_may_give_a_stream_too_little_time() -> None:
+    run = well()
+    request = answered(9, upto=2)
+    request.asked_s, request.deadline_s = 13.0, 20.0
+    request.ended(20.0, UNREACHED)
+    run.history.request(request)
+    late = asked(10, response_id="")
+    late.asked_s, late.deadline_s = 13.0, 15.9
+    late.ended(15.9, UNREACHED)
+    run.history.request(late)
     assert broken(run) == []
 
 

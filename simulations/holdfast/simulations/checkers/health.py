@@ -11,12 +11,11 @@ from holdfast.core.cluster import ClusterState, DeploymentState, ReplicaState, R
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import (
-    CANCELLED,
-    COMPLETE,
     ERROR,
     GATEWAY,
     NODE,
     REPLICA,
+    UNREACHED,
     Fault,
     History,
     Process,
@@ -31,8 +30,11 @@ QUIET: Final = "quiet"
 EXPLAINS_S: Final = 10.0
 """A fault explains that a process ends for so long after it is over, in seconds: timeouts run until then."""
 
-CROWDED: Final = frozenset({"overloaded", "no_replica", "deadline_exceeded"})
-"""Errors that a cluster in full health answers with too, when it is asked for more than it can do."""
+CROWDED: Final = frozenset({"overloaded", "no_replica", "deadline_exceeded", "model_not_found"})
+"""Errors that a cluster in full health answers with too: it is asked for more than it can do, or for what it has not."""
+
+PATIENT_S: Final = 3.0
+"""A stream that brings nothing for so long (seconds) in a cluster that is well was not served."""
 
 
 # --- bounds ---------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def _reaching_since(history: History, gateway: Process, wanted: frozenset[str]) 
 
 def _served(history: History, settle: Settle, since_s: float) -> Iterator[Violation]:
     for request in history.requests:
-        if request.asked_s <= since_s or request.how in (COMPLETE, CANCELLED, "") or _crowded(request):
+        if request.asked_s <= since_s or not _failed(request):
             continue
         if settle.core and any(sent.gateway not in settle.core for sent in request.tries):
             continue
@@ -181,8 +183,13 @@ def _served(history: History, settle: Settle, since_s: float) -> Iterator[Violat
         yield Violation(LIVENESS, at_s, f"{ended}, while all had been well since {since_s:.3f} s")
 
 
-def _crowded(request: Request) -> bool:
-    return request.how == ERROR and request.code in CROWDED | {"model_not_found"}
+def _failed(request: Request) -> bool:
+    """Whether the cluster failed the request; not where it was crowded, or where the client left or gave it no time."""
+    if request.how == ERROR:
+        return request.code not in CROWDED
+    # A client whose deadline passes while it gets tokens asked for too many; one that waits for all of them may have.
+    patient = request.ended_s is not None and request.ended_s - request.asked_s >= PATIENT_S
+    return request.how == UNREACHED and request.first_s is None and request.streamed and patient
 
 
 # --- quiet ----------------------------------------------------------------------------------------------
