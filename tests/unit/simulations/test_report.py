@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from html.parser import HTMLParser
 
 import msgspec
 
+from holdfast.actors.identity import Identity
 from holdfast.core import events as ev
 from holdfast.simulations.checkers import Violation, check_all
 from holdfast.simulations.history import ERROR, SERVER, Attempt, History
@@ -143,6 +145,26 @@ def test_streams_show_where_they_moved_and_how_they_ended() -> None:
     assert len(drawn.marks("outcome")) == 4
     assert [mark["x"] for mark in drawn.marks("error") if "outcome" in (mark["class"] or "")] == ["40.000%"]
     assert "moved to app.tiny.2, after 2 tokens" in drawn.tips()
+
+
+def test_the_first_attempt_of_each_choice_is_no_move() -> None:
+    run = well()
+    request = answered(9, n=2)
+    request.attempts += [Attempt(3.1, "app.tiny.1", 0), Attempt(3.1, "app.tiny.2", 0), Attempt(6.0, "app.tiny.2", 2)]
+    run.history.request(request)
+    assert [mark["x"] for mark in page(run).marks("moved")] == ["20.000%"]
+
+
+def test_the_leader_key_tells_who_holds_it() -> None:
+    run = well()
+    value = Identity("c", "node", "node-2", "i1", "host", 102).lease_value()
+    run.history.lease_event(3.0, "created", 8, "/holdfast/c/leader", 11, base64.b64encode(value).decode())
+    lanes = next(section for section in sections(run.history) if section.title == "Leases").lanes
+    assert [mark.label for mark in lanes[0].marks] == ["node-1"]
+    run.history.lease_event(2.5, "deleted", 0, "/holdfast/c/leader", 10)
+    run.history.leases.sort(key=lambda event: event.at_s)
+    lanes = next(section for section in sections(run.history) if section.title == "Leases").lanes
+    assert [mark.label for mark in lanes[0].marks] == ["node-1", "node-2"]
 
 
 def test_violations_are_marked_and_told() -> None:

@@ -31,7 +31,7 @@ EXPLAINS_S: Final = 10.0
 """A fault explains that a process ends for so long after it is over, in seconds: timeouts run until then."""
 
 CROWDED: Final = frozenset({"overloaded", "no_replica", "deadline_exceeded", "model_not_found"})
-"""Errors that a cluster in full health answers with too: it is asked for more than it can do, or for what it has not."""
+"""Errors that a cluster in full health answers with too: it is asked for more than it can do, or for what it lacks."""
 
 PATIENT_S: Final = 3.0
 """A stream that brings nothing for so long (seconds) in a cluster that is well was not served."""

@@ -14,7 +14,7 @@ from holdfast.simulations.checkers.folding import final_log
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import COMPLETE, History
 from holdfast.simulations.report.drawing import Drawing
-from holdfast.simulations.report.lanes import seconds, sections, span
+from holdfast.simulations.report.lanes import moves, seconds, sections, span
 from holdfast.simulations.report.style import LEGEND, PAGE, SCRIPT, STYLE
 
 
@@ -65,7 +65,7 @@ def _header(title: str, history: History, result: Outcome) -> str:
 def _facts(history: History) -> Iterable[tuple[str, str]]:
     log, requests = final_log(history), history.requests
     complete = sum(request.how == COMPLETE for request in requests)
-    moved = sum(max(0, len(request.attempts) - 1) for request in requests)
+    moved = sum(len(moves(request)) for request in requests)
     again = sum(max(0, len(request.tries) - 1) for request in requests)
     yield "virtual time", f"{history.ended_s:.1f} s"
     yield "faults", str(len(history.faults))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 
+from holdfast.actors.identity import LEADER_KEY, parse_holder
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.history import (
@@ -17,6 +19,7 @@ from holdfast.simulations.history import (
     REPLICA,
     SERVER,
     TOKEN,
+    Attempt,
     Fault,
     History,
     LeaseEvent,
@@ -26,6 +29,9 @@ from holdfast.simulations.history import (
 
 TIP_LINES_MAX: Final = 14
 """So many lines of details a mark has at most."""
+
+TARGET_MAX: Final = 16
+"""So many characters of a fault's target stand beside its bar; a partition may name every host."""
 
 _GAP_S: Final = 0.6
 """Marks that share a lane stand at least so far apart, in virtual seconds, so that both can be told apart."""
@@ -137,7 +143,8 @@ def _fault(fault: Fault, ended_s: float) -> Mark:
     tip = _tip(fault.kind, fault.target, _lasted(fault.from_s, fault.until_s), fault.details)
     # What is over at once is still to be seen.
     until_s = max(until_s, fault.from_s + ended_s * _POINT_PART)
-    return Mark(fault.from_s, until_s, "fault", tip, f"{fault.kind} {fault.target}", free=True)
+    target = fault.target if len(fault.target) <= TARGET_MAX else f"{fault.target[:TARGET_MAX]}…"
+    return Mark(fault.from_s, until_s, "fault", tip, f"{fault.kind} {target}", free=True)
 
 
 # --- leaders --------------------------------------------------------------------------------------------
@@ -208,7 +215,10 @@ def _leases(history: History) -> Iterator[Lane]:
     standing: dict[str, LeaseEvent] = {}
     for event in history.leases:
         if event.kind in ("created", "put") and event.lease:
-            standing.setdefault(event.key, event)
+            before = standing.setdefault(event.key, event)
+            if before.lease != event.lease:
+                _stood(keys, before, event.at_s, "hung on another lease")
+                standing[event.key] = event
         elif event.kind in ENDS_OF_KEYS:
             gone = [
                 key
@@ -219,7 +229,7 @@ def _leases(history: History) -> Iterator[Lane]:
                 _stood(keys, standing.pop(key), event.at_s, event.kind)
     for began in standing.values():
         _stood(keys, began, None, "")
-    names = sorted(keys, key=lambda name: (name != "leader", name))
+    names = sorted(keys, key=lambda name: (name != LEADER_KEY, name))
     for name in names:
         yield Lane(name, [_until(mark, history.ended_s) for mark in keys[name]])
 
@@ -229,10 +239,21 @@ def _stood(keys: dict[str, list[Mark]], began: LeaseEvent, until_s: float | None
     name = next((parts[at + 1] for at, part in enumerate(parts[:-1]) if part in ("nodes", "gateways")), parts[-1])
     if "ended" in parts:
         return
-    tip = _tip(began.key, f"lease {began.lease:x}", began.holder, _lasted(began.at_s, until_s), how)
-    keys[name].append(Mark(began.at_s, until_s, f"lease {how}".rstrip(), tip, parts[-1]))
+    holder = _holder(began)
+    tip = _tip(began.key, f"lease {began.lease:x}", holder, _lasted(began.at_s, until_s), how)
+    label = holder if name == LEADER_KEY else parts[-1]
+    keys[name].append(Mark(began.at_s, until_s, f"lease {how}" if how in ENDS_OF_KEYS else "lease", tip, label))
     if how == "expired" and until_s is not None:
         keys[name].append(Mark(until_s, None, "expiry", tip))
+
+
+def _holder(event: LeaseEvent) -> str:
+    """Who holds the key: its value tells, where that is a member's."""
+    try:
+        member = parse_holder(base64.b64decode(event.holder, validate=True))
+    except ValueError:
+        return event.holder
+    return member.holder if member is not None else ""
 
 
 def _until(mark: Mark, ended_s: float) -> Mark:
@@ -363,7 +384,7 @@ def _request(request: Request, run_ended_s: float) -> Lane:
         marks.append(Mark(first_s, ended_s, f"streaming {request.how}", tip))
     marks += [
         Mark(attempt.at_s, None, "moved", f"moved to {attempt.replica}, after {attempt.accepted} tokens\n{tip}")
-        for attempt in request.attempts[1:]
+        for attempt in moves(request)
     ]
     marks += [
         Mark(sent.at_s, None, "resumed" if sent.resumes else "again", f"sent again, to {sent.gateway}\n{tip}")
@@ -371,6 +392,11 @@ def _request(request: Request, run_ended_s: float) -> Lane:
     ]
     marks.append(Mark(ended_s, None, f"outcome {request.how or 'open'}", tip))
     return Lane(f"{request.id}", marks, slim=True)
+
+
+def moves(request: Request) -> list[Attempt]:
+    """The attempts behind the first one of each choice."""
+    return request.attempts[request.n :]
 
 
 def _request_tip(request: Request) -> str:
