@@ -222,6 +222,12 @@ def test_an_end_that_came_too_late_is_found() -> None:
     assert "ended at 12.001 s" in only(broken(with_request(request)), "ends")
 
 
+def test_a_client_may_take_its_time_to_go_away() -> None:
+    request = answered(9, upto=2)
+    request.ended(20.0, CANCELLED)
+    assert broken(with_request(request)) == []
+
+
 @pytest.mark.parametrize(
     ("code", "status"), [("no_replica", 503), ("deadline_exceeded", 408), ("stream_lost", 503), ("overloaded", 503)]
 )

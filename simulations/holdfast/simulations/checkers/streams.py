@@ -231,7 +231,7 @@ def _end(history: History, request: Request) -> Iterator[Violation]:
     due_s = request.deadline_s + END_MARGIN_S
     ended_s = request.ended_s if request.ended_s is not None else history.ended_s
     name = f"request {request.id}"
-    if ended_s > due_s:
+    if ended_s > due_s and request.how != CANCELLED:
         how = f"ended at {ended_s:.3f} s" if request.how else f"had no end when the run was over, at {ended_s:.3f} s"
         yield Violation(ENDS, request.deadline_s, f"{name} had to end by {request.deadline_s:.3f} s, and {how}")
     if request.how == ERROR:
