@@ -123,6 +123,7 @@ class _Call:
         self._wire = Wire(client.pool)
         self._tokens = 0
         self._taken_id = machine.call.last_event_id
+        self._pauses = 0
         self.left = False
 
     @property
@@ -174,7 +175,8 @@ class _Call:
             if 0 <= self._leaves_after <= self._tokens:
                 self.leave()
                 return None
-        if self._ask.pause_s:
+        if self._pauses < self._ask.pauses:
+            self._pauses += 1
             left_s = self._record.deadline_s - self._client.now_s
             await self._wire.take_nothing(max(0.0, min(self._ask.pause_s, left_s)))
         return Delivered()
