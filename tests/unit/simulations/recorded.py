@@ -85,12 +85,18 @@ class Run:
     def node(self, name: str, pid: int, incarnation: str = "i1", slots: int = 2) -> None:
         """A node's process that joins."""
         self.processes[name] = self.history.process_began(self.at_s, name, NODE, f"host-{name}", pid)
+        self.leased(f"nodes/{name}/{incarnation}", pid)
         self.fact(ev.NodeJoined(name, f"host-{name}", pid, "0", slots), f"node.{name}", incarnation)
 
     def gateway(self, name: str, pid: int) -> None:
         """A gateway's process that joins."""
         self.processes[name] = self.history.process_began(self.at_s, name, GATEWAY, f"host-{name}", pid)
+        self.leased(f"gateways/{name}/i1", pid)
         self.fact(ev.GatewayJoined(name, "host", pid, f"http://{name}", "0"), f"gateway.{name}")
+
+    def leased(self, key: str, lease: int) -> None:
+        """A member's key on a lease of its own."""
+        self.history.lease_event(self.at_s, "created", lease, f"/holdfast/c/{key}")
 
     def place(self, number: int, node: str, incarnation: str = "i1") -> str:
         """The decision that places the app's replica of this number."""

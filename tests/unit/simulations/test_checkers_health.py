@@ -89,7 +89,8 @@ def test_a_gateway_that_does_not_tell_whom_it_reaches_is_found() -> None:
 def test_what_an_earlier_life_of_a_gateway_reached_does_not_count() -> None:
     run = well()
     run.processes["gateway-1"].ended(13.0, -9, "fault")
-    run.history.process_began(14.0, "gateway-1", GATEWAY, "host-gateway-1", 900)
+    run.at_s = 14.0
+    run.gateway("gateway-1", 900)
     assert "gateway-1 does not reach" in only(broken(run), "liveness")
     run.history.gateway_reaches(14.5, "gateway-1", ALL)
     assert broken(run) == []

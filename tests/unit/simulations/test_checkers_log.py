@@ -132,13 +132,15 @@ def test_bytes_that_are_no_event_are_found() -> None:
 # --- leaders --------------------------------------------------------------------------------------------
 
 
-def test_a_deposed_leaders_decision_that_changes_nothing_is_no_violation() -> None:
+def test_a_deposed_leaders_decision_is_found_though_it_changes_nothing_unless_the_log_lost_something() -> None:
     run = well()
     run.history.lease_event(2.5, "created", 8, "/holdfast/c/leader", EPOCH_1 + 5, "node-2")
     run.at_s = 3.0
     run.decide(ev.LeaderElected(*OTHER), epoch=EPOCH_1 + 5, by=OTHER)
     run.decide(ev.ReplicaStopOrdered("app.tiny.1", "I still lead"))
     assert final_log(run.history).state.ignored == 1
+    assert "ReplicaStopOrdered of deposed node-1 was appended all the same" in only(broken(run), "leaders")
+    run.history.log_lost(20.0, len(run.history.appended))
     assert broken(run) == []
 
 

@@ -261,3 +261,34 @@ def test_a_replica_may_end_without_streams_or_when_its_time_is_over_or_by_force(
     assert broken(run) == []
     replica.ended(27.0, -9, "fault", streams_left=2)
     assert broken(run) == []
+
+
+# --- updates --------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_stops_old_replicas_before_new_ones_run_is_found() -> None:
+    run = well()
+    deploy(run, 2, version=1)
+    run.at_s = 6.0
+    for number in (1, 2):
+        run.decide(ev.ReplicaStopOrdered(f"app.tiny.{number}", "a newer revision runs"))
+    assert "app.tiny.2 is stopped for a newer one, and 0 of 2 remain" in checkers(run)["updates"]
+
+
+def test_an_update_may_stop_one_that_had_its_successor_and_anything_just_after_a_node_ended() -> None:
+    run = well()
+    deploy(run, 2, version=1)
+    run.at_s = 6.0
+    run.decide(ev.ReplicaStopOrdered("app.tiny.1", "a newer revision runs"))
+    run.at_s = 7.0
+    run.fact(ev.NodeLeft("node-1"), "node.node-1")
+    run.decide(ev.ReplicaStopOrdered("app.tiny.2", "a newer revision runs"))
+    assert "updates" not in checkers(run)
+
+
+def test_scaling_down_is_no_update() -> None:
+    run = well()
+    deploy(run, 0)
+    for number in (1, 2):
+        run.decide(ev.ReplicaStopOrdered(f"app.tiny.{number}", "fewer replicas are wanted"))
+    assert "updates" not in checkers(run)

@@ -7,7 +7,8 @@ from typing import Final
 
 from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
 from holdfast.simulations.checkers.log import durability, fold, leaders
-from holdfast.simulations.checkers.placement import capacity, drains, losses, orphans, placements
+from holdfast.simulations.checkers.members import leases, members
+from holdfast.simulations.checkers.placement import capacity, drains, losses, orphans, placements, updates
 from holdfast.simulations.checkers.streams import ends, error_counts, streams
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
@@ -23,8 +24,11 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     placements,
     capacity,
     losses,
+    leases,
     drains,
+    updates,
     orphans,
+    members,
     bounds,
     liveness,
     quiet,

@@ -159,15 +159,16 @@ class _Decided:
 
 
 def leaders(history: History) -> list[Violation]:
-    """One leader per epoch, epochs rise, and what a deposed leader decides changes nothing.
+    """One leader per epoch, epochs rise, and what a deposed leader decides is not appended: the log refuses it. Where
+    it is all the same, since the log itself was lost in part, it changes nothing.
 
     The events of a subject chain, and an incarnation of a node or gateway that a newer one followed writes no more.
     """
     log = final_log(history)
-    return [*_decisions(log), *_chains(log), *_epochs(history, log)]
+    return [*_decisions(log, bool(history.lost)), *_chains(log), *_epochs(history, log)]
 
 
-def _decisions(log: FinalLog) -> Iterator[Violation]:
+def _decisions(log: FinalLog, lossy: bool) -> Iterator[Violation]:
     model = _Decided()
     for place, record in enumerate(log.records):
         before, after = log.states[place], log.states[place + 1]
@@ -176,6 +177,9 @@ def _decisions(log: FinalLog) -> Iterator[Violation]:
             counts, wrong = model.take(record.event)
         if wrong:
             yield Violation(LEADERS, log.times[place], f"sequence {record.sequence}: {wrong}")
+        if not counts and not lossy:
+            what = f"{ev.type_name(record.event.payload)} of deposed {record.event.writer} was appended all the same"
+            yield Violation(LEADERS, log.times[place], f"sequence {record.sequence}: {what}")
         if not counts and (changed := _changed(before, after)):
             what = f"{ev.type_name(record.event.payload)} of deposed {record.event.writer} changed {', '.join(changed)}"
             yield Violation(LEADERS, log.times[place], f"sequence {record.sequence}: {what}")

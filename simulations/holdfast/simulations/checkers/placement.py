@@ -23,6 +23,7 @@ PLACEMENTS: Final = "placements"
 CAPACITY: Final = "capacity"
 LOSSES: Final = "losses"
 DRAINS: Final = "drains"
+UPDATES: Final = "updates"
 
 SETTLED_S: Final = 5.0
 """What the log and the processes disagree about is settled after so long, in seconds, while nothing breaks."""
@@ -256,6 +257,49 @@ def _takes_part(state: ClusterState, decision: ev.NodeLost) -> bool:
         and node.incarnation == decision.node_incarnation
         and node.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
     )
+
+
+# --- updates --------------------------------------------------------------------------------------------
+
+LOOKED_BEFORE_S: Final = 2.0
+"""What happened within so long before a decision, in seconds, its leader may not have read when it planned it."""
+
+_ENDS: Final = (ev.ReplicaExited, ev.NodeJoined, ev.NodeLeft)
+
+
+def updates(history: History) -> list[Violation]:
+    """An update never stops an old replica while fewer than are wanted would remain: old ones, and new ones that run.
+
+    One fewer may be: a new one may have ended just before. So may more when a node ended: then nothing is asked.
+    """
+    log = final_log(history)
+    found = []
+    ended_s = float("-inf")
+    for place, record in enumerate(log.records):
+        payload, state = record.event.payload, log.states[place]
+        if isinstance(payload, _ENDS):
+            ended_s = log.times[place]
+        elif isinstance(payload, ev.ReplicaStopOrdered) and log.times[place] > ended_s + LOOKED_BEFORE_S:
+            left, wanted = _left_after(state, payload.replica)
+            if left < wanted - 1:
+                message = f"{payload.replica} is stopped for a newer one, and {left} of {wanted} remain"
+                found.append(Violation(UPDATES, log.times[place], f"sequence {record.sequence}: {message}"))
+    return found
+
+
+def _left_after(state: ClusterState, replica_id: str) -> tuple[int, int]:
+    """How many replicas remain of those that serve or soon will, and how many are wanted; zeros where it is current."""
+    replica = state.replicas.get(replica_id)
+    application = state.applications.get(replica.application) if replica is not None else None
+    deployment = application.deployments.get(replica.deployment) if application and replica else None
+    if replica is None or deployment is None or not replica.live or replica.revision == deployment.revision:
+        return 0, 0
+    others = state.replicas_of(replica.application, replica.deployment)
+    left = sum(
+        other.live and (other.revision != deployment.revision or other.status is ReplicaStatus.RUNNING)
+        for other in others
+    )
+    return left - 1, deployment.config.num_replicas
 
 
 # --- drains ---------------------------------------------------------------------------------------------

@@ -1,0 +1,157 @@
+"""Members: who runs takes part and holds a lease, and nobody whom nothing befell is given up or loses its lease."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from holdfast.core import events as ev
+from holdfast.core.cluster import MemberStatus
+from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
+from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.history import GATEWAY, NODE, SERVER, History, LeaseEvent, Process
+
+MEMBERS: Final = "members"
+LEASES: Final = "leases"
+
+CALM_S: Final = 10.0
+"""So long after a fault is over, in seconds, it no longer explains what happens to a lease: a TTL and tries to get
+through are over by then."""
+
+LEASE_SERVERS: Final = "etcd"
+"""What the names of lease servers' hosts begin with."""
+
+STANDSTILLS: Final = frozenset({"lease server crash", "lease server freeze", "lease server power failure"})
+"""Faults in which a lease server answers nobody. As the only one it lets nobody down more than another."""
+
+
+# --- members --------------------------------------------------------------------------------------------
+
+
+def members(history: History) -> list[Violation]:
+    """At the end, every node and gateway that runs takes part by the log, and holds the lease that says so.
+
+    That is asked of those who had the time that the settling of a run is given.
+    """
+    settle = history.settle
+    if settle is None:
+        return []
+    log = final_log(history)
+    leased = _leased(history.leases)
+    found = []
+    for process in history.processes:
+        settled = history.ended_s - max(process.began_s, settle.began_s) > settle.bound_s
+        outside = bool(settle.core) and process.name not in settle.core
+        if process.role not in (NODE, GATEWAY) or not process.alive or not settled or outside:
+            continue
+        wrong = _not_taking_part(log, process, leased)
+        if wrong:
+            message = f"{process.name} (process {process.pid}) runs since {process.began_s:.3f} s, and {wrong}"
+            found.append(Violation(MEMBERS, history.ended_s, message))
+    return found
+
+
+def _not_taking_part(log: FinalLog, process: Process, leased: set[str]) -> str:
+    mine = log.member_of(process)
+    if mine is None:
+        return "has not joined"
+    known = (log.state.nodes if process.role == NODE else log.state.gateways).get(mine.name)
+    if known is None or known.incarnation != mine.incarnation:
+        return "the log has another incarnation of it"
+    if known.status is not MemberStatus.ALIVE:
+        return f"is {known.status} in the log"
+    return "" if _key_of(process.role, mine) in leased else "holds no lease"
+
+
+def _key_of(role: str, member: Member) -> str:
+    return f"{role}s/{member.name}/{member.incarnation}"
+
+
+_KEY: Final = re.compile(r"(?<!ended/)(nodes|gateways)/[^/]+/[^/]+$")
+
+
+def _local(key: str) -> str:
+    """A member's lease key without what stands before all keys of the cluster; empty for any other key."""
+    match = _KEY.search(key)
+    return match[0] if match else ""
+
+
+def _leased(events: list[LeaseEvent]) -> set[str]:
+    """The keys that stand on leases at the end."""
+    standing: dict[str, int] = {}
+    for event in events:
+        if event.kind in ("created", "put"):
+            standing[_local(event.key)] = event.lease
+        elif event.kind == "deleted":
+            standing.pop(_local(event.key), None)
+        elif event.kind in ("expired", "revoked"):
+            standing = {key: lease for key, lease in standing.items() if lease != event.lease}
+    return set(standing)
+
+
+# --- leases ---------------------------------------------------------------------------------------------
+
+
+def leases(history: History) -> list[Violation]:
+    """No lease of a member ends, and no member is given up for its lease, unless something befell it.
+
+    A lease server that stood still or ended as the only one explains that leases end, but not that a member is given
+    up once it is back: everybody gets the time to come back first.
+    """
+    log = final_log(history)
+    return [*_ended_leases(history, log), *_given_up(history, log)]
+
+
+def _processes(history: History, log: FinalLog) -> dict[str, Process]:
+    """Members' processes by their lease keys."""
+    found = {}
+    for process in history.processes:
+        mine = log.member_of(process)
+        if mine is not None and process.role in (NODE, GATEWAY):
+            found[_key_of(process.role, mine)] = process
+    return found
+
+
+def _well(history: History, process: Process, at_s: float, *, standstills_explain: bool = True) -> bool:
+    """Whether it has run for a while, and no fault explains what happens to its lease."""
+    if process.began_s > at_s - CALM_S or (process.ended_s is not None and process.ended_s <= at_s):
+        return False
+    servers = {one.host for one in history.processes if one.role == SERVER and one.host.startswith(LEASE_SERVERS)}
+    for fault in history.faults:
+        over_s = float("inf") if fault.until_s is None else fault.until_s + CALM_S
+        if not fault.from_s <= at_s <= over_s or not befalls(fault, process.name, process.host, "network", *servers):
+            continue
+        if standstills_explain or len(servers) > 1 or fault.kind not in STANDSTILLS:
+            return False
+    return True
+
+
+def _ended_leases(history: History, log: FinalLog) -> Iterator[Violation]:
+    processes = _processes(history, log)
+    holders: dict[int, Process] = {}
+    for event in history.leases:
+        if event.kind in ("created", "put") and (holder := processes.get(_local(event.key))) is not None:
+            holders[event.lease] = holder
+        elif event.kind == "expired" and event.lease in holders:
+            process = holders[event.lease]
+            if _well(history, process, event.at_s):
+                message = f"the lease of {process.name} (process {process.pid}) ended, and nothing had befallen it"
+                yield Violation(LEASES, event.at_s, message)
+
+
+def _given_up(history: History, log: FinalLog) -> Iterator[Violation]:
+    processes = _processes(history, log)
+    for place, record in log.effective():
+        payload = record.event.payload
+        if isinstance(payload, ev.NodeLost):
+            key = f"nodes/{payload.node}/{payload.node_incarnation}"
+        elif isinstance(payload, ev.GatewayLost):
+            key = f"gateways/{payload.gateway}/{payload.gateway_incarnation}"
+        else:
+            continue
+        process, at_s = processes.get(key), log.times[place]
+        if process is not None and _well(history, process, at_s, standstills_explain=False):
+            message = f"{process.name} is given up because {payload.reason}, and nothing had befallen it"
+            yield Violation(LEASES, at_s, f"sequence {record.sequence}: {message}")

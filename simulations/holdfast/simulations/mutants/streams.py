@@ -1,0 +1,144 @@
+"""Guards of streams: each token once and in order, an end in time, and no more at once than there is room for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.actors.held import HeldStreams
+from holdfast.actors.replica import Replica
+from holdfast.core.liveness import Liveness
+from holdfast.core.stream import Stream
+from holdfast.gateway import resuming
+from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.serving import Serving
+from holdfast.gateway.session import StreamSession
+from holdfast.gateway.sse import Encoder
+from holdfast.simulations.checkers.health import BOUNDS, LIVENESS
+from holdfast.simulations.checkers.streams import ENDS, STREAMS
+from holdfast.simulations.mutants.edits import edit
+from holdfast.simulations.mutants.mutant import Mutant
+from holdfast.simulations.plan import CORE
+
+_FROM_THE_FUTURE: Final = ('raise PeerViolation(f"token {position} came while {len(accepted)} was due")', "pass")
+_FROM_THE_PAST: Final = ("if position < len(accepted) or self.status", "if self.status")
+
+MUTANTS: Final = (
+    Mutant(
+        "attempt-fence",
+        "the number of an attempt is never used again, so that what comes late for it is nobody's",
+        (edit(ReplicaLink._take, ("attempt = next(self._numbers)", "attempt = len(self._attempts) + 1")),),
+        (STREAMS,),
+    ),
+    Mutant(
+        "token-contiguity",
+        "a token is taken only in its place; and an answer of the wrong length ends its engine: both are out",
+        (
+            edit(
+                HeldStreams.deliver,
+                ("zip(output.tokens, output.texts, strict=True), strict=True)", "zip(output.tokens, output.texts))"),
+            ),
+            edit(
+                HeldStreams._split,
+                (
+                    "for at, key in enumerate(output.keys):",
+                    "for at, key in enumerate(output.keys[: len(output.tokens)]):",
+                ),
+            ),
+            edit(Stream.token, _FROM_THE_FUTURE),
+        ),
+        (STREAMS,),
+    ),
+    Mutant(
+        "token-once",
+        "a migration goes on behind the tokens that came already, and one that comes again is dropped: both are out",
+        (
+            edit(Stream.start, ("if not self.accepted:", "if True:")),
+            edit(Stream.token, _FROM_THE_PAST, _FROM_THE_FUTURE),
+        ),
+        (STREAMS,),
+    ),
+    Mutant(
+        "held-back-text",
+        "text that may be the beginning of a stop string is held back",
+        (
+            edit(
+                Stream._hold,
+                (
+                    "self._release_text(len(self._held_text) - self._possible_stop())",
+                    "self._release_text(len(self._held_text))",
+                ),
+            ),
+        ),
+        (STREAMS,),
+    ),
+    Mutant(
+        "resumed-position",
+        "a client that comes back gets what is behind its last event, in the stream and in its encoding: both are out",
+        (
+            edit(Stream.take, ("if self.delivered and ready and ready[0].count <= self.delivered:", "if False:")),
+            edit(Encoder.encode, ("self._new(frame, delta) if self._resumed else delta.pieces", "delta.pieces")),
+        ),
+        (STREAMS,),
+    ),
+    Mutant(
+        "resumed-seed",
+        "a stream that is taken up is drawn from the seed in its id",
+        (edit(resuming.resumed, ("seed=derive(resume.seed, at % per_prompt)", "seed=choice.sampling.seed")),),
+        (STREAMS,),
+    ),
+    Mutant(
+        "deadline",
+        "a request ends at its deadline, whatever became of its streams",
+        (edit(StreamSession._expire, ("if not run.stream.ended:", "if False:")),),
+        (ENDS,),
+    ),
+    Mutant(
+        "queue-bound",
+        "who would wait in a full queue is turned away",
+        (edit(Serving.open, ("if len(choices) > free and len(choices) > free + pool.places:", "if False:")),),
+        (BOUNDS,),
+    ),
+    Mutant(
+        "streams-per-replica",
+        "a replica gets no more streams of a gateway than it may have",
+        (
+            edit(
+                ReplicaLink.room,
+                (
+                    "self.ready and not self._full and len(self._attempts) < self.in_flight_max",
+                    "self.ready and not self._full",
+                ),
+            ),
+        ),
+        (BOUNDS,),
+    ),
+    Mutant(
+        "redial",
+        "a replica that can't be reached is dialled again for as long as the log has it",
+        (edit(ReplicaLink.run, ("continue", "return")),),
+        (LIVENESS,),
+    ),
+    Mutant(
+        "silence",
+        "a replica that is silent, or does not hear, loses its streams to others and gets no new ones",
+        (edit(ReplicaLink._lost_touch, ("self._liveness.heard(connection.last_received_s)", "return False")),),
+        (LIVENESS,),
+        CORE,
+    ),
+    Mutant(
+        "engine-watch",
+        "an engine that makes no step is noticed, by its replica and by gateways: both are out",
+        (
+            edit(
+                Replica._watch_engine,
+                ('raise EngineHung(f"the engine made no step for {took_s:.1f} s while it had work")', "pass"),
+            ),
+            edit(
+                Liveness.look,
+                ("elif self._busy and now_s - self._stepped_s > self._step_may_take_s():", "elif False:"),
+            ),
+        ),
+        (LIVENESS,),
+        CORE,
+    ),
+)

@@ -1,0 +1,116 @@
+"""Members: who runs takes part and holds a lease; leases end, and members are given up, only for a reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.core import events as ev
+from holdfast.simulations.history import SERVER, Settle
+from tests.unit.simulations.recorded import Run, broken, only, well
+
+LEASE = 103
+"""The lease of well()'s gateway."""
+
+
+def given_up(run: Run, at_s: float = 20.0) -> None:
+    """The gateway is given up for its lease, and is back at once."""
+    run.at_s = at_s
+    run.decide(ev.GatewayLost("gateway-1", "i1", "its lease expired"))
+    run.fact(ev.GatewayJoined("gateway-1", "host", 103, "http://gateway-1", "0"), "gateway.gateway-1")
+
+
+# --- members --------------------------------------------------------------------------------------------
+
+
+def test_a_member_that_the_log_holds_for_gone_while_it_runs_is_found() -> None:
+    run = well()
+    run.history.fault(19.0, "freeze", "gateway-1", until_s=20.0)
+    run.at_s = 20.0
+    run.decide(ev.GatewayLost("gateway-1", "i1", "its lease expired"))
+    assert "gateway-1 (process 103) runs since 1.000 s, and is LOST in the log" in only(broken(run), "members")
+
+
+def test_a_member_that_never_joined_is_found_once_it_had_the_time() -> None:
+    run = well()
+    run.history.process_began(24.0, "node-3", "node", "host-node-3", 104)
+    assert "node-3 (process 104) runs since 24.000 s, and has not joined" in only(broken(run), "members")
+    run.history.ended_s = 28.0
+    assert broken(run) == []
+
+
+@pytest.mark.parametrize("kind", ["deleted", "expired", "revoked"])
+def test_a_member_without_a_lease_is_found(kind: str) -> None:
+    run = well()
+    run.history.fault(19.0, "freeze", "gateway-1", until_s=20.0)
+    run.history.lease_event(20.0, kind, LEASE, "/holdfast/c/gateways/gateway-1/i1" if kind == "deleted" else "")
+    assert "gateway-1 (process 103) runs since 1.000 s, and holds no lease" in only(broken(run), "members")
+    run.leased("gateways/gateway-1/i1", 900)
+    assert broken(run) == []
+
+
+def test_a_note_that_a_member_ended_is_no_lease() -> None:
+    run = well()
+    run.history.fault(19.0, "freeze", "gateway-1", until_s=20.0)
+    run.history.lease_event(20.0, "expired", LEASE)
+    run.leased("ended/gateways/gateway-1/i1", 900)
+    assert "holds no lease" in only(broken(run), "members")
+
+
+def test_of_a_healthy_core_only_the_core_must_take_part() -> None:
+    run = well()
+    run.history.process_began(14.0, "node-3", "node", "host-node-3", 104)
+    assert broken(run)
+    run.history.settle = Settle(10.0, 5.0, ("node-1", "node-2", "gateway-1"))
+    assert broken(run) == []
+
+
+# --- leases ---------------------------------------------------------------------------------------------
+
+
+def test_a_lease_that_ends_without_a_reason_is_found() -> None:
+    run = well()
+    run.history.lease_event(20.0, "expired", LEASE)
+    run.leased("gateways/gateway-1/i1", 900)
+    assert "the lease of gateway-1 (process 103) ended, and nothing had befallen it" in only(broken(run), "leases")
+
+
+@pytest.mark.parametrize("target", ["gateway-1", "host-gateway-1>host-node-1", "network", "etcd1", "node-1,etcd1"])
+def test_a_fault_that_befell_it_or_a_lease_server_is_a_reason(target: str) -> None:
+    run = well()
+    run.history.process_began(0.0, "etcd1", SERVER, "etcd1", 9)
+    run.history.fault(15.0, "partition", target, until_s=18.0)
+    run.history.lease_event(20.0, "expired", LEASE)
+    run.leased("gateways/gateway-1/i1", 900)
+    given_up(run)
+    assert broken(run) == []
+
+
+def test_a_fault_long_ago_or_elsewhere_is_none() -> None:
+    run = well()
+    run.history.fault(3.0, "freeze", "gateway-1", until_s=9.0)
+    run.history.fault(15.0, "freeze", "node-2", until_s=18.0)
+    run.history.lease_event(20.0, "expired", LEASE)
+    run.leased("gateways/gateway-1/i1", 900)
+    assert only(broken(run), "leases")
+
+
+def test_a_member_that_is_given_up_without_a_reason_is_found() -> None:
+    run = well()
+    given_up(run)
+    assert "gateway-1 is given up because its lease expired, and nothing had befallen" in only(broken(run), "leases")
+
+
+@pytest.mark.parametrize(("servers", "found"), [(1, True), (3, False)])
+def test_the_standstill_of_the_only_lease_server_is_no_reason_to_give_up_anybody(servers: int, found: bool) -> None:
+    run = well()
+    for number in range(servers):
+        run.history.process_began(0.0, f"etcd{number + 1}", SERVER, f"etcd{number + 1}", 9 + number)
+    run.history.fault(15.0, "lease server freeze", "etcd1", until_s=19.0)
+    given_up(run)
+    assert bool(broken(run)) is found
+
+
+def test_who_was_just_started_has_no_time_to_be_well() -> None:
+    run = well()
+    given_up(run, at_s=10.0)
+    assert broken(run) == []
