@@ -189,6 +189,29 @@ async def test_a_watch_cut_off_during_a_compaction_tells_the_difference(tmp_path
     assert flat(reading.items[2:]) == [("n/new", b"2")]
 
 
+async def test_a_deletion_at_the_very_revision_that_was_compacted_is_told(
+    tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    # etcd before 3.5.18 keeps it from a watch that starts there (issue 19179).
+    server = await stack.enter_async_context(etcd_server(tmp_path))
+    proxy = await stack.enter_async_context(TcpProxy(server.url))
+    settings = etcd_settings(proxy.url)
+    leases = await stack.enter_async_context(opened(settings))
+    direct = settings.model_copy(update={"endpoints": (server.url,)})
+    witness = await stack.enter_async_context(opened(direct))
+    lease = (await witness.grant(60)).id
+    after = (await witness.list("")).revision
+    async with Reading(leases.watch("", after=after)) as reading:
+        created = await witness.put("k", b"1", lease)
+        await reading.count(1)
+        proxy.refusing = True
+        proxy.cut()
+        await witness.delete("k", create_revision=created)
+        await compact(EtcdGateway(direct))
+        proxy.refusing = False
+        await reading.until(lambda batches: flat(batches) == [("k", b"1"), ("k", None)])
+
+
 async def test_a_watch_over_a_server_that_lost_its_history_tells_the_difference(
     tmp_path: Path, stack: AsyncExitStack
 ) -> None:

@@ -17,7 +17,7 @@ from holdfast.store.embedded_cluster import nats_servers
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.nats_connection import Connection
 from holdfast.store.settings import JetStreamSettings
-from tests.contract.helpers import Reading
+from tests.contract.helpers import Reading, eventually
 from tests.contract.worlds import jetstream_settings
 
 ELECTION_S = 30.0
@@ -66,6 +66,28 @@ async def test_the_death_of_the_leader_loses_and_doubles_nothing(
     assert [entry.sequence for entry in entries] == list(range(1, 301))
     for number in range(3):
         assert [e.data for e in entries if e.subject == f"facts.w.{number}"] == [b"%d" % i for i in range(100)]
+
+
+async def test_a_server_that_is_left_alone_is_left_by_its_clients_too(
+    cluster: list[ChildProcess], stack: AsyncExitStack
+) -> None:
+    log = await JetStreamLog.open(settings_for(cluster))
+    stack.push_async_callback(log.close)
+    await write(log, "facts.before", 3)
+    before = await log._session.connection(ELECTION_S)
+    alone = next(server for server in cluster if server.url == before.url)
+    async with Reading(log.follow()) as reading:
+        await reading.count(3)
+        for server in cluster:
+            if server is not alone:
+                await server.kill()
+        appending = asyncio.create_task(write(log, "facts.after", 1))
+        await eventually(before.lost.is_set, timeout_s=ELECTION_S)
+        for server in cluster:
+            if server is not alone:
+                await server.start()
+        await appending
+        assert [entry.sequence for entry in await reading.count(4, timeout_s=ELECTION_S)] == [1, 2, 3, 4]
 
 
 async def test_a_server_that_hangs_is_left_for_the_others_and_the_log_goes_on(

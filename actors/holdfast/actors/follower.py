@@ -26,7 +26,7 @@ class Follower:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._changed: asyncio.Future[None] | None = None
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self._observers: list[Callable[[Record, ClusterState], None]] = []
         self.state = ClusterState()
         self.unreadable: WorldFailure | None = None
@@ -74,9 +74,12 @@ class Follower:
 
     async def change(self) -> None:
         """Wait for the next record."""
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._changed)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
 
     async def until(self, predicate: Callable[[ClusterState], bool]) -> ClusterState:
         """Wait until the state is as `predicate` says; that state."""
@@ -99,6 +102,7 @@ class Follower:
         self._wake()
 
     def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

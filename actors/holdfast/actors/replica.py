@@ -109,6 +109,7 @@ class Replica:
         self._step_times_s: deque[float] = deque(maxlen=STALL_STEPS)
         self._steps = 0
         self._work = asyncio.Event()
+        self._stepping = asyncio.Event()
         self._sockets = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -260,9 +261,11 @@ class Replica:
             if not live:
                 if not self._starts and self._admitting is None:
                     self._idle.set()
+                self._stepping.clear()
                 await self._work.wait()
                 self._work.clear()
                 continue
+            self._stepping.set()
             self._step_began_s = loop.time()
             output = await self._engine.step()
             _check(output)
@@ -291,10 +294,11 @@ class Replica:
             self._admitting = None
 
     async def _watch_engine(self) -> None:
-        """Raise `EngineHung` when a step takes far longer than steps do."""
+        """Raise `EngineHung` when a step takes far longer than steps do. While there is nothing to do none is due."""
         loop = asyncio.get_running_loop()
         look_s = min(max(STALL_LOOK_S, self._specification.engine_stall_timeout_s / STALL_LOOKS), STALL_LOOK_MAX_S)
         while True:
+            await self._stepping.wait()
             looked_s = loop.time()
             await asyncio.sleep(look_s)
             now_s = loop.time()

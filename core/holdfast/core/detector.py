@@ -35,11 +35,13 @@ class PhiAccrual:
         self._deviation_min_s = deviation_min_s
         self._heard_s = now_s
         self._beat_s: float | None = None
+        self._usual: tuple[float, float] | None = None
 
     def beat(self, now_s: float) -> None:
         """A heartbeat came."""
         if self._beat_s is not None:
             self._intervals_s.append(now_s - self._beat_s)
+            self._usual = None
         self._beat_s = now_s
         self._heard_s = now_s
 
@@ -54,15 +56,21 @@ class PhiAccrual:
 
     def phi(self, now_s: float) -> float:
         """The suspicion: 0 for none, growing without bound with the silence."""
-        count = len(self._intervals_s)
-        mean_s = sum(self._intervals_s) / count
-        variance = sum((interval_s - mean_s) ** 2 for interval_s in self._intervals_s) / count
-        deviation_s = max(math.sqrt(variance), self._deviation_min_s)
+        if self._usual is None:
+            self._usual = self._learn()
+        mean_s, deviation_s = self._usual
         y = (now_s - self._heard_s - mean_s - self._pause_s) / deviation_s
         exponent = min(-y * (1.5976 + 0.070566 * y * y), 700.0)
         e = math.exp(max(exponent, -700.0))
         later = e / (1.0 + e) if y > 0 else 1.0 - 1.0 / (1.0 + e)
         return -math.log10(max(later, 1e-300))
+
+    def _learn(self) -> tuple[float, float]:
+        """The intervals' mean and deviation."""
+        intervals_s = self._intervals_s
+        mean_s = sum(intervals_s) / len(intervals_s)
+        variance = sum([(interval_s - mean_s) ** 2 for interval_s in intervals_s]) / len(intervals_s)
+        return mean_s, max(math.sqrt(variance), self._deviation_min_s)
 
 
 Member = tuple[str, str]

@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.simulations.etcd_group import TICK_S, Entry, Group, Voter
+from holdfast.simulations.etcd_group import Entry, Group
 from holdfast.simulations.etcd_lessor import Lessor
 from holdfast.simulations.etcd_state import Change, Refused, Wire, bounds, within
 from holdfast.simulations.etcd_trouble import Trouble
+from holdfast.simulations.etcd_voter import TICK_S, Voter
 from holdfast.simulations.network import End
 from holdfast.simulations.process import SimProcess
 
@@ -136,6 +137,8 @@ class Member:
 
     async def run(self) -> None:
         """Serve until the process ends."""
+        # Whatever ends the process, without power its host forgets what was not synced.
+        self.process.on_exit(lambda _status: None if self.process.host.up else self.voter.lose_power())
         self.voter.start()
         self._delivered = self._group.state.first_after(self.voter.revision)
         self.process.world.network.listen(self.process, CLIENT_PORT, self._accept)
@@ -328,7 +331,7 @@ class Member:
         watch.send({"header": self.header(), "created": True}, self._group.world.now_s)
         self.watches[end] = watch
         if watch.next <= revision:
-            self._catch_up(watch)
+            self._catch_up(watch, opened=True)
 
     def on_caught_up(self) -> None:
         """See `Server`. Send the changes that are new here to all watches that are not behind."""
@@ -349,15 +352,14 @@ class Member:
             watch.behind = True
             watch.next = max(watch.next, self.voter.revision + 1 if revision is None else revision)
 
-    def cut_watches(self, which: Callable[[Watch], bool], error: tuple[int, str] | None = None) -> int:
-        """End some of the watches, with an error or without a word; how many."""
+    def cut_watches(self, which: Callable[[Watch], bool], error: tuple[int, str] | None = None) -> None:
+        """End some of the watches, with an error or without a word."""
         cut = [watch for watch in self.watches.values() if which(watch)]
         for watch in cut:
             del self.watches[watch.end]
             if error is not None:
                 watch.end.send((OK, {"error": _streamed(*error)}))
             watch.end.close()
-        return len(cut)
 
     def _new_changes(self) -> list[Change]:
         history, voter = self._group.state.history, self.voter
@@ -386,9 +388,12 @@ class Member:
             elif watch.progress and now_s - watch.sent_s >= progress_s:
                 watch.send({"header": self.header()}, now_s)
 
-    def _catch_up(self, watch: Watch) -> None:
-        """Send what a watch has missed, unless that is compacted away. As etcd before 3.5.18 does it: of what was
-        deleted at the very revision that was compacted, nothing is told (issue 19179)."""
+    def _catch_up(self, watch: Watch, *, opened: bool = False) -> None:
+        """Send what a watch has missed, unless that is compacted away.
+
+        As etcd before 3.5.18 does it, one that is opened is told nothing of what was deleted at the very revision that
+        was compacted (issue 19179).
+        """
         state, voter = self._group.state, self.voter
         watch.behind = False
         if watch.next < voter.compacted:
@@ -399,7 +404,9 @@ class Member:
             del self.watches[watch.end]
             return
         missed = state.history[state.first_after(watch.next - 1) : state.first_after(voter.revision)]
-        self._send(watch, [each for each in missed if each.after is not None or each.revision != voter.compacted])
+        if opened:
+            missed = [each for each in missed if each.after is not None or each.revision != voter.compacted]
+        self._send(watch, missed)
 
 
 def _streamed(code: int, text: str) -> Wire:

@@ -43,11 +43,6 @@ class EtcdServers:
         member = self.members[name] = Member(self.group, name, process, self.troubles[name])
         await member.run()
 
-    def lost_power(self, name: str) -> None:
-        """The member's host lost power, just now: what was not synced is gone."""
-        if name in self.members:
-            self.members[name].voter.lose_power()
-
     def running(self) -> list[Member]:
         """The members whose processes live, frozen or not."""
         return [member for member in self.members.values() if member.process.alive]

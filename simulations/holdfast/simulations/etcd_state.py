@@ -93,12 +93,12 @@ class LeaseRecord:
 
 
 class State:
-    """Keys and leases. `told` hears of every change, and `full` makes it refuse what needs room."""
+    """Keys and leases. `told` hears of every change. It refuses what needs room while `full` is not zero."""
 
     def __init__(self, told: Told) -> None:
         self.revision = 1
         self.compacted = 0
-        self.full = False
+        self.full = 0
         self.items: dict[bytes, Item] = {}
         self.history: list[Change] = []
         self.leases: dict[int, LeaseRecord] = {}

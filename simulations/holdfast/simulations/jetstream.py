@@ -277,6 +277,8 @@ class JetStream:
                 self._lose(stream, server.member.applied.get(stream.name, 0))
             for member in self.members:
                 member.patience_s = self._rng.uniform(*self._election_s)
+            for peer in self._peers(server):
+                peer.alone_since_s = now_s
             if (window := self.troubles.strikes(faults.STALE_READ, now_s)) is not None:
                 server.member.stale_until_s = now_s + window.max_s * window.rng.random()
         orphans, self._orphans = self._orphans, []
@@ -354,6 +356,11 @@ class JetStream:
             self.routes.carry(source, target, take, *args)
         else:
             take(*args)
+
+    def place_consumer(self, leader: Server) -> Server:
+        """Where a new consumer is to live: with any member that the leader hears."""
+        peers = self._peers(leader)
+        return peers[int(self._rng.random() * len(peers))] if self.clustered else leader
 
     def home_of(self, server: Server, name: tuple[str, str]) -> Server | None:
         """Where a consumer is, if this server hears from there."""

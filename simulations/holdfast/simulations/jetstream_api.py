@@ -158,8 +158,9 @@ def _consumer_create(server: Server, request: Request) -> dict[str, Any] | Refus
     group.reap_consumers()
     assert len(group.homes) < CONSUMERS_MAX
     if (stream.name, name) not in group.homes:
-        server.consumers[stream.name, name] = Consumer(server, stream, name, payload["config"])
-        group.homes[stream.name, name] = server
+        home = group.place_consumer(server)
+        home.consumers[stream.name, name] = Consumer(home, stream, name, payload["config"])
+        group.homes[stream.name, name] = home
     return {"stream_name": stream.name, "name": name, "config": payload["config"]}
 
 

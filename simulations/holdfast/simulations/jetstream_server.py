@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 VERSION = "2.15.1"
 TICK_S = 0.5
-LOST_QUORUM_S = 8.0
-"""A leader that has no majority steps down after so long (seconds)."""
+LOST_QUORUM_S = (8.0, 12.0)
+"""A leader that has no majority steps down after so long (seconds, drawn)."""
 
 LEADERLESS_AFTER_S = 6.0
 """So long (seconds) a server says nothing where only a leader may answer, before it says that there is none."""
@@ -109,6 +109,7 @@ class Server:
         self.queue: list[Proposal] = []
         self._work: Handle | None = None
         self._quorum_s = 0.0
+        self._lost_quorum_s = process.rng.uniform(*LOST_QUORUM_S)
         self._clients: dict[Client, None] = {}
         # Kept here: a task that waits for what only it knows may be collected.
         self._for_ever: asyncio.Future[None] = process.loop.create_future()
@@ -342,7 +343,7 @@ class Server:
                 group.replicate(self)
                 if self._work is None and self.queue:
                     self._commit()
-            elif now_s - self._quorum_s > LOST_QUORUM_S:
+            elif now_s - self._quorum_s > self._lost_quorum_s:
                 self.step_down()
         elif group.leader_for(self) is not None:
             self.alone_since_s = now_s

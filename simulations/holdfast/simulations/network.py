@@ -168,11 +168,14 @@ class End:
             if not self._deaf:
                 self._receive(what)
         else:
+            lost = self._lost
             self._closed()
-            self._lost(what)
+            lost(what)
 
     def _closed(self) -> None:
         self.open = False
+        # The other end may be kept for long; what a process that ended held is not to be kept by it.
+        self._receive = self._lost = _nobody
         self._network.forget(self)
 
 

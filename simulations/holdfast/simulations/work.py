@@ -34,7 +34,7 @@ DRAIN_GATEWAY: Final = "drain gateway"
 OPERATIONS: Final = (SCALE, SCALE, UPDATE, UPDATE, ROLL_BACK, DELETE, DRAIN_NODE, DRAIN_GATEWAY)
 """What operators do after the first deployment, as often as it stands here. There is no autoscaling to be simulated."""
 
-WORK_FROM_S: Final = 1.5
+WORK_FROM_S: Final = 3.0
 """Before that nobody asks for anything: the cluster starts."""
 
 BURST_S: Final = 0.2
@@ -46,7 +46,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
     `seed` None: the gateway draws it. `logprobs` as in `EngineRequest`. The client leaves once it has `leaves_after`
     tokens (-1: never) or after `leaves_after_s` (0: never), in its way of `leaving`, and goes on with the stream
-    `returns_after_s` later (-1: never). It pauses for `pause_s` whenever it has read something.
+    `returns_after_s` later (-1: never). After each of its first `pauses` reads it takes nothing for `pause_s`.
     """
 
     number: int
@@ -67,6 +67,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     leaves_after_s: float = 0.0
     leaving: str = "close"
     returns_after_s: float = -1.0
+    pauses: int = 0
     pause_s: float = 0.0
 
 
@@ -187,7 +188,8 @@ def _with_habits(rng: Random, ask: Ask) -> Ask:
         again_s = rng.choice((0.0, rng.uniform(0.1, 4.0)))
         return msgspec.structs.replace(ask, leaves_after=rng.randint(1, 12), leaving=way, returns_after_s=again_s)
     if habit < 0.36:
-        return msgspec.structs.replace(ask, pause_s=rng.choice((0.2, 0.2, 4.0)))
+        pauses, pause_s = rng.choice(((100, 0.1), (10, 0.3), (1, 5.0)))
+        return msgspec.structs.replace(ask, pauses=pauses, pause_s=pause_s)
     return ask
 
 

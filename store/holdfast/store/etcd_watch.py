@@ -89,14 +89,17 @@ class Watcher:
             return Told()
 
     async def _stream(self, endpoint: str) -> AsyncGenerator[Sequence[KeyChange], None]:
-        request = {**prefix_range(self._prefix), "start_revision": str(self._position + 1), "progress_notify": True}
+        # At the last revision seen, not after it. Of what was deleted at the very revision that was compacted, etcd before
+        # 3.5.18 tells nothing to a watch that starts there (issue 19179); one that starts below is cancelled.
+        request = {**prefix_range(self._prefix), "start_revision": str(self._position or 1), "progress_notify": True}
         async with aclosing(self._gateway.lines(endpoint, "watch", {"create_request": request})) as lines:
             try:
                 async for result in lines:
                     self._check_alive(result)
-                    if batch := [_change(event) for event in result.get("events", ())]:
-                        self._position = batch[-1].revision
-                        yield batch
+                    if events := result.get("events"):
+                        if batch := [change for each in events if (change := _change(each)).revision > self._position]:
+                            self._position = batch[-1].revision
+                            yield batch
                     elif not result.get("created"):
                         # A progress notification: all up to its revision has been told.
                         self._position = max(self._position, int(result["header"].get("revision", 0)))

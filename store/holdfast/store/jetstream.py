@@ -18,7 +18,7 @@ from typing import Any
 from holdfast.core.errors import IncompatibleServer, LogFull, LogUnavailable, Misuse, WrongLastSequence
 from holdfast.core.ports import LogEntry, LogStatus
 from holdfast.store.entries import check_append, check_subject
-from holdfast.store.jetstream_api import MESSAGE_ID_HEADER, ApiError, JetStreamApi, parsed
+from holdfast.store.jetstream_api import MESSAGE_ID_HEADER, ApiError, JetStreamApi
 from holdfast.store.jetstream_follow import Follower
 from holdfast.store.jetstream_stream import ensure_stream
 from holdfast.store.nats_connection import Connection
@@ -132,18 +132,9 @@ class JetStreamLog:
     async def _publish(
         self, subject: str, data: bytes, message_id: str, expected_last: int, left_s: float
     ) -> dict[str, Any]:
-        """One try. Raises `ApiError`, and what `Connection.request` raises."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + left_s
-        connection = await self._session.connection(left_s)
-        wait_s = min(self._settings.publish_timeout_s, max(0.0, deadline - loop.time()))
+        """One try. Raises what `JetStreamApi.ask` raises."""
         headers = {MESSAGE_ID_HEADER: message_id, EXPECTED_HEADER: str(expected_last)}
-        try:
-            answer = await connection.request(self._api.wire(subject), data, wait_s, headers)
-        except TimeoutError:
-            await connection.probe(wait_s)
-            raise
-        acknowledgement = parsed(answer.data)
+        acknowledgement = await self._api.ask(self._api.wire(subject), data, headers, timeout_s=left_s)
         if acknowledgement.get("stream") != self._settings.stream:
             raise IncompatibleServer(
                 f"{subject} is taken by stream {acknowledgement.get('stream')}, not by {self._settings.stream}: "

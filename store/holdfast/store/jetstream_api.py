@@ -20,6 +20,7 @@ from holdfast.store.settings import JetStreamSettings
 API = "$JS.API"
 MESSAGE_ID_HEADER = "Nats-Msg-Id"
 
+UNAVAILABLE = 10008
 NOT_ENABLED = {10039, 10076}
 NO_MESSAGE_FOUND = 10037
 STREAM_NOT_FOUND = 10059
@@ -79,18 +80,38 @@ class JetStreamApi:
         raise LogUnavailable(f"{operation} on {', '.join(self.settings.urls)} failed for {timeout_s:g} s: {problem}")
 
     async def call_once(self, operation: str, payload: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
-        """One try. Raises `ApiError`, `LogUnavailable` (no connection), and what `Connection.request` raises."""
+        """One try. Raises what `ask` raises."""
+        body = json.dumps(payload).encode() if payload is not None else b""
+        return await self.ask(f"{API}.{operation}", body, timeout_s=timeout_s)
+
+    async def ask(
+        self, subject: str, data: bytes, headers: dict[str, str] | None = None, *, timeout_s: float
+    ) -> dict[str, Any]:
+        """One try. Raises `ApiError`, `LogUnavailable` (no connection), and what `Link.request` raises."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         connection = await self.session.connection(timeout_s)
         wait_s = min(self.settings.publish_timeout_s, max(0.0, deadline - loop.time()))
-        body = json.dumps(payload).encode() if payload is not None else b""
         try:
-            answer = await connection.request(f"{API}.{operation}", body, wait_s)
+            answer = parsed((await connection.request(subject, data, wait_s, headers)).data)
+            # A server that knows of no leader tells what it has of the stream, which may be old.
+            if "leader" not in answer.get("cluster", {"leader": ""}):
+                raise NoResponders(subject)
         except TimeoutError:
             await connection.probe(wait_s)
+            await self.session.leaderless(connection)
             raise
-        return parsed(answer.data)
+        except NoResponders:
+            await self.session.leaderless(connection)
+            raise
+        except ApiError as error:
+            if error.code == UNAVAILABLE or error.code in NOT_ENABLED:
+                await self.session.leaderless(connection)
+            else:
+                self.session.led()
+            raise
+        self.session.led()
+        return answer
 
     async def stream_info(self, timeout_s: float) -> dict[str, Any]:
         """The stream's configuration and state. Raises `ApiError`, `LogUnavailable`."""

@@ -7,7 +7,10 @@ the server keeps for us.
 
 Pulls bound what can be under way: no more is asked for than fits two batches, counted until the *reader* took it,
 so that a slow reader holds back the server and no queue in between can overflow. While there is nothing to
-deliver the server sends idle heartbeats; without them a half-open connection would look like a quiet log.
+deliver the server sends idle heartbeats; without them a half-open connection would look like a quiet log. They
+count what was delivered, which shows a loss that no later message would. A server that is cut off from the others of
+its cluster sends heartbeats too, and would look like a quiet log for as long: so a reader that gets nothing else asks
+the leader now and then how far the log is.
 """
 
 from __future__ import annotations
@@ -27,9 +30,16 @@ from holdfast.store.jetstream_stream import NANOSECONDS
 from holdfast.store.nats_link import STATUS_HEADER, ConnectionLost, Link, Message, NoResponders
 
 HEARTBEATS_MISSED_MAX = 3
+LOOK_S = 10.0
+"""A reader that gets heartbeats only asks for the log's end so often, in seconds."""
+
+BEHIND_READS_MAX = 3
+"""Reads' timeouts for which a stream may end before what was read: a leader that was cut off goes on for some time."""
+
 PULL_EXPIRES_S = 30.0
 PULL_BYTES_MAX = 64 << 20
 CONSUMER_INACTIVE_S = 60.0
+DELIVERED_HEADER = "Nats-Last-Consumer"
 PENDING_HEADER = "Nats-Pending-Messages"
 IDLE_HEARTBEAT = "100"
 REQUEST_TIMEOUT = "408"
@@ -88,7 +98,7 @@ class Follower:
         try:
             while True:
                 message = await consumer.next()
-                sequence = _sequence(message)
+                sequence = consumer.position
                 if sequence <= self._position:
                     continue
                 if sequence > self._position + 1:
@@ -124,11 +134,12 @@ class Follower:
         self._behind_since = None
 
     def _behind(self, problem: str) -> None:
-        # A leader just elected may lag behind what was committed, for a moment.
+        # A leader just elected may lag behind what was committed, for a moment; one that is cut off takes itself for
+        # the leader until it has missed the others for some seconds.
         now = asyncio.get_running_loop().time()
         if self._behind_since is None:
             self._behind_since = now
-        if now - self._behind_since > self._api.settings.read_timeout_s:
+        if now - self._behind_since > self._api.settings.read_timeout_s * BEHIND_READS_MAX:
             raise CorruptLog(problem)
         raise _Renew
 
@@ -141,11 +152,15 @@ class Follower:
 
 
 class _Consumer:
-    """An ephemeral pull consumer on one connection."""
+    """An ephemeral pull consumer on one connection. `position` is the sequence of the last message that it gave."""
 
-    def __init__(self, api: JetStreamApi, connection: Link, name: str) -> None:
+    def __init__(self, api: JetStreamApi, connection: Link, name: str, start: int) -> None:
         settings = api.settings
+        self._api = api
         self._connection = connection
+        self.position = start - 1
+        self._delivered = 0
+        self._heard_s = asyncio.get_running_loop().time()
         self._batch = settings.follow_batch_messages
         self._silence_max_s = settings.follow_heartbeat_s * HEARTBEATS_MISSED_MAX
         self._probe_timeout_s = settings.publish_timeout_s
@@ -185,7 +200,7 @@ class _Consumer:
             )
         except ApiError as error:
             raise _Renew from error
-        consumer = cls(api, connection, name)
+        consumer = cls(api, connection, name, start)
         consumer._subscription = await connection.subscribe(consumer._inbox, consumer._deliver)
         return consumer
 
@@ -201,8 +216,13 @@ class _Consumer:
             status = message.headers.get(STATUS_HEADER) if message.headers and not message.data else None
             if status is None:
                 self._asked -= 1
+                self._delivered += 1
+                self.position = _sequence(message)
+                self._heard_s = asyncio.get_running_loop().time()
                 return message
             self._take_status(status, message.headers or {})
+            if not self._arrived and asyncio.get_running_loop().time() - self._heard_s >= LOOK_S:
+                await self._look()
 
     async def discard(self) -> None:
         if self._subscription is not None:
@@ -215,6 +235,8 @@ class _Consumer:
 
     def _take_status(self, status: str, headers: dict[str, str]) -> None:
         if status == IDLE_HEARTBEAT:
+            if int(headers.get(DELIVERED_HEADER, 0)) > self._delivered:
+                raise _Renew
             return
         ended = status == REQUEST_TIMEOUT or (
             status == CONFLICT and headers.get("Description", "").startswith(PULL_ENDED)
@@ -222,6 +244,18 @@ class _Consumer:
         if not ended or PENDING_HEADER not in headers:
             raise _Renew
         self._asked -= int(headers[PENDING_HEADER])
+
+    async def _look(self) -> None:
+        """Ask the leader for the log's end. Where none answers the session gives the connection up, after a while."""
+        settings = self._api.settings
+        try:
+            info = await self._api.call_once(f"STREAM.INFO.{settings.stream}", None, timeout_s=settings.read_timeout_s)
+        except (NoResponders, TimeoutError, ApiError) as error:
+            logger.debug("following %s: no leader tells its end: %s", settings.stream, error)
+            return
+        self._heard_s = asyncio.get_running_loop().time()
+        if int(info["state"]["last_seq"]) > self.position and not self._arrived:
+            raise _Renew
 
     async def _wait(self) -> None:
         self._wake.clear()

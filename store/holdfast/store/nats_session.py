@@ -2,11 +2,16 @@
 
 It dials for ever, with growing pauses and chance in them, on the servers in turn. A request that was under way on a
 connection when it was lost fails there; what becomes of it is for the caller to find out.
+
+A server that is cut off from the others of its cluster lets us in, answers pings, and is of no use: it knows of no
+leader, and what it tells of the stream may be old. So those who ask tell the session whether a leader answered, and a
+connection on which none does for some seconds is given up as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 
@@ -19,6 +24,12 @@ from holdfast.store.nats_link import Link
 from holdfast.store.settings import JetStreamSettings
 
 CANCEL_AGAIN_S = 0.2
+LEADERLESS_MAX_S = 5.0
+"""A connection on which no leader answers for so long (seconds) is given up. In an election, which takes up to 9, that
+is of no use but does no harm. A leader that is cut off takes itself for one for some 10 more, and all this together is
+to fit into `append_timeout_s`."""
+
+logger = logging.getLogger(__name__)
 
 Dial = Callable[[JetStreamSettings, str], Awaitable[Link]]
 """Connects to the server at a URL. Raises `OSError`, `nats.errors.Error`, `Misuse`."""
@@ -44,6 +55,7 @@ class Session:
         self._last_error = "not tried yet"
         self._refused: Misuse | None = None
         self._was_connected = False
+        self._leaderless_since: float | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self.down_since: float | None = None
 
@@ -81,6 +93,21 @@ class Session:
             raise LogUnavailable(
                 f"no connection to {', '.join(self._settings.urls)} within {timeout_s:g} s: {self._last_error}"
             ) from error
+
+    def led(self) -> None:
+        """A leader has answered."""
+        self._leaderless_since = None
+
+    async def leaderless(self, connection: Link) -> None:
+        """No leader has answered on this connection: gives it up once that has lasted for `LEADERLESS_MAX_S`."""
+        if connection is not self._connection:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._leaderless_since is None:
+            self._leaderless_since = now
+        elif now - self._leaderless_since > LEADERLESS_MAX_S:
+            logger.warning("%s knows of no leader for %g s: trying another server", connection.url, LEADERLESS_MAX_S)
+            await connection.close()
 
     async def close(self) -> None:
         supervisor, self._supervisor = self._supervisor, None
@@ -136,6 +163,7 @@ class Session:
 
     def _set(self, connection: Link | None) -> None:
         self._connection = connection
+        self._leaderless_since = None
         self._was_connected = self._was_connected or connection is not None
         self.down_since = None if connection is not None else asyncio.get_running_loop().time()
         self._notify()

@@ -22,9 +22,12 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-
 
 @dataclass(frozen=True)
 class Act:
-    """What happens to one request. `after`: events sent before it happens (for a reset: and half of another)."""
+    """What happens to one request. `after`: events sent before it happens (for a reset: and half of another).
 
-    kind: Literal["serve", "reset", "polite_end", "stall", "status", "drop"] = "serve"
+    "together": all goes well, and all events come in one piece.
+    """
+
+    kind: Literal["serve", "together", "reset", "polite_end", "stall", "status", "drop"] = "serve"
     after: int = 0
     status: int = 503
     headers: str = ""
@@ -100,6 +103,9 @@ class Servers:
     ) -> bool:
         sent = [event.bytes() for event in continued(self.sent, last_id)]
         writer.write(STREAM_HEAD)
+        if act.kind == "together":
+            writer.write(_chunk(b"".join(sent)) + b"0\r\n\r\n")
+            return True
         for event in sent if act.kind == "serve" else sent[: act.after]:
             writer.write(_chunk(event))
             await writer.drain()

@@ -208,6 +208,31 @@ def test_a_broken_stream_is_taken_up_by_another_call(servers: Servers, stream: S
     assert [event.data for event in first.events + second.events] == datas(servers.sent)
 
 
+def leave_after_one(servers: Servers, kind: str) -> tuple[Event, str]:
+    """The first of events that come together, and where the stream could be resumed by whoever left then."""
+    if kind == "blocking":
+        with Holdfast(servers.urls) as client, client.chat_stream(model="m", messages=MESSAGES) as stream:
+            return next(stream), stream.last_event_id
+
+    async def run() -> tuple[Event, str]:
+        async with AsyncHoldfast(servers.urls) as client:
+            stream = client.chat_stream(model="m", messages=MESSAGES)
+            first = await anext(stream)
+            await stream.aclose()
+            return first, stream.last_event_id
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_who_left_early_resumes_behind_what_it_took_not_behind_what_came(servers: Servers, kind: str) -> None:
+    servers.plan = [Act("together")]
+    first, last_event_id = leave_after_one(servers, kind)
+    assert last_event_id == first.id
+    rest = blocking(servers, options=Options(last_event_id=last_event_id))
+    assert [event.data for event in [first, *rest.events]] == datas(servers.sent)
+
+
 def ask(servers: Servers, kind: str) -> Answer:
     """A whole answer, with one client or the other."""
     virtual = Virtual()

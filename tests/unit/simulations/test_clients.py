@@ -135,7 +135,7 @@ def test_a_stop_string_ends_a_stream_early() -> None:
     drawn = [item for run in range(20) for item in draw_work(Random(run), SCENARIOS["standard"])]
     stopped = [item for item in drawn if isinstance(item, Ask) and item.stops]
     # Prompt and seed are what the stop strings were made of.
-    asks = [changed(item, number=number, model="tiny", pause_s=0.0) for number, item in enumerate(stopped[:10])]
+    asks = [changed(item, number=number, model="tiny", pauses=0) for number, item in enumerate(stopped[:10])]
     assert len({item.prompt for item in asks}) == len(asks)
     requests = Town().live(*asks, until_s=DRAWN_LASTS_S)
     ends = [text for request in requests for kind, _, text, _ in request.events if kind == "finish"]
@@ -187,7 +187,7 @@ def test_a_gateway_that_closes_sends_its_clients_to_the_other() -> None:
 
 
 def test_who_reads_slowly_gets_everything_all_the_same() -> None:
-    (request,) = Town().live(ask(pause_s=0.2, max_tokens=30))
+    (request,) = Town().live(ask(pauses=100, pause_s=0.2, max_tokens=30))
     assert request.how == COMPLETE
     assert request.last_s is not None
     assert request.last_s - request.asked_s > 5.0

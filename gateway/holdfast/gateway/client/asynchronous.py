@@ -52,6 +52,7 @@ class AsyncStream:
         self._machine = machine
         self._happened: Happening = Begin()
         self._ready: deque[Event] = deque()
+        self._taken_id = machine.call.last_event_id
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._end: Exception | None = None
@@ -68,8 +69,8 @@ class AsyncStream:
 
     @property
     def last_event_id(self) -> str:
-        """Where another call could resume this stream; "" before the first event."""
-        return self._machine.last_event_id
+        """Where another call could resume this stream: behind the last event taken from it; "" before the first."""
+        return self._taken_id
 
     def __aiter__(self) -> Self:
         return self
@@ -79,7 +80,9 @@ class AsyncStream:
             if self._end is not None:
                 raise self._end
             await self._advance()
-        return self._ready.popleft()
+        event = self._ready.popleft()
+        self._taken_id = event.id or self._taken_id
+        return event
 
     async def texts(self) -> AsyncIterator[str]:
         """The first choice's text, piece by piece."""

@@ -47,6 +47,7 @@ class Stream:
         self._machine = machine
         self._happened: Happening = Begin()
         self._ready: deque[Event] = deque()
+        self._taken_id = machine.call.last_event_id
         self._response: httpx.Response | None = None
         self._chunks: Iterator[bytes] | None = None
         self._end: Exception | None = None
@@ -64,8 +65,8 @@ class Stream:
 
     @property
     def last_event_id(self) -> str:
-        """Where another call could resume this stream; "" before the first event."""
-        return self._machine.last_event_id
+        """Where another call could resume this stream: behind the last event taken from it; "" before the first."""
+        return self._taken_id
 
     def __iter__(self) -> Self:
         return self
@@ -75,7 +76,9 @@ class Stream:
             if self._end is not None:
                 raise self._end
             self._advance()
-        return self._ready.popleft()
+        event = self._ready.popleft()
+        self._taken_id = event.id or self._taken_id
+        return event
 
     def texts(self) -> Iterator[str]:
         """The first choice's text, piece by piece."""

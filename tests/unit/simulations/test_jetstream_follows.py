@@ -1,0 +1,150 @@
+"""Faults of simulated JetStream that befall deliveries: they happen, and the production log reads on without a hole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from holdfast.simulations import jetstream_faults as faults
+from holdfast.simulations.process import SimProcess
+from tests.unit.simulations.jetstream_bed import Bed, Body, read, write
+
+SERVERS = pytest.mark.parametrize("servers", [1, 3])
+COUNT = 60
+
+
+def reader(bed: Bed, seen: list[int], count: int = COUNT) -> Body:
+    async def body(process: SimProcess) -> None:
+        seen.extend(entry.sequence for entry in await read(await bed.open(process), count))
+
+    return body
+
+
+def writer(bed: Bed, count: int = COUNT, pause_s: float = 0.1) -> Body:
+    async def body(process: SimProcess) -> None:
+        log = await bed.open(process)
+        last = 0
+        for number in range(count):
+            await asyncio.sleep(pause_s)
+            last = await log.append("facts.a", b"", message_id=str(number), expected_last=last)
+
+    return body
+
+
+def every(seconds: float, times: int, happen: Callable[[], object]) -> Body:
+    async def body(_process: SimProcess) -> None:
+        for _ in range(times):
+            await asyncio.sleep(seconds)
+            happen()
+
+    return body
+
+
+def happenings(bed: Bed, kind: str) -> Callable[[], object]:
+    servers, rng = bed.servers, bed.rng
+    return {
+        faults.PULL_ENDED: lambda: servers.end_pulls(rng, 0.7),
+        faults.CONSUMER_DELETED: lambda: servers.delete_consumers(rng, 0.7),
+        faults.STALLED: lambda: servers.stall_consumers(3.0, rng, 0.7),
+        faults.SKIPPED: lambda: servers.skip_deliveries(rng),
+        faults.SLOW_DELIVERY: lambda: servers.trouble(faults.SLOW_DELIVERY, 0.5, rng, max_s=2.0),
+        "clients disconnected": lambda: servers.disconnect_clients(),
+    }[kind]
+
+
+@SERVERS
+@pytest.mark.parametrize(
+    "kind",
+    [
+        faults.PULL_ENDED,
+        faults.CONSUMER_DELETED,
+        faults.STALLED,
+        faults.SKIPPED,
+        faults.SLOW_DELIVERY,
+        "clients disconnected",
+    ],
+)
+def test_a_follower_misses_nothing(servers: int, kind: str) -> None:
+    bed = Bed(servers)
+    one: list[int] = []
+    two: list[int] = []
+    bed.run(reader(bed, one), reader(bed, two), writer(bed), every(1.0, 6, happenings(bed, kind)))
+    assert one == two == list(range(1, COUNT + 1))
+    if kind in faults.KINDS:
+        assert bed.happened[kind] > 0
+
+
+@SERVERS
+def test_a_follower_on_a_quiet_log_lives_on_heartbeats(servers: int) -> None:
+    bed = Bed(servers)
+    connections: list[object] = []
+
+    async def body(process: SimProcess) -> None:
+        log = await bed.open(process)
+        reading = asyncio.create_task(read(log, 2))
+        await log.append("facts.a", b"", message_id="1", expected_last=0)
+        connections.append(log._session._connection)
+        await asyncio.sleep(100)
+        connections.append(log._session._connection)
+        assert len(bed.servers.homes) == 1
+        await log.append("facts.a", b"", message_id="2", expected_last=1)
+        assert [entry.sequence for entry in await reading] == [1, 2]
+
+    bed.run(body)
+    assert connections[0] is connections[1]
+
+
+@SERVERS
+def test_the_last_delivery_before_a_silence_is_missed_and_the_next_heartbeat_tells(servers: int) -> None:
+    bed = Bed(servers)
+
+    async def body(process: SimProcess) -> None:
+        log = await bed.open(process)
+        reading = asyncio.create_task(read(log, 2))
+        await write(log, "facts.a", 1)
+        await asyncio.sleep(1)
+        bed.servers.skip_deliveries(bed.rng)
+        await log.append("facts.b", b"", message_id="skipped", expected_last=0)
+        before_s = process.world.now_s
+        assert [entry.sequence for entry in await reading] == [1, 2]
+        assert process.world.now_s - before_s < 2
+
+    bed.run(body)
+    assert bed.happened[faults.SKIPPED] == 1
+
+
+def test_a_follower_goes_on_where_it_was_after_a_crash_and_a_power_failure() -> None:
+    bed = Bed()
+    seen: list[int] = []
+
+    async def breaker(_process: SimProcess) -> None:
+        await asyncio.sleep(1.5)
+        server = bed.servers.members[0].server
+        assert server is not None
+        server.process.kill()
+        await asyncio.sleep(1)
+        bed.servers.start()
+        await asyncio.sleep(1)
+        bed.power_failure(0)
+
+    bed.run(reader(bed, seen), writer(bed), breaker)
+    assert seen == list(range(1, COUNT + 1))
+
+
+def test_a_consumer_that_nobody_uses_is_forgotten() -> None:
+    bed = Bed()
+
+    async def body(process: SimProcess) -> None:
+        log = await bed.open(process)
+        reading = asyncio.create_task(read(log, 1))
+        await asyncio.sleep(1)
+        bed.servers.disconnect_clients()
+        await asyncio.sleep(0.01)
+        reading.cancel()
+        await asyncio.sleep(100)
+        names = await log._api.call("CONSUMER.NAMES.test", timeout_s=5)
+        assert names["consumers"] == []
+
+    bed.run(body, until_s=150)
