@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from holdfast.core.errors import Misuse
 from holdfast.gateway.alarm import Alarm
 from holdfast.gateway.http_server import CUT_TIMEOUT_S, START_TIMEOUT_S, STOP_TIMEOUT_S
 from holdfast.gateway.settings import GatewayProcessSettings
+from holdfast.simulations.history import Exchange
 from holdfast.simulations.network import End, Listener
 from holdfast.simulations.process import SimProcess
 
@@ -75,9 +76,16 @@ _SCOPE: Final[dict[str, Any]] = {
 
 
 class SimDoor:
-    """As `Door`, for one gateway process."""
+    """As `Door`, for one gateway process. `exchange()` gives the record of an exchange that begins."""
 
-    def __init__(self, process: SimProcess, app: ASGIApp, settings: GatewayProcessSettings) -> None:
+    def __init__(
+        self,
+        process: SimProcess,
+        app: ASGIApp,
+        settings: GatewayProcessSettings,
+        exchange: Callable[[], Exchange] = lambda: Exchange(0, 0.0, 0.0),
+    ) -> None:
+        self.exchange_began = exchange
         self._process = process
         self._app = app
         self._port = settings.port
@@ -201,12 +209,14 @@ class _Connection:
         }
 
     async def _exchange(self, scope: Scope) -> None:
+        due = self._door.exchange_began()
         try:
             await self._app(scope, self._receive, self._send)
         except Exception as error:
             context = {"message": f"the application failed at {scope['path']}", "exception": error}
             self._process.loop.call_exception_handler(context)
         finally:
+            due.ended_s = self._process.world.now_s
             self.task = None
             if self.gone:
                 self._door.forget(self._end.number)

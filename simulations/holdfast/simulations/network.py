@@ -311,6 +311,10 @@ class Network:
         found = [end for ends in self._ends.values() for end in ends.values() if _crosses(end)]
         return sorted(found, key=lambda end: end.number)
 
+    def ends_of(self, process: SimProcess) -> list[End]:
+        """The open ends of one process."""
+        return list(self._ends.get(process, {}).values())
+
     # --- carrying ---------------------------------------------------------------------------------------
 
     def transmit(self, end: End, arrive: Callable[..., object], what: Any, size: int) -> None:

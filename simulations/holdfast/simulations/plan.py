@@ -9,6 +9,8 @@ from random import Random
 
 import msgspec
 
+from holdfast.simulations.work import WorkItem
+
 STANDARD = "standard"
 CORE = "core"
 
@@ -32,9 +34,14 @@ class Scenario(msgspec.Struct, frozen=True):
     work_until_s: float = 44.0
     faults_min: int = 20
     faults_max: int = 28
-    requests: int = 40
+    requests: int = 30
     operations: int = 3
     heals: bool = True
+
+    @property
+    def core_nodes(self) -> int:
+        """How many nodes stay healthy where nothing heals."""
+        return -(-self.nodes // 2)
 
 
 SCENARIOS = {
@@ -72,6 +79,10 @@ class Knobs(msgspec.Struct, frozen=True):
     load_s: float = 0.3
     ends_leases: bool = True
     sync_always: bool = True
+    append_timeout_s: float = 6.0
+    follow_heartbeat_s: float = 2.0
+    lease_request_timeout_s: float = 3.0
+    watch_silence_s: float = 3.0
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -94,14 +105,16 @@ class Plan(msgspec.Struct, frozen=True):
     scenario: Scenario
     knobs: Knobs
     faults: tuple[Fault, ...]
+    work: tuple[WorkItem, ...]
     lasts_s: float
 
 
 def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
     """Settings within what their users may set, most of them where they are tight."""
-    heartbeat_s = rng.choice((0.5, 0.5, 0.75, 1.0))
+    heartbeat_s = rng.choice((0.5, 1.0, 1.0, 1.5))
     ttl_s = rng.choice((2.0, 3.0, 4.0))
     spare = rng.randint(0, 2)
+    nodes = scenario.nodes - 1 if scenario.heals else scenario.core_nodes
     return Knobs(
         log_servers=rng.choice((1, 3)),
         lease_servers=rng.choice((1, 3)),
@@ -113,7 +126,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         replica_wait_s=rng.choice((2.0, 5.0, 10.0)),
         request_timeout_s=rng.choice((15.0, 30.0)),
         migration_limit=rng.choice((0, 3, 10)),
-        slots=-(-scenario.replicas // max(1, scenario.nodes - 1)) + spare,
+        slots=-(-(scenario.replicas + 1) // max(1, nodes)) + spare,
         max_ongoing_requests=rng.choice((4, 16)),
         max_queued_requests=rng.choice((2, 16)),
         itl_ms=rng.choice((20.0, 60.0, 120.0)),
@@ -125,4 +138,8 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         restart_s=rng.choice((0.2, 1.0, 3.0)),
         load_s=rng.choice((0.05, 0.3, 1.0)),
         ends_leases=rng.random() < 0.5,
+        append_timeout_s=rng.choice((3.0, 6.0, 12.0)),
+        follow_heartbeat_s=rng.choice((1.0, 2.0, 3.0)),
+        lease_request_timeout_s=rng.choice((2.0, 4.0)),
+        watch_silence_s=rng.choice((2.0, 4.0)),
     )

@@ -305,6 +305,10 @@ def _left_after(state: ClusterState, replica_id: str) -> tuple[int, int]:
 # --- drains ---------------------------------------------------------------------------------------------
 
 
+ROUNDING_S = 1e-6
+"""Each process's clock began at another time, and rounds otherwise."""
+
+
 def drains(history: History) -> list[Violation]:
     """A replica that is told to stop does not end in order while it has streams and time left to finish them."""
     found = []
@@ -312,7 +316,7 @@ def drains(history: History) -> list[Violation]:
         if process.told_s is None or process.ended_s is None or process.status != 0 or not process.streams_left:
             continue
         took_s = process.ended_s - process.told_s
-        if took_s < process.grace_s:
+        if took_s < process.grace_s - ROUNDING_S:
             ended = (
                 f"{process.name} ended with {process.streams_left} streams, {took_s:.3f} s after it was told to stop"
             )

@@ -1,0 +1,153 @@
+"""One run: a seed becomes a plan, the plan a cluster's life, and that life is judged."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+from asyncio import events
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from random import Random
+from time import perf_counter
+
+import msgspec
+
+from holdfast.simulations.checkers import check_all
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.cluster import Cluster
+from holdfast.simulations.faults import KINDS, draw_faults
+from holdfast.simulations.guards import sealed
+from holdfast.simulations.history import History, Settle
+from holdfast.simulations.injection import Injector
+from holdfast.simulations.plan import Plan, Scenario, draw_knobs
+from holdfast.simulations.samples import Sampler
+from holdfast.simulations.workload import Workload, draw_work
+from holdfast.simulations.world import World
+
+SETTLE_BOUND_S = 18.0
+"""After the last fault the goal is reached within this (virtual seconds): dead connections take `GIVE_UP_S` to show,
+then leases end and replicas start anew."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What came of a run. `trace` is equal for two runs only if they took the same turns to the same end."""
+
+    seed: int
+    scenario: str
+    trace: str
+    violations: list[Violation]
+    faults: dict[str, int]
+    counts: dict[str, int]
+    wall_s: float
+
+
+def draw_plan(seed: int, scenario: Scenario) -> Plan:
+    """Everything that is drawn before a run begins."""
+    knobs = draw_knobs(Random(f"{seed}/knobs"), scenario)
+    faults = draw_faults(Random(f"{seed}/faults"), scenario)
+    work = draw_work(Random(f"{seed}/work"), scenario)
+    return Plan(seed, scenario, knobs, faults, work, scenario.lasts_s)
+
+
+def run(
+    plan: Plan, *, narrating: bool = False, mutant: AbstractContextManager[object] | None = None
+) -> tuple[Result, History]:
+    """Run a plan. `mutant` is entered for the time of the run: production code without one of its guards."""
+    began_s = perf_counter()
+    world, history = World(str(plan.seed)), History(narrating=narrating)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with mutant or nullcontext(), sealed(lambda: world.now_s), _logging(world, history):
+            try:
+                _live(world, plan, history)
+            finally:
+                trace_of_turns, turns = world.scheduler.trace, world.scheduler.turns
+                world.close()
+    finally:
+        if collecting:
+            gc.enable()
+    violations = check_all(history)
+    trace = _trace(trace_of_turns, history)
+    counts = _counts(turns, history)
+    faults = Counter(fault.kind for fault in history.faults)
+    wall_s = perf_counter() - began_s
+    return Result(plan.seed, plan.scenario.name, trace, violations, dict(faults), counts, wall_s), history
+
+
+def _live(world: World, plan: Plan, history: History) -> None:
+    """Let a cluster live from its start to the end of the run. Nothing but the world may hold it then."""
+    cluster = Cluster(world, plan, history)
+    cluster.start()
+    Workload(cluster, plan.work).arm()
+    Injector(cluster, plan.faults, KINDS).arm()
+    sampler = Sampler(cluster)
+    sampler.arm()
+    settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
+    settle_s = min(settle_s, plan.lasts_s)
+    history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
+    world.scheduler.run(plan.lasts_s)
+    sampler.finish()
+    cluster.over = True
+    history.ended_s = world.now_s
+
+
+def _trace(trace_of_turns: int, history: History) -> str:
+    """Turns, the log, and what clients got."""
+    trace = hashlib.blake2b(str(trace_of_turns).encode(), digest_size=16)
+    for entry in history.appended:
+        trace.update(f"{entry.at_s!r} {entry.sequence} {entry.subject} {entry.message_id}".encode() + entry.data)
+    for request in history.requests:
+        trace.update(f"{request.id} {request.ended_s!r} {request.how} {request.code} {len(request.events)}".encode())
+    return trace.hexdigest()
+
+
+def _counts(turns: int, history: History) -> dict[str, int]:
+    """Figures of the run, for the runner's table."""
+    counts = Counter(f"requests {request.how or 'open'}" for request in history.requests)
+    counts.update(f"error {request.code}" for request in history.requests if request.code)
+    counts["turns"] = turns
+    counts["log entries"] = len(history.appended)
+    counts["tokens"] = sum(len(request.events) for request in history.requests)
+    counts["processes"] = len(history.processes)
+    return dict(counts)
+
+
+class _Narrator(logging.Handler):
+    """What actors log becomes part of the narration."""
+
+    def __init__(self, world: World, history: History) -> None:
+        super().__init__(logging.INFO)
+        self._world = world
+        self._history = history
+
+    def emit(self, record: logging.LogRecord) -> None:
+        loop = events._get_running_loop()
+        process = getattr(loop, "process", None)
+        self._history.note(self._world.now_s, process.name if process else "world", record.getMessage())
+
+
+@contextmanager
+def _logging(world: World, history: History) -> Iterator[None]:
+    """Let logging reach the history where somebody wants to read it, and nobody else."""
+    logger = logging.getLogger("holdfast")
+    if not history.narrating:
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+        return
+    handler, level, propagates = _Narrator(world, history), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
