@@ -86,8 +86,8 @@ def _live(world: World, plan: Plan, history: History) -> None:
     sampler = Sampler(cluster)
     sampler.arm()
     settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
-    settle_s = min(settle_s, plan.lasts_s)
-    history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
+    if settle_s + SETTLE_BOUND_S <= plan.lasts_s:  # a run cut short may not be blamed for what it had no time for
+        history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
     world.scheduler.run(plan.lasts_s)
     sampler.finish()
     cluster.over = True

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from holdfast.gateway.cli import doctor, leases, log, members, status, up
+from holdfast.gateway.cli.extensions import ExtensibleGroup
 from holdfast.gateway.cli.logs import quiet_libraries
 
 app = typer.Typer(
     name="holdfast",
+    cls=ExtensibleGroup,
     help="Serve models as token streams that no single failure can break.",
     epilog="Start with: holdfast up. Then: holdfast status, holdfast log tail -f, holdfast leases ls, holdfast doctor.",
     add_completion=False,

@@ -1,0 +1,61 @@
+"""Bugs that the simulation found, by name: for each the smallest run that showed it, as a plan of its own.
+
+A seed draws another run as soon as anything that is drawn changes. A plan stays what it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from holdfast.core.errors import Misuse
+from holdfast.simulations.plan import Plan
+
+FOLDER = Path(__file__).with_name("bugs")
+SUFFIX = ".json"
+
+
+class Bug(msgspec.Struct, frozen=True):
+    """A run that failed. `seed` and `commit` are where it was found, `checker` the invariant that it broke.
+
+    `what` says what was wrong, `fixed` how it was mended; both are for people.
+    """
+
+    name: str
+    checker: str
+    what: str
+    fixed: str
+    commit: str
+    seed: int
+    plan: Plan
+
+
+class NoSuchBug(Misuse):
+    """No file of that name holds the plan of a bug."""
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """The bugs that there are, in order."""
+    return sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
+
+
+def load(name: str, folder: Path = FOLDER) -> Bug:
+    """A bug by its name, or from any file when the name is the path of one. Raises `NoSuchBug`."""
+    path = Path(name) if name.endswith(SUFFIX) else folder / f"{name}{SUFFIX}"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        known = ", ".join(names(folder)) or "none"
+        raise NoSuchBug(
+            f"{name} is no seed, and no bug: {error.strerror}: {path}; bugs that have a name: {known}"
+        ) from error
+    try:
+        return msgspec.json.decode(data, type=Bug)
+    except msgspec.DecodeError as error:
+        raise NoSuchBug(f"{path} does not hold a plan as this version of Holdfast has it: {error}") from error
+
+
+def save(bug: Bug, path: Path) -> None:
+    """Write a bug to a file."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(bug), indent=1) + b"\n")

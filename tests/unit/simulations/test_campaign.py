@@ -1,0 +1,36 @@
+"""What many seeds add up to."""
+
+from __future__ import annotations
+
+from holdfast.simulations.campaign import FAILURES_KEPT, Case, Coverage, Failure, kinds_of, new_tally
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.faults import KINDS, LASTING
+from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD
+from holdfast.simulations.pool import Broken
+from tests.unit.simulations.fake_runs import VIOLATION, result
+
+
+def test_a_tally_counts_seeds_faults_and_checkers() -> None:
+    tally = new_tally(SCENARIOS[STANDARD])
+    assert tally.add(Case(1, STANDARD), result(1, faults={"freeze": 3, "partition": 1})) is None
+    twice = Violation("exactly-once", 13.0, "again")
+    assert tally.add(Case(2, STANDARD), result(2, VIOLATION, twice)) == Failure(2, [VIOLATION, twice])
+    broken = Broken("died", "its process ended by SIGSEGV")
+    assert tally.add(Case(3, STANDARD), broken) == Failure(3, [], broken)
+    assert (tally.ran, tally.failed, tally.checkers) == (3, 2, {"exactly-once": 1, "died": 1})
+    assert (tally.coverage["freeze"], tally.coverage["partition"]) == (Coverage(2, 5), Coverage(1, 1))
+    assert tally.never_injected == [kind for kind in KINDS if kind not in ("freeze", "partition")]
+    assert (tally.virtual_s, tally.busy_s, tally.counts) == (120.0, 0.5, {"requests": 80})
+
+
+def test_a_tally_of_any_number_of_seeds_keeps_a_bounded_number_of_failures() -> None:
+    tally = new_tally(SCENARIOS[STANDARD])
+    for seed in range(3 * FAILURES_KEPT):
+        assert tally.add(Case(seed, STANDARD), result(seed, VIOLATION)) is not None
+    assert (tally.failed, len(tally.failures)) == (3 * FAILURES_KEPT, FAILURES_KEPT)
+
+
+def test_a_scenario_is_only_expected_to_have_the_faults_that_can_be_drawn_in_it() -> None:
+    assert kinds_of(SCENARIOS[STANDARD]) == list(KINDS)
+    assert set(kinds_of(SCENARIOS[CORE])) == set(LASTING)
+    assert kinds_of(SCENARIOS["calm"]) == []

@@ -1,0 +1,183 @@
+"""`holdfast sim` as a person and as a script use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from holdfast.simulations import commands
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.cli import app
+from holdfast.simulations.faults import KINDS
+from holdfast.simulations.history import History
+from holdfast.simulations.output import brief
+from holdfast.simulations.plan import Plan
+from holdfast.simulations.simulation import Result
+from tests.unit.simulations import fake_runs
+from tests.unit.simulations.fake_runs import result
+
+Invoke = Callable[..., Any]
+
+
+@pytest.fixture
+def sim(monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """The command, with runs that are told what comes of them."""
+    monkeypatch.setattr(commands, "simulate", fake_runs.simulate)
+    monkeypatch.setattr(commands, "prepare", None)
+    monkeypatch.setattr(commands, "commit", lambda: "0123abcd")
+    monkeypatch.setattr("holdfast.simulations.simulation.run", _run)
+
+    def invoke(*arguments: str) -> Any:
+        return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+    return invoke
+
+
+def _run(plan: Plan, *, narrating: bool = False) -> tuple[Result, History]:
+    """Seed 3 fails with fault 2."""
+    history = History(narrating=narrating)
+    for fault in plan.faults:
+        history.fault(fault.at_s, fault.kind, "n1", until_s=fault.at_s)
+    history.note(50.0, "n1", "is through")
+    fails = plan.seed == 3 and any(fault.number == 2 for fault in plan.faults)
+    return result(plan.seed, *([Violation("exactly-once", 51.0, "twice")] if fails else [])), history
+
+
+def test_seeds_that_fail_are_told_with_the_commit_and_the_command_that_replays_them(sim: Invoke) -> None:
+    ended = sim("run", "--seeds", "6", "--jobs", "2")
+    assert ended.exit_code == 1
+    said = [line.rstrip() for line in ended.stdout.splitlines()]
+    at = said.index("seed 3 of standard failed (0123abcd)")
+    assert said[at + 1 : at + 3] == [
+        "  exactly-once at 12.500 s: request 3 got token 7 twice",
+        "  holdfast sim replay 3 --scenario standard",
+    ]
+    at = said.index("seed 5 of standard failed (0123abcd)")
+    assert said[at + 1] == "  died: its process ended with exit code 7"
+    assert "    KeyError: 'in the simulation'" in said
+    assert "6 seeds of standard at 0123abcd in" in said[-1]
+    assert said[-1].endswith(": 3 failed")
+
+
+def test_a_table_tells_in_how_many_seeds_each_kind_of_fault_was_injected(sim: Invoke) -> None:
+    ended = sim("run", "--seeds", "2", "--jobs", "1")
+    assert ended.exit_code == 0
+    rows = [line.split() for line in ended.stdout.splitlines()]
+    assert ["freeze", "2", "4"] in rows
+    assert ["clogging", "0", "0"] in rows
+    assert ended.stdout.rstrip().endswith(": none failed")
+    assert "never injected: " in ended.stdout
+
+
+def test_machines_get_one_object(sim: Invoke) -> None:
+    ended = sim("run", "--seeds", "3", "--first-seed", "2", "--jobs", "1", "--json")
+    assert ended.exit_code == 1
+    told: dict[str, Any] = json.loads(ended.stdout)
+    assert told["asked"] == {"scenario": "standard", "first_seed": 2, "seeds": 3, "jobs": 1, "commit": "0123abcd"}
+    assert (told["ran"], told["failed"], told["interrupted"], told["virtual_s"]) == (3, 2, False, 120.0)
+    assert told["coverage"].keys() == KINDS.keys()
+    assert told["coverage"]["freeze"] == {"seeds": 2, "injected": 4}
+    assert told["never_injected"] == [kind for kind in KINDS if kind != "freeze"]
+    assert told["checkers"] == {"exactly-once": 1, "raised KeyError": 1}
+    violation, broken = told["failures"]
+    assert violation == {
+        "seed": 3,
+        "violations": [{"checker": "exactly-once", "at_s": 12.5, "message": "request 3 got token 7 twice"}],
+        "broken": None,
+        "command": "holdfast sim replay 3 --scenario standard",
+    }
+    assert (broken["seed"], broken["violations"]) == (4, [])
+    assert "KeyError" in broken["broken"]
+
+
+def test_ctrl_c_ends_a_campaign_with_what_there_is_so_far(sim: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "simulate", fake_runs.interrupted)
+    ended = sim("run", "--seeds", "9", "--jobs", "1", "--json")
+    assert ended.exit_code == 130
+    told = json.loads(ended.stdout)
+    assert (told["ran"], told["interrupted"]) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--scenario", "x"], "there is no scenario x; there are standard, core, calm"),
+        (["replay", "1", "--scenario", "x"], "there is no scenario x"),
+        (["replay", "lost"], "lost is no seed, and no bug"),
+        (["replay", "lost", "--scenario", "core"], "--scenario goes with a seed; lost has its own"),
+        (["replay", "1", "--only-faults", "1,99"], "--only-faults 1,99: seed 1 has no 99 there; it has 0, 1, 2"),
+        (["replay", "1", "--only-work", "x"], "--only-work x: seed 1 has no x there; it has op"),
+        (["replay", "1", "--report", "/nowhere/x.html"], "/nowhere/x.html can't be written: /nowhere is no directory"),
+        (["shrink", "1", "--jobs", "1"], "seed 1 of standard breaks no invariant: there is nothing to shrink"),
+        (["shrink", "1", "--save", "/nowhere/x.json"], "/nowhere/x.json can't be written: /nowhere is no directory"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_with_code_2(sim: Invoke, arguments: list[str], said: str) -> None:
+    ended = sim(*arguments)
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith(f"holdfast: {said}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_replay_tells_what_happened_and_what_it_broke(sim: Invoke) -> None:
+    ended = sim("replay", "3")
+    assert ended.exit_code == 1
+    said = ended.stdout.splitlines()
+    assert said[0].split()[1] == "faults"
+    assert "  50.000000  n1                is through" in said
+    assert "  51.000000  checkers          exactly-once: twice" in said
+    assert said[-2:] == ["1 violations", "  exactly-once at 51.000 s: twice"]
+
+
+def test_a_replay_is_drawn_in_a_file_and_in_the_terminal(sim: Invoke, tmp_path: Path) -> None:
+    page = tmp_path / "3.html"
+    ended = sim("replay", "3", "--timeline", "--report", str(page))
+    assert ended.exit_code == 1
+    assert "is through" not in ended.stdout
+    assert "broken" in ended.stdout
+    assert f"drawn in {page}" in ended.stdout
+    assert "exactly-once" in page.read_text()
+
+
+def test_of_a_traceback_only_the_end_is_told_among_other_seeds() -> None:
+    told = brief("o1: nobody handled it: Traceback (most recent call last):\n  File …\nKeyError: 'x'\n")
+    assert told == "o1: nobody handled it: KeyError: 'x'"
+    assert brief("one line") == "one line"
+    assert brief("a state\nof two lines") == "a state … of two lines"
+
+
+def test_a_replay_without_one_of_its_faults_is_otherwise_the_same(sim: Invoke) -> None:
+    ended = sim("replay", "3", "--only-faults", "0,5", "--only-work", "none", "--lasts-s", "20", "--json")
+    assert ended.exit_code == 0
+    *lines, last = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line["about"] for line in lines] == ["fault", "fault", "note"]
+    assert last["violations"] == []
+
+
+def test_a_shrunk_run_is_kept_and_replayed(sim: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "attempt", fake_runs.attempt)
+    path = tmp_path / "twice.json"
+    ended = sim("shrink", "3", "--jobs", "1", "--save", str(path))
+    assert ended.exit_code == 1
+    assert "became 1 faults, 0 pieces of work, 0.25 virtual s" in ended.stdout
+    command = "holdfast sim replay 3 --scenario standard --only-faults 2 --only-work none --lasts-s 0.25"
+    assert f"  {command}" in ended.stdout.splitlines()
+    again = sim("replay", str(path))
+    assert again.exit_code == 1
+    assert "1 faults, 0 pieces of work, 0.25 virtual s" in again.stdout
+    told = json.loads(sim("shrink", str(path), "--jobs", "1", "--json").stdout)
+    assert told["violation"]["checker"] == "exactly-once"
+    assert [fault["number"] for fault in told["bug"]["plan"]["faults"]] == [2]
+
+
+def test_scenarios_faults_and_bugs_are_listed(sim: Invoke) -> None:
+    told = json.loads(sim("list", "--json").stdout)
+    assert [scenario["name"] for scenario in told["scenarios"]] == ["standard", "core", "calm"]
+    assert told["faults"]["standard"] == list(KINDS)
+    listed = sim("list").stdout
+    assert all(kind in listed for kind in KINDS)
