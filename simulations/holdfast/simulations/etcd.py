@@ -32,7 +32,7 @@ STATUS = {3: 400, 5: 404, 8: 429, 9: 400, 11: 400, 14: 503}
 AUTH_DISABLED = (9, "etcdserver: authentication is not enabled")
 NO_LEADER = (14, "etcdserver: no leader")
 
-NO_LEADER_MAX_S = 3.0
+NO_LEADER_MAX_S = 2.5
 """A watch that asked for a leader is cut when there has been none for so long."""
 
 UNREAD_MAX_BYTES = 256 * 1024

@@ -7,6 +7,7 @@ has on disk and how much of that it has applied (`etcd_voter`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,6 +37,16 @@ class EtcdKnobs(msgspec.Struct, frozen=True):
     revokes_when_deposed: bool = True
     syncs: bool = True
     sync_every_s: float = 2.0
+
+
+def draw_etcd_knobs(rng: Random) -> EtcdKnobs:
+    """An etcd as users may have one: on a faster or slower disk, older or newer, told to report progress or not."""
+    return EtcdKnobs(
+        fsync_max_s=rng.choice((0.002, 0.004, 0.02)),
+        boot_max_s=rng.choice((0.2, 1.0)),
+        progress_s=rng.choice((2.0, 600.0)),
+        revokes_when_deposed=rng.random() < 0.5,
+    )
 
 
 class Entry:

@@ -30,7 +30,8 @@ APPLY_S = (0.0002, 0.003)
 """A follower applies an entry so much later than its leader."""
 
 PATIENCE_S = 7.0
-"""etcd's own time limit for a request: 5 s, and an election."""
+"""etcd's own time limit for a request: 5 s, and an election. After it etcd says so, where this one says nothing: the
+adapter has long gone elsewhere."""
 
 PARKED_MAX = 1000
 """Requests that wait for a leader; more are dropped."""
@@ -227,6 +228,8 @@ class Voter:
         group.term += 1
         self.leads, self.follows, self.term, self._missed_s = True, None, group.term, 0.0
         disk.term = group.term
+        if group.history.narrating:
+            group.history.note(group.world.now_s, disk.name, f"leads etcd's term {group.term}")
         self.server.on_leading()
         self._commit_tail()
         for peer in self._peers():
@@ -262,7 +265,7 @@ class Voter:
 
     def _take(self, leader: Voter) -> None:
         """Take over the leader's log, if it gets here and the leader hears of it."""
-        if self.leads or not leader.leads or leader.term < self.term or leader not in self._reachable():
+        if self.leads or not leader.leads or leader.term < self.term or not self._meets(leader):
             return
         self.disk.term = leader.term
         self.disk.tail.clear()
@@ -322,8 +325,12 @@ class Voter:
         return [voter for voter in self.group.voters.values() if voter is not self and voter.process.alive]
 
     def _reachable(self) -> list[Voter]:
+        return [peer for peer in self.group.voters.values() if peer is not self and self._meets(peer)]
+
+    def _meets(self, peer: Voter) -> bool:
+        """Whether another one answers what this one asks."""
         through = self.group.through
-        return [peer for peer in self._peers() if peer.runs and through(self, peer) and through(peer, self)]
+        return peer.runs and through(self, peer) and through(peer, self)
 
     def _acknowledging(self) -> list[Voter]:
         return [peer for peer in self._reachable() if peer.term <= self.term]
@@ -332,9 +339,15 @@ class Voter:
         """Whether a leader can have something agreed upon now, as seen from here."""
         if self.group.quorum == 1:
             return leader.leads
-        if leader is not self and (not leader.leads or leader not in self._reachable()):
+        if leader is not self and not (leader.leads and self._meets(leader)):
             return False
-        return len(leader._acknowledging()) + 1 >= self.group.quorum
+        missing = self.group.quorum - 1
+        for peer in self.group.voters.values():
+            if peer is not leader and peer.term <= leader.term and leader._meets(peer):
+                missing -= 1
+                if not missing:
+                    return True
+        return False
 
     def _unpark(self) -> None:
         now_s = self.group.world.now_s
