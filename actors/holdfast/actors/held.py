@@ -227,13 +227,20 @@ class HeldStreams:
         held = self._names.get(name)
         return self.shelf.get(name) if held is None else held.tokens
 
-    def attach(self, peer: Peer, attempt: int, name: str) -> bool:
-        """Send all that is held of the stream, and go on with it for this gateway; whether there is one."""
+    def attach(self, peer: Peer, attempt: int, name: str, ordinal: int) -> bool:
+        """Send all that is held of the stream, and go on with it for this gateway; whether there is one.
+
+        It is attempt `ordinal` then: a gateway that was slow to notice that its client has gone has an earlier one.
+        """
         tokens = self.find(name)
         if tokens is None:
             return False
         held = self._names.get(name)
         if held is not None:
+            if held.peer is not None and tokens.ordinal > ordinal:
+                _tell_taken_over(peer, attempt)
+                return True
+            tokens.ordinal = max(tokens.ordinal, ordinal)
             self._hand_over(held, peer, attempt)
         peer.connection.send(Admitted(attempt, tokens.prompt_tokens))
         for frame in tokens.replay(attempt):

@@ -22,7 +22,7 @@ from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import FrameError
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 FRAME_BYTES_MAX = 32 * 1024 * 1024
 """A frame larger than this is a violation: no request body is larger, and no step comes near."""
 
@@ -89,10 +89,14 @@ class Find(Frame, frozen=True):
 
 
 class Attach(Frame, frozen=True):
-    """Send all tokens of a stream that the replica holds, and go on with it, for this gateway alone."""
+    """Send all tokens of a stream that the replica holds, and go on with it, for this gateway alone.
+
+    It is the stream's attempt `ordinal` from now on, as in `Start`.
+    """
 
     attempt: int
     stream: str
+    ordinal: int
 
 
 class Ping(Frame, frozen=True):

@@ -207,8 +207,8 @@ class ReplicaLink:
         """Take over the stream, which the replica holds as its attempt `ordinal`. It may refuse, if it is gone."""
         assert self._connection is not None
         run.stream.start()
-        run.ordinal = ordinal
-        self._connection.send(Attach(self._take(run), run.name))
+        run.ordinal = max(run.ordinal, ordinal) + 1
+        self._connection.send(Attach(self._take(run), run.name, run.ordinal))
 
     def _take(self, run: StreamRun) -> int:
         attempt = next(self._numbers)

@@ -94,7 +94,7 @@ class Search:
         found, link = self._best or (None, None)
         if found is not None:
             # What is drawn again instead is later than this copy: nobody may attach to this one any more.
-            self._run.ordinal = found.ordinal
+            self._run.ordinal = max(self._run.ordinal, found.ordinal)
         if found is None or link is None or found.base > self._base_max or not link.reached:
             self._done(self._run, None)
         else:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from holdfast.gateway.search import Search
 
 
+RESUMED_ORDINALS = 1 << 20
+"""A stream that is resumed counts its attempts from so much times more than the tokens that its client has, so that
+they are later ones than any of the gateway that the client left, which may not know yet, and go on with it too."""
+
+
 class StreamRun:
     """A stream and the attempt that runs it now. `link` is None while it waits for a replica.
 
@@ -128,7 +133,9 @@ class StreamSession:
             counted = resumption.counts[number] if resumption is not None and not resumption.replay else 0
             stream = Stream(choice, stops, migrations_max, counted)
             run = StreamRun(self, number, stream, bool(stops), _stream_name(name, number, choice) if name else "")
-            run.resumed_at = resumption.counts[number] if resumption is not None else None
+            if resumption is not None:
+                run.resumed_at = resumption.counts[number]
+                run.ordinal = (run.resumed_at + 1) * RESUMED_ORDINALS
             self._runs.append(run)
         self._submit = submit
         self._withdraw = withdraw

@@ -59,7 +59,7 @@ def test_a_stream_is_handed_over_with_all_its_tokens_and_the_ids_of_those_before
     begin(held, first, accepted=[1, 2], ordinal=2)
     for position in (2, 3):
         token(held, position=position)
-    assert held.attach(second, 9, "s")
+    assert held.attach(second, 9, "s", 2)
     assert first_wire.sent == [Refused(101, TAKEN_OVER, "Another gateway went on with this stream.", None, False)]
     assert second_wire.sent[0] == Admitted(9, 7)
     assert replayed(second_wire) == [(0, 1, ""), (1, 2, ""), (2, 52, "t2 "), (3, 53, "t3 ")]
@@ -67,6 +67,21 @@ def test_a_stream_is_handed_over_with_all_its_tokens_and_the_ids_of_those_before
     assert list(held.deliver(output, 2)) == [second.connection]
     held.lost(first, 0.0)
     assert held.by_key, "it is not the first one's any more"
+
+
+def test_an_earlier_attempt_does_not_attach_while_a_later_one_is_waited_for() -> None:
+    held = HeldStreams()
+    first, first_wire = peer("a")
+    second, second_wire = peer("b")
+    begin(held, first, ordinal=5)
+    assert held.attach(second, 9, "s", 4)
+    assert second_wire.sent == [Refused(9, TAKEN_OVER, "Another gateway went on with this stream.", None, False)]
+    token(held)
+    held.lost(first, 0.0)
+    begun = len(first_wire.sent)
+    assert held.attach(second, 10, "s", 6)
+    assert len(first_wire.sent) == begun
+    assert held.find("s").ordinal == 6  # type: ignore[union-attr]
 
 
 def test_a_finished_stream_is_replayed_with_its_end() -> None:
@@ -77,10 +92,10 @@ def test_a_finished_stream_is_replayed_with_its_end() -> None:
     held.finish([(1, "length")], 0.0)
     assert not held.by_key
     other, wire = peer()
-    assert held.attach(other, 5, "s")
+    assert held.attach(other, 5, "s", 2)
     assert replayed(wire) == [(0, 50, "t0 ")]
     assert wire.sent[-1] == Step([], [], [], [], None, [(5, "length")])
-    assert not held.attach(other, 6, "unheard of")
+    assert not held.attach(other, 6, "unheard of", 2)
 
 
 def test_long_streams_are_replayed_in_frames_of_bounded_size() -> None:
@@ -124,7 +139,7 @@ def test_only_what_went_on_elsewhere_is_fenced() -> None:
     begin(held, owner, key=2, name="back again", ordinal=3)
     begin(held, owner, key=3, name="taken over", ordinal=1)
     other, _ = peer("b")
-    assert held.attach(other, 1, "taken over")
+    assert held.attach(other, 1, "taken over", 2)
     owner_again, _ = peer("a")
     assert held.fence(owner_again, [], [("old", 1), ("back again", 2), ("taken over", 1), ("never here", 1)]) == 1
     assert set(held.by_key) == {2, 3}
@@ -216,7 +231,7 @@ def test_a_migrated_stream_outlives_its_gateway_before_it_has_brought_anything_i
     begin(held, owner, accepted=[4, 5], ordinal=2)
     held.lost(owner, 0.0)
     other, wire = peer()
-    assert held.attach(other, 5, "s")
+    assert held.attach(other, 5, "s", 2)
     assert replayed(wire) == [(0, 4, ""), (1, 5, "")]
 
 
@@ -226,7 +241,7 @@ def test_a_fence_does_not_drop_what_finished_for_another_gateway_or_as_a_later_a
     begin(held, owner, key=1, name="back again", ordinal=3)
     begin(held, owner, key=2, name="taken over")
     other, _ = peer("b")
-    assert held.attach(other, 1, "taken over")
+    assert held.attach(other, 1, "taken over", 2)
     held.finish([(1, "stop"), (2, "stop")], 0.0)
     assert held.fence(owner, [], [("back again", 2), ("taken over", 1)]) == 0
     assert held.find("back again") is not None
