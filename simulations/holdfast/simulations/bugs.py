@@ -1,6 +1,7 @@
 """Bugs that the simulation found, by name: for each the smallest run that showed it, as a plan of its own.
 
-A seed draws another run as soon as anything that is drawn changes. A plan stays what it was.
+A seed draws other faults and other work as soon as anything that is drawn changes. A plan keeps them; the order of
+turns, and the network's pace, still follow from the code.
 """
 
 from __future__ import annotations

@@ -23,6 +23,10 @@ VIOLATIONS_KEPT = 20
 """Violations that are kept of a seed."""
 
 
+TRACES = 1 << 128
+"""There are so many traces, of a run and of many."""
+
+
 class Case(msgspec.Struct, frozen=True):
     """One run to make: a seed of a scenario."""
 
@@ -50,7 +54,7 @@ class Tally(msgspec.Struct):
 
     `failed` counts seeds, also those that are not among `failures` any more; `checkers` how many seeds each broke.
     `lasts_s` is how long a run is; `virtual_s` and `busy_s` are sums over all runs, of virtual and of a processor's
-    real seconds.
+    real seconds. `trace` is of all runs together, whatever the order in which they were done.
     """
 
     coverage: dict[str, Coverage]
@@ -62,6 +66,7 @@ class Tally(msgspec.Struct):
     counts: dict[str, int] = {}
     virtual_s: float = 0.0
     busy_s: float = 0.0
+    trace: int = 0
 
     def add(self, case: Case, answer: Result | Broken) -> Failure | None:
         """Take in a seed; the failure if it is one."""
@@ -95,6 +100,7 @@ class Tally(msgspec.Struct):
             self.counts[name] = self.counts.get(name, 0) + number
         self.virtual_s += self.lasts_s
         self.busy_s += result.wall_s
+        self.trace = (self.trace + int(result.trace, 16)) % TRACES
 
 
 def kinds_of(scenario: Scenario) -> list[str]:

@@ -147,7 +147,7 @@ def shrink(
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """List scenarios, kinds of faults, and the bugs that have a name."""
+    """List scenarios, kinds of faults, mutants, and the bugs that have a name."""
     from holdfast.simulations import commands
 
     _end(lambda: commands.list_all(as_json=as_json))

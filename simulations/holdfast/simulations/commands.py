@@ -142,17 +142,22 @@ def shrink(chosen: Chosen, jobs: int, save: Path | None, *, as_json: bool) -> in
 
 
 def list_all(*, as_json: bool) -> int:
-    """Scenarios, kinds of faults, bugs."""
+    """Scenarios, kinds of faults, mutants, bugs."""
+    from holdfast.simulations.mutants import MUTANTS
+
     found = [bugs.load(name) for name in bugs.names()]
     kinds = {name: kinds_of(scenario) for name, scenario in SCENARIOS.items()}
     if as_json:
-        print_json({"scenarios": list(SCENARIOS.values()), "faults": kinds, "bugs": found})
+        guards = [{"name": one.name, "guard": one.guard, "places": one.places} for one in MUTANTS.values()]
+        print_json({"scenarios": list(SCENARIOS.values()), "faults": kinds, "mutants": guards, "bugs": found})
         return 0
     out = console()
     out.print(table("Scenarios", _SCENARIO_COLUMNS, [_scenario_row(item) for item in SCENARIOS.values()]))
     every = dict.fromkeys(kind for names in kinds.values() for kind in names)
     rows = [(kind, ", ".join(name for name, names in kinds.items() if kind in names)) for kind in every]
     out.print(table("\nKinds of faults", ("KIND", "IN SCENARIOS"), rows))
+    mutant_rows = [(one.name, one.guard) for one in MUTANTS.values()]
+    out.print(table("\nMutants", ("NAME", "THE GUARD THAT IT IS WITHOUT"), mutant_rows))
     if found:
         bug_rows = [(bug.name, bug.seed, bug.commit, bug.checker, bug.what, bug.fixed) for bug in found]
         out.print(table("\nBugs that it found", ("NAME", "SEED", "FOUND AT", "CHECKER", "WHAT", "FIXED"), bug_rows))

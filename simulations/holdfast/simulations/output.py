@@ -62,6 +62,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     ran: int
     failed: int
     interrupted: bool
+    trace: str
     wall_s: float
     busy_s: float
     virtual_s: float
@@ -162,7 +163,7 @@ class CampaignView:
         pace = f"{tally.ran / wall_s:.1f} seeds a second, {tally.virtual_s / wall_s:,.0f} times real time"
         result = f"[bold red]{tally.failed:,} failed[/]" if tally.failed else "[bold green]none failed[/]"
         ran = f"{how} of {asked.scenario} at {asked.commit} in {wall_s:.1f} s ({pace})"
-        return f"{escape(ran)}: {result}"
+        return f"{escape(ran)}, trace {tally.trace:032x}: {result}"
 
     def _record(self, tally: Tally, wall_s: float, interrupted: bool) -> CampaignRecord:
         asked = self._asked
@@ -171,6 +172,7 @@ class CampaignView:
             ran=tally.ran,
             failed=tally.failed,
             interrupted=interrupted,
+            trace=f"{tally.trace:032x}",
             wall_s=round(wall_s, 3),
             busy_s=round(tally.busy_s, 3),
             virtual_s=round(tally.virtual_s, 3),

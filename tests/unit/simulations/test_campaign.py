@@ -23,6 +23,14 @@ def test_a_tally_counts_seeds_faults_and_checkers() -> None:
     assert (tally.virtual_s, tally.busy_s, tally.counts) == (120.0, 0.5, {"requests": 80})
 
 
+def test_the_trace_of_many_runs_is_the_same_in_any_order() -> None:
+    tallies = [new_tally(SCENARIOS[STANDARD]) for _ in range(3)]
+    for tally, seeds in zip(tallies, ((1, 2, 3), (3, 1, 2), (1, 2, 4)), strict=True):
+        for seed in seeds:
+            tally.add(Case(seed, STANDARD), result(seed))
+    assert tallies[0].trace == tallies[1].trace != tallies[2].trace
+
+
 def test_a_tally_of_any_number_of_seeds_keeps_a_bounded_number_of_failures() -> None:
     tally = new_tally(SCENARIOS[STANDARD])
     for seed in range(3 * FAILURES_KEPT):

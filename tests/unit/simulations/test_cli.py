@@ -61,7 +61,7 @@ def test_seeds_that_fail_are_told_with_the_commit_and_the_command_that_replays_t
     assert said[at + 1] == "  died: its process ended with exit code 7"
     assert "    KeyError: 'in the simulation'" in said
     assert "6 seeds of standard at 0123abcd in" in said[-1]
-    assert said[-1].endswith(": 3 failed")
+    assert said[-1].endswith(", trace " + "0" * 31 + "c: 3 failed")
 
 
 def test_a_table_tells_in_how_many_seeds_each_kind_of_fault_was_injected(sim: Invoke) -> None:
