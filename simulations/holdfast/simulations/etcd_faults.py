@@ -1,4 +1,4 @@
-"""What may befall a simulated etcd beyond what befalls any process and network.
+"""What may befall a simulated etcd beyond what befalls any process, host and network.
 
 Each fault is begun with a generator, from which it draws what it hits, and a time for which it lasts (virtual seconds;
 infinity: for good), after which it heals by itself. It gives the name of what it hit, or None where it can't happen:
@@ -12,7 +12,6 @@ from random import Random
 from typing import Final
 
 from holdfast.simulations import etcd_trouble
-from holdfast.simulations.etcd import Member
 from holdfast.simulations.etcd_group import Entry
 from holdfast.simulations.etcd_servers import EtcdServers
 from holdfast.simulations.etcd_voter import ELECTION_S, TICK_S
@@ -30,8 +29,6 @@ LEADER_CHANGED: Final = "etcd changes its leader"
 CUT_OFF: Final = "etcd member is cut off from the others"
 DISK_SLOW: Final = "etcd member's disk is slow"
 SPACE_OUT: Final = "etcd is out of space"
-CRASHED: Final = "etcd member crashes"
-POWER_LOST: Final = "etcd member loses power"
 
 SLOW_DISK_S = (0.05, 2.0)
 BEHIND_S = (0.5, 4.0)
@@ -62,8 +59,6 @@ class EtcdFaults:
             CUT_OFF: self._cut_off,
             DISK_SLOW: self._slow_disk,
             SPACE_OUT: self._run_out_of_space,
-            CRASHED: self._crash,
-            POWER_LOST: self._lose_power,
         }
 
     def begin(self, kind: str, rng: Random, lasts_s: float) -> str | None:
@@ -188,40 +183,7 @@ class EtcdFaults:
         self._heal(lasts_s, heal)
         return ",".join(self._servers.names)
 
-    def _crash(self, rng: Random, lasts_s: float) -> str | None:
-        member = self._pick(rng)
-        if member is None:
-            return None
-        member.process.kill()
-        self._heal(lasts_s, lambda: self._start(member.name))
-        return member.name
-
-    def _lose_power(self, rng: Random, lasts_s: float) -> str | None:
-        """Of one member, or of all at once."""
-        members = self._servers.running()
-        if members and rng.random() < 0.5:
-            members = [rng.choice(members)]
-        names = [member.name for member in members]
-        for name in names:
-            self._world.power_off(name)
-
-        def heal() -> None:
-            for name in names:
-                self._world.power_on(name)
-                self._start(name)
-
-        self._heal(lasts_s, heal)
-        return ",".join(names) or None
-
-    def _start(self, name: str) -> None:
-        if name not in [member.name for member in self._servers.running()] and self._world.host(name).up:
-            self._servers.start(name)
-
     # --- helpers ----------------------------------------------------------------------------------------
-
-    def _pick(self, rng: Random) -> Member | None:
-        members = self._servers.running()
-        return rng.choice(members) if members else None
 
     def _quorum_without(self, name: str) -> bool:
         others = [member for member in self._servers.running() if member.name != name and member.voter.runs]

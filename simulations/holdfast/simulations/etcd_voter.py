@@ -151,13 +151,13 @@ class Voter:
 
     # --- who leads --------------------------------------------------------------------------------------
 
-    def hear(self, leader: Voter) -> None:
-        """Another one leads."""
-        if leader.term < self.term or leader is self:
+    def hear(self, leader: Voter, term: int) -> None:
+        """Another one led this term when it said so, which may be long ago."""
+        if term < self.term or (self.leads and term == self.term):
             return
         if self.leads:
             self._step_down(leader)
-        self.term, self.follows, self._missed_s = leader.term, leader, 0.0
+        self.term, self.follows, self._missed_s = term, leader, 0.0
         self._take(leader)
         self._unpark()
 
@@ -186,7 +186,7 @@ class Voter:
                 return
         for peer in self._peers():
             if peer.follows is not self:
-                self.group.carry(self, peer, peer.hear, self)
+                self.group.carry(self, peer, peer.hear, self, self.term)
 
     def _tick_following(self) -> None:
         if self._hears_leader():
@@ -233,7 +233,7 @@ class Voter:
         self.server.on_leading()
         self._commit_tail()
         for peer in self._peers():
-            group.carry(self, peer, peer.hear, self)
+            group.carry(self, peer, peer.hear, self, self.term)
         self._unpark()
 
     def _step_down(self, leader: Voter | None) -> None:

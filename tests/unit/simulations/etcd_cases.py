@@ -41,6 +41,23 @@ class Etcd(SimulatedEtcdWorld):
         ends = [trouble.begin(kind, 1.0) for trouble in self.servers.troubles.values()]
         return lambda: [end() for end in ends].clear()
 
+    def kill(self, name: str, for_s: float) -> None:
+        """A member is killed, and starts again on its disk."""
+        self.servers.members[name].process.kill()
+        self.world.scheduler.call_later(for_s, self.servers.start, name)
+
+    def lose_power(self, names: list[str], for_s: float) -> None:
+        """These hosts lose power, and get it back."""
+        for name in names:
+            self.world.power_off(name)
+
+        def mend() -> None:
+            for name in names:
+                self.world.power_on(name)
+                self.servers.start(name)
+
+        self.world.scheduler.call_later(for_s, mend)
+
     def told(self, kind: str) -> list[str]:
         """The keys (of leases: their numbers) that this happened to, in order."""
         return [

@@ -181,6 +181,20 @@ def test_a_request_that_a_frozen_leader_took_from_its_kernel_lands_at_the_next_l
     run(case, 3)
 
 
+def test_old_news_of_a_leader_deposes_nobody() -> None:
+    async def case(etcd: Etcd) -> None:
+        leader = etcd.servers.group.leader()
+        assert leader is not None
+        other = etcd.servers.group.voters[etcd.follower]
+        for term in (leader.term, leader.term - 1):
+            leader.hear(other, term)
+            assert leader.leads
+        leader.hear(other, leader.term + 1)
+        assert not leader.leads
+
+    run(case, 3)
+
+
 def test_two_members_of_three_that_are_down_leave_nobody_to_lead() -> None:
     async def case(etcd: Etcd) -> None:
         leases = await etcd.client()

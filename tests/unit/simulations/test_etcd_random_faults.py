@@ -23,7 +23,8 @@ from holdfast.store.settings import EtcdSettings
 
 CLIENTS = 4
 FORGETS_PART = 0.05
-FAULTS = 16
+FAULTS = 14
+CRASHES = 3
 FAULTS_UNTIL_S = 25.0
 HEALED_S = 40.0
 ENDS_S = 60.0
@@ -70,6 +71,24 @@ class Run:
             kind, lasts_s = rng.choice(list(faults.kinds)), rng.uniform(0.1, 6.0)
             at_s = rng.uniform(1.0, FAULTS_UNTIL_S)
             self.world.scheduler.call_at(at_s, faults.begin, kind, random.Random(rng.random()), lasts_s)
+        for _ in range(CRASHES):
+            at_s, lasts_s = rng.uniform(1.0, FAULTS_UNTIL_S), rng.uniform(0.1, 6.0)
+            name, power = rng.choice(self.servers.names), rng.random() < 0.5
+            self.world.scheduler.call_at(at_s, self._end, name, lasts_s, power)
+
+    def _end(self, name: str, lasts_s: float, power: bool) -> None:
+        """A member is killed, or its host loses power."""
+        if not self.servers.members[name].process.alive:
+            return
+        if power:
+            self.world.power_off(name)
+        else:
+            self.servers.members[name].process.kill()
+        self.world.scheduler.call_later(lasts_s, self._begin, name)
+
+    def _begin(self, name: str) -> None:
+        self.world.power_on(name)
+        self.servers.start(name)
 
     def _client(self, process: SimProcess) -> EtcdLeases:
         return EtcdLeases(EtcdGateway(self._settings, EtcdTransport(process), process.rng))
