@@ -8,7 +8,7 @@ from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
 from holdfast.gateway.reporting import WatchedLeases, WatchedLog
 from holdfast.simulations.etcd_client import EtcdTransport
 from holdfast.simulations.etcd_faults import EtcdFaults
-from holdfast.simulations.etcd_group import EtcdKnobs
+from holdfast.simulations.etcd_group import draw_etcd_knobs
 from holdfast.simulations.etcd_servers import EtcdServers
 from holdfast.simulations.history import SERVER, History
 from holdfast.simulations.jetstream import JetStream
@@ -40,7 +40,7 @@ class Servers:
             history=history,
             subject_prefix=subject_prefix(cluster),
         )
-        self.etcd = EtcdServers(world, history, self.lease_hosts, EtcdKnobs())
+        self.etcd = EtcdServers(world, history, self.lease_hosts, draw_etcd_knobs(world.rng("etcd knobs")))
         self.etcd_faults = EtcdFaults(self.etcd)
         self.processes: dict[str, SimProcess] = {}
         self.log_settings = JetStreamSettings(
