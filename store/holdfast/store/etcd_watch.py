@@ -89,8 +89,8 @@ class Watcher:
             return Told()
 
     async def _stream(self, endpoint: str) -> AsyncGenerator[Sequence[KeyChange], None]:
-        # At the last revision seen, not after it. Of what was deleted at the very revision that was compacted, etcd before
-        # 3.5.18 tells nothing to a watch that starts there (issue 19179); one that starts below is cancelled.
+        # At the last revision seen, not after it: of what was deleted at the very revision that was compacted, etcd
+        # before 3.5.18 tells nothing to a watch that starts there (issue 19179); one that starts below is cancelled.
         request = {**prefix_range(self._prefix), "start_revision": str(self._position or 1), "progress_notify": True}
         async with aclosing(self._gateway.lines(endpoint, "watch", {"create_request": request})) as lines:
             try:
