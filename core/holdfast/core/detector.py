@@ -15,9 +15,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from functools import lru_cache
 
 PHI_WINDOW = 100
 """Heartbeats that the distribution of intervals is learnt from."""
+
+DEVIATIONS_MAX = 32.0
+DEVIATIONS_STEP = 1e-6
+"""Phi is 0 below, and 300, its largest, above so many deviations; and how exactly its inverse is known."""
 
 
 class PhiAccrual:
@@ -59,11 +64,14 @@ class PhiAccrual:
         if self._usual is None:
             self._usual = self._learn()
         mean_s, deviation_s = self._usual
-        y = (now_s - self._heard_s - mean_s - self._pause_s) / deviation_s
-        exponent = min(-y * (1.5976 + 0.070566 * y * y), 700.0)
-        e = math.exp(max(exponent, -700.0))
-        later = e / (1.0 + e) if y > 0 else 1.0 - 1.0 / (1.0 + e)
-        return -math.log10(max(later, 1e-300))
+        return _phi((now_s - self._heard_s - mean_s - self._pause_s) / deviation_s)
+
+    def due_s(self, phi: float) -> float:
+        """When the suspicion will have grown to `phi`, if nothing comes until then."""
+        if self._usual is None:
+            self._usual = self._learn()
+        mean_s, deviation_s = self._usual
+        return self._heard_s + mean_s + self._pause_s + _deviations(phi) * deviation_s
 
     def _learn(self) -> tuple[float, float]:
         """The intervals' mean and deviation."""
@@ -71,6 +79,24 @@ class PhiAccrual:
         mean_s = sum(intervals_s) / len(intervals_s)
         variance = sum([(interval_s - mean_s) ** 2 for interval_s in intervals_s]) / len(intervals_s)
         return mean_s, max(math.sqrt(variance), self._deviation_min_s)
+
+
+def _phi(deviations: float) -> float:
+    """The suspicion that a silence arouses which is so many deviations longer than the mean."""
+    exponent = min(-deviations * (1.5976 + 0.070566 * deviations * deviations), 700.0)
+    e = math.exp(max(exponent, -700.0))
+    later = e / (1.0 + e) if deviations > 0 else 1.0 - 1.0 / (1.0 + e)
+    return -math.log10(max(later, 1e-300))
+
+
+@lru_cache(maxsize=64)
+def _deviations(phi: float) -> float:
+    """The inverse of `_phi`, by bisection; just above rather than below."""
+    low, high = -DEVIATIONS_MAX, DEVIATIONS_MAX
+    while high - low > DEVIATIONS_STEP:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _phi(middle) >= phi else (middle, high)
+    return high
 
 
 Member = tuple[str, str]

@@ -8,6 +8,7 @@ a limit that stretches with the longest steps that it has made.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from enum import StrEnum
 
@@ -96,18 +97,30 @@ class Liveness:
 
     def look(self, now_s: float) -> Suspicion | None:
         """The suspicion, if it arises now."""
+        doubt = self.doubt(now_s)
+        if doubt is not None:
+            self.suspicion = doubt
+            self._good_beats = 0
+        return doubt
+
+    def doubt(self, now_s: float) -> Suspicion | None:
+        """The suspicion that would arise if nothing more had come until now."""
         if self.suspicion is not None:
             return None
         if self._voice.phi(now_s) >= self._phi_max:
-            self.suspicion = Suspicion.SILENT
-        elif self._echo.phi(now_s) >= self._phi_max:
-            self.suspicion = Suspicion.DEAF
-        elif self._busy and now_s - self._stepped_s > self._step_may_take_s():
-            self.suspicion = Suspicion.STUCK
-        else:
-            return None
-        self._good_beats = 0
-        return self.suspicion
+            return Suspicion.SILENT
+        if self._echo.phi(now_s) >= self._phi_max:
+            return Suspicion.DEAF
+        if self._busy and now_s - self._stepped_s > self._step_may_take_s():
+            return Suspicion.STUCK
+        return None
+
+    def due_s(self) -> float:
+        """When a suspicion will arise if nothing comes until then; infinite while there is one."""
+        if self.suspicion is not None:
+            return math.inf
+        due_s = min(self._voice.due_s(self._phi_max), self._echo.due_s(self._phi_max))
+        return min(due_s, self._stepped_s + self._step_may_take_s()) if self._busy else due_s
 
     def unheard_s(self, now_s: float) -> float:
         """For how long nothing has come that shows that it hears us, beyond what a ping may take.

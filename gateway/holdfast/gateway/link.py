@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from holdfast.actors.wire import Connection
 from holdfast.core.errors import PeerViolation, RequestRefused, StreamLost
@@ -41,17 +40,20 @@ from holdfast.core.frames import (
 from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineInfo
 from holdfast.gateway.alarm import Alarm
+from holdfast.gateway.link_settings import LinkSettings
 
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
 
-TICK_S = 0.05
-TICK_MAX_S = 0.5
-TICK_INTERVALS = 0.5
-"""A link looks at its replica's silence twice between heartbeats, within these bounds (seconds)."""
+PING_MIN_S = 0.05
+"""A link pings its replica as often as that sends heartbeats, but no more often than this (seconds)."""
+
+LOOK_MIN_S = 0.01
+"""It looks at its replica with each ping, and when a suspicion is due; so long is between two looks at least, and so
+much later is a look that nothing may be early for (seconds)."""
 
 STOOD_STILL_S = 0.2
-"""A tick that comes this late means that this process stood still, not the replica (seconds)."""
+"""A look that comes this late means that this process stood still, not the replica (seconds)."""
 
 STALL_LOOK_S = 0.5
 STALL_STEPS = 64
@@ -68,25 +70,6 @@ REDIAL_MAX_S = 1.0
 """Between tries to reach a replica that the log calls running: doubling, times 0.5 to 1.5."""
 
 logger = logging.getLogger(__name__)
-
-
-class LinkSettings(msgspec.Struct, frozen=True):
-    """How a link behaves. Times in seconds.
-
-    A replica owes a heartbeat every `heartbeat_interval_s`. When its silence is as unlikely as `suspicion_phi`
-    says, its streams migrate and nothing new goes there; after `heartbeat_timeout_s` of silence the connection
-    is cut and dialled again. A stream that gets no token for `stream_stall_timeout_s` while the engine goes on
-    migrates alone, and so does one that is not taken in for `admission_timeout_s`.
-    """
-
-    cluster: str
-    gateway: str
-    dial_timeout_s: float = 1.0
-    heartbeat_interval_s: float = 0.1
-    heartbeat_timeout_s: float = 2.0
-    suspicion_phi: float = 8.0
-    stream_stall_timeout_s: float = 10.0
-    admission_timeout_s: float = 30.0
 
 
 class ReplicaLink:
@@ -132,7 +115,6 @@ class ReplicaLink:
         self._draining = False
         self._full = False
         self._liveness = self._fresh_liveness(0.0)
-        self._tick_s = min(max(TICK_S, TICK_INTERVALS * settings.heartbeat_interval_s), TICK_MAX_S)
         self._lost = True
         self._welcomed = False
         self._alarm = Alarm()
@@ -278,14 +260,19 @@ class ReplicaLink:
             if self.retired and not self._attempts:
                 return
             looked_s = loop.time()
-            await self._alarm.wait(self._tick_s)
+            due_s = min(ping_s, self._liveness.due_s() + LOOK_MIN_S, look_s if self._attempts else math.inf)
+            due_s = max(due_s, looked_s + LOOK_MIN_S)
+            await self._alarm.wait(due_s - looked_s)
+            if self._doubtful(loop.time()):
+                # Who was held up, if only for a moment, reads first what has come meanwhile.
+                await asyncio.sleep(0)
             connection, now_s = self._connection, loop.time()
             if connection is None:
                 return
             if now_s >= ping_s:
                 connection.send(Ping(self._liveness.ping()))
-                ping_s = now_s + self._settings.heartbeat_interval_s
-            if now_s - looked_s > self._tick_s + STOOD_STILL_S:
+                ping_s = now_s + max(PING_MIN_S, self._settings.heartbeat_interval_s)
+            if now_s - due_s > STOOD_STILL_S:
                 # It was us: what the replica sent meanwhile has still to be read.
                 self._liveness.stood_still(now_s)
                 continue
@@ -297,9 +284,7 @@ class ReplicaLink:
 
     def _lost_touch(self, connection: Connection, now_s: float) -> bool:
         """Suspect the replica if there is reason to; whether the connection is of no use any more."""
-        self._liveness.heard(connection.last_received_s)
-        silence_s = now_s - connection.last_received_s
-        unheard_s = max(silence_s, self._liveness.unheard_s(now_s))
+        unheard_s = self._unheard_s(connection, now_s)
         suspicion = self._liveness.look(now_s)
         if suspicion is not None:
             self._suspect(now_s, suspicion, unheard_s)
@@ -307,6 +292,19 @@ class ReplicaLink:
             return False
         logger.warning("replica %s: no word for %.1f s, or none of ours arrives; leaving it", self.replica, unheard_s)
         return True
+
+    def _doubtful(self, now_s: float) -> bool:
+        """Whether there is reason to suspect the replica, or to leave it, by what has been read until now."""
+        connection = self._connection
+        if connection is None:
+            return False
+        unheard_s = self._unheard_s(connection, now_s)
+        return unheard_s > self._settings.heartbeat_timeout_s or self._liveness.doubt(now_s) is not None
+
+    def _unheard_s(self, connection: Connection, now_s: float) -> float:
+        """For how long nothing came, or nothing that shows that it hears us."""
+        self._liveness.heard(connection.last_received_s)
+        return max(now_s - connection.last_received_s, self._liveness.unheard_s(now_s))
 
     def _look_for_stalls(self, now_s: float) -> None:
         """Let streams migrate that bring nothing while their replica's engine goes on."""

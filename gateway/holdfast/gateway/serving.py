@@ -38,7 +38,8 @@ from holdfast.core.liveness import Suspicion
 from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import StreamStatus
 from holdfast.gateway.backend import Health, ModelInfo, Resumption
-from holdfast.gateway.link import LinkSettings, ReplicaLink
+from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.pool import Pool
 from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings

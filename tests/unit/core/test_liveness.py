@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from holdfast.core.liveness import STEP_FACTOR, STEP_FIRST_S, TRUST_BEATS, Liveness, Suspicion
@@ -156,3 +158,22 @@ def test_a_ping_that_just_misses_a_heartbeat_is_not_held_against_the_replica() -
         liveness.beat(beat // 2, EngineLoad(0, 0, 0, 9, 0), now_s)
     assert max(unheard_s) == 0.0
     assert liveness.unheard_s(now_s + 10.0) > 5.0
+
+
+@pytest.mark.parametrize(
+    ("fails", "suspicion"),
+    [({"beats": False}, Suspicion.SILENT), ({"hears": False}, Suspicion.DEAF), ({"steps": False}, Suspicion.STUCK)],
+)
+def test_a_suspicion_arises_when_it_is_due(fails: dict[str, bool], suspicion: Suspicion) -> None:
+    story = Story()
+    story.passes(60)
+    story.passes(INTERVAL_S, **fails)
+    due_s = story.liveness.due_s()
+    while story.now_s + INTERVAL_S < due_s:
+        assert story.passes(INTERVAL_S, **fails) is None
+        due_s = story.liveness.due_s()
+    assert story.liveness.doubt(due_s - 0.001) is None
+    assert story.liveness.doubt(due_s + 0.001) is suspicion
+    assert story.liveness.suspicion is None, "to doubt is not to suspect"
+    assert story.liveness.look(due_s + 0.001) is suspicion
+    assert story.liveness.due_s() == math.inf, "one at a time"

@@ -69,3 +69,18 @@ def test_suspicion_never_falls_while_nothing_is_heard(intervals_s: list[float], 
     values = [phi.phi(now_s + silence_s) for silence_s in silences_s]
     assert values == sorted(values)
     assert all(value >= 0 for value in values)
+
+
+@given(
+    st.lists(st.floats(0.01, 5.0), max_size=200),
+    st.floats(0.1, 299.0),
+    st.floats(0.0, 10.0),
+)
+def test_a_suspicion_is_due_when_it_will_have_grown_so_large(
+    intervals_s: list[float], phi: float, silence_s: float
+) -> None:
+    accrual, now_s = detector(intervals_s)
+    accrual.heard(now_s + silence_s)
+    due_s = accrual.due_s(phi)
+    assert accrual.phi(due_s + 1e-4) >= phi
+    assert accrual.phi(due_s - 1e-3) < phi

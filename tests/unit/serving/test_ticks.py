@@ -12,10 +12,12 @@ from holdfast.actors.replica import STALL_LOOK_S, EngineHung, Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
 from holdfast.core.config import EngineConfig
-from holdfast.core.frames import PROTOCOL_VERSION, Hello, Start
+from holdfast.core.frames import PROTOCOL_VERSION, Heartbeat, Hello, Start
 from holdfast.core.liveness import Liveness, Suspicion
-from holdfast.core.requests import EngineRequest
-from holdfast.gateway.link import LinkSettings, ReplicaLink
+from holdfast.core.requests import EngineLoad, EngineRequest
+from holdfast.gateway.alarm import Alarm
+from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.link_settings import LinkSettings
 from tests.unit.support.memory_network import MemoryNetworkLoop
 
 WATCHED_S = 100.0
@@ -65,12 +67,60 @@ async def looks(interval_s: float, monkeypatch: pytest.MonkeyPatch) -> float:
     return count / WATCHED_S
 
 
-@pytest.mark.parametrize(("interval_s", "a_second"), [(0.02, 20.0), (0.1, 20.0), (0.5, 4.0), (1.0, 2.0), (5.0, 2.0)])
-def test_a_link_looks_twice_between_heartbeats_within_bounds(
+@pytest.mark.parametrize(("interval_s", "a_second"), [(0.1, 10.0), (0.5, 2.0), (1.0, 1.0), (5.0, 0.2)])
+def test_a_link_looks_once_a_heartbeat_while_all_is_well(
     interval_s: float, a_second: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
         assert runner.run(looks(interval_s, monkeypatch)) == pytest.approx(a_second, rel=0.05)
+
+
+class ReadLate(Alarm):
+    """Waits in a process whose loop runs timers before it reads sockets, as uvloop's does, and that is always held up
+    just so long that its timers come in time: a heartbeat is there, but is read one turn later."""
+
+    def __init__(self, link: ReplicaLink, turns: int) -> None:
+        super().__init__()
+        self._link = link
+        self._turns = turns
+
+    async def wait(self, seconds: float | None = None) -> None:
+        assert seconds is not None
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MemoryNetworkLoop)
+        loop._jumping.now_s += seconds
+        self._turns -= 1
+        if self._turns == 0:
+            self._link._lost = True
+        loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        connection = self._link._connection
+        assert connection is not None
+        connection.last_received_s = asyncio.get_running_loop().time()
+        beat = Heartbeat(EngineLoad(0, 0, 0, 9, 1), False, self._link._liveness._pinged)
+        self._link._on_heartbeat(connection, beat)
+
+
+def test_what_has_come_is_read_before_it_is_missed() -> None:
+    found: list[Suspicion] = []
+
+    async def scenario() -> None:
+        nothing = lambda *_args: None  # noqa: E731
+        settings = LinkSettings("test", "g", heartbeat_interval_s=1.0, heartbeat_timeout_s=8.0)
+        link = ReplicaLink(
+            "app.tiny.1", "r:1", 8, settings, random.Random(1), nothing, nothing, lambda *told: found.append(told[1])
+        )
+        link._connection = Connection(nothing, nothing)
+        link._connection.last_received_s = asyncio.get_running_loop().time()
+        link._liveness = link._fresh_liveness(asyncio.get_running_loop().time())
+        link._lost = False
+        link._alarm = ReadLate(link, 200)
+        await link._watch()
+
+    with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
+        runner.run(scenario())
+    assert found == []
 
 
 def test_an_engine_that_hangs_after_a_long_rest_is_noticed_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

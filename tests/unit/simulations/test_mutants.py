@@ -24,7 +24,8 @@ from holdfast.core.stream import Stream
 from holdfast.gateway.asking import ask_completion
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.http_settings import HttpSettings
-from holdfast.gateway.link import LinkSettings, ReplicaLink
+from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.resuming import Resume, resumed
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.serving_settings import ServingSettings
