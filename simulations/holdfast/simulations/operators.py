@@ -43,7 +43,7 @@ RETRY_S: Final = 0.5
 TRIES_MAX: Final = 60
 """An operator whose log is away asks again so often, and so many times."""
 
-AWAY_S: Final = (0.2, 4.0)
+AWAY_S: Final = (0.2, 3.0)
 """An application that is deleted is deployed again between so long and so long afterwards, in seconds."""
 
 UNCHANGED_PART: Final = 0.3

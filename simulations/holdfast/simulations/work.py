@@ -31,7 +31,7 @@ ROLL_BACK: Final = "roll back"
 DELETE: Final = "delete"
 DRAIN_NODE: Final = "drain node"
 DRAIN_GATEWAY: Final = "drain gateway"
-OPERATIONS: Final = (SCALE, SCALE, UPDATE, UPDATE, ROLL_BACK, DELETE, DRAIN_NODE, DRAIN_GATEWAY)
+OPERATIONS: Final = (*(SCALE, UPDATE, DRAIN_NODE, DRAIN_GATEWAY) * 3, *(ROLL_BACK,) * 2, DELETE)
 """What operators do after the first deployment, as often as it stands here. There is no autoscaling to be simulated."""
 
 WORK_FROM_S: Final = 3.0
