@@ -180,9 +180,7 @@ class Replica:
             held = self._held.find(frame.stream)
             found = Found(frame.question, held.ordinal, len(held.accepted)) if held else Found(frame.question, 0, 0)
             peer.connection.send(found)
-        elif isinstance(frame, Attach) and not self._held.attach(
-            peer, frame.attempt, frame.stream, frame.ordinal
-        ):
+        elif isinstance(frame, Attach) and not self._held.attach(peer, frame.attempt, frame.stream, frame.ordinal):
             message = "the replica does not hold the stream"
             peer.connection.send(Refused(frame.attempt, UNKNOWN_STREAM, message, None, True))
 

@@ -34,7 +34,7 @@ class Scenario(msgspec.Struct, frozen=True):
     work_until_s: float = 44.0
     faults_min: int = 20
     faults_max: int = 28
-    requests: int = 30
+    requests: int = 26
     operations: int = 3
     heals: bool = True
 
@@ -111,7 +111,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
     """Settings within what their users may set, most of them where they are tight."""
-    heartbeat_s = rng.choice((0.5, 1.0, 1.0, 1.5))
+    heartbeat_s = rng.choice((1.0, 1.0, 2.0))
     ttl_s = rng.choice((2.0, 3.0, 4.0))
     spare = rng.randint(0, 2)
     nodes = scenario.nodes - 1 if scenario.heals else scenario.core_nodes
@@ -139,7 +139,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         load_s=rng.choice((0.05, 0.3, 1.0)),
         ends_leases=rng.random() < 0.5,
         append_timeout_s=rng.choice((3.0, 6.0, 12.0)),
-        follow_heartbeat_s=rng.choice((1.0, 2.0, 3.0)),
+        follow_heartbeat_s=rng.choice((2.0, 3.0, 4.0)),
         lease_request_timeout_s=rng.choice((2.0, 4.0)),
-        watch_silence_s=rng.choice((2.0, 4.0)),
+        watch_silence_s=rng.choice((5.0, 8.0)),
     )

@@ -164,7 +164,7 @@ class Scheduler:
 
     def _run(self, until_s: float) -> None:
         random, heap, runnable, pop = self._random, self._heap, self._runnable, heapq.heappop
-        current: object = None
+        current: Lane | None = None
         while True:
             if runnable:
                 count = len(runnable)
@@ -173,35 +173,39 @@ class Scheduler:
                 handle = lane.ready.popleft()
                 if not lane.ready or lane.cost_s:
                     self._turned(lane, at)
-                if handle._cancelled:
-                    continue
-                self.turns = turns = self.turns + 1
-                self.trace = hash((self.trace, lane.number, count, self.now_s))
-                if lane is not current:
-                    current = lane
-                    events._set_running_loop(lane.loop)
-                _do(lane, handle)
-                if turns > CALLBACKS_MAX:
-                    raise TooManyTurns(f"{turns} turns in {self.now_s:.3f} s of virtual time")
-                continue
-            if not heap or heap[0][0] > until_s:
-                self.now_s = max(self.now_s, until_s)
-                return
-            at_s, _, _, handle = pop(heap)
-            handle.waiting = None
-            if handle._cancelled:
-                self.cancelled -= 1
-                continue
-            if at_s > self.now_s:
-                self.now_s = at_s
-            if handle.lane is not None:
-                self.enqueue(handle.lane, handle)
             else:
-                if current is not None:
-                    current = None
-                    events._set_running_loop(None)
-                self.trace = hash((self.trace, at_s))
-                handle.callback(*handle.args)
+                if not heap or heap[0][0] > until_s:
+                    self.now_s = max(self.now_s, until_s)
+                    return
+                at_s, _, _, handle = pop(heap)
+                handle.waiting = None
+                if handle._cancelled:
+                    self.cancelled -= 1
+                    continue
+                if at_s > self.now_s:
+                    self.now_s = at_s
+                count = 0
+                if handle.lane is None:
+                    if current is not None:
+                        current = None
+                        events._set_running_loop(None)
+                    self.trace = hash((self.trace, at_s))
+                    handle.callback(*handle.args)
+                    continue
+                lane = handle.lane
+                if not lane.alive or lane.frozen or lane.queued or lane.cost_s:
+                    self.enqueue(lane, handle)
+                    continue
+            if handle._cancelled:
+                continue
+            self.turns += 1
+            self.trace = hash((self.trace, lane.number, count, self.now_s))
+            if lane is not current:
+                current = lane
+                events._set_running_loop(lane.loop)
+            _do(lane, handle)
+            if self.turns > CALLBACKS_MAX:
+                raise TooManyTurns(f"{self.turns} turns in {self.now_s:.3f} s of virtual time")
 
     def _turned(self, lane: Lane, at: int) -> None:
         """It has nothing more to do, or is too slow to go on at once."""
