@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -29,6 +30,10 @@ class Rig:
 
     def __init__(self, proxy: TcpProxy, log: JetStreamLog, witness: JetStreamLog, settings: JetStreamSettings) -> None:
         self.proxy, self.log, self.witness, self.settings = proxy, log, witness, settings
+
+    async def open(self, **changes: Any) -> JetStreamLog:
+        """One more log through the proxy."""
+        return await JetStreamLog.open(self.settings.model_copy(update=changes))
 
     async def landed(self) -> int:
         return (await self.witness.status()).last_sequence
@@ -188,7 +193,7 @@ async def test_it_reconnects_after_more_tries_than_the_client_library_would_make
 
 
 async def test_what_was_not_appended_in_time_does_not_land_later(rig: Rig) -> None:
-    impatient = await JetStreamLog.open(rig.settings.model_copy(update={"append_timeout_s": 0.5}))
+    impatient = await rig.open(append_timeout_s=0.5)
     rig.proxy.refusing = True
     rig.proxy.cut()
     with pytest.raises(LogUnavailable):
@@ -202,7 +207,7 @@ async def test_what_was_not_appended_in_time_does_not_land_later(rig: Rig) -> No
 
 
 async def test_an_append_of_unknown_outcome_says_so_within_its_bound(rig: Rig) -> None:
-    impatient = await JetStreamLog.open(rig.settings.model_copy(update={"append_timeout_s": 0.6}))
+    impatient = await rig.open(append_timeout_s=0.6)
     rig.proxy.hold_answers()
     rig.proxy.refusing = True
     start = asyncio.get_running_loop().time()

@@ -284,8 +284,8 @@ class JetStream:
         orphans, self._orphans = self._orphans, []
         for proposal in orphans:
             stream, append = proposal.stream, proposal.append
-            known = stream.duplicate_of(append.message_id, now_s) if append.message_id else None
-            if self._rng.random() < LANDED_PART and known is None and stream.refusal(append) is None:
+            known = stream.duplicate_of(append.message_id, now_s, stream.last) if append.message_id else None
+            if self._rng.random() < LANDED_PART and known is None and stream.refusal(append, stream.last) is None:
                 self.stored(server, proposal)
                 self.troubles.count(faults.ORPHAN_LANDED)
 

@@ -259,11 +259,12 @@ class Server:
     def _answered(self, proposal: Proposal, *, in_queue: bool = False) -> bool:
         """Whether it is answered already: a duplicate, or refused."""
         append, stream = proposal.append, proposal.stream
-        refusal = stream.refusal(append)
+        known_to = self.applied(stream)
+        refusal = stream.refusal(append, known_to)
         if not self.group.clustered and refusal is not None:
             self._refuse(proposal, refusal)
             return True
-        known = stream.duplicate_of(append.message_id, self.now_s) if append.message_id else None
+        known = stream.duplicate_of(append.message_id, self.now_s, known_to) if append.message_id else None
         if known is not None:
             self._answer(proposal, b'{"stream":"%s","seq":%d,"duplicate": true}' % (stream.name.encode(), known))
             return True

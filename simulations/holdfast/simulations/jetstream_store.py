@@ -135,10 +135,14 @@ class Stream:
         at = bisect_left(sequences, sequence)
         return self.get(sequences[at]) if at < len(sequences) and sequences[at] <= up_to else None
 
-    def duplicate_of(self, message_id: str, now_s: float) -> int | None:
-        """The sequence under which the message id is remembered."""
+    def duplicate_of(self, message_id: str, now_s: float, up_to: int) -> int | None:
+        """The sequence, of those up to one, under which the message id is remembered."""
         known = self._ids.get(message_id)
-        if known is None or (now_s - known[1]) * NANOSECONDS > self.config.get("duplicate_window", 0):
+        if (
+            known is None
+            or known[0] > up_to
+            or (now_s - known[1]) * NANOSECONDS > self.config.get("duplicate_window", 0)
+        ):
             return None
         return known[0]
 
@@ -147,13 +151,13 @@ class Stream:
 
     # --- appending --------------------------------------------------------------------------------------
 
-    def refusal(self, append: Append) -> Refusal | None:
-        """Why the append can't be, but for message ids."""
+    def refusal(self, append: Append, up_to: int) -> Refusal | None:
+        """Why the append can't be, for all that is known up to a sequence; not for its message id."""
         if 0 <= self.config.get("max_msg_size", -1) < len(append.data):
             return TOO_LARGE
         if append.expected is not None:
-            sequences = self._sequences.get(append.subject)
-            last = sequences[-1] if sequences else 0
+            before = self.last_on(append.subject, up_to)
+            last = before.sequence if before is not None else 0
             if last != append.expected:
                 return wrong_last_sequence(last)
         if 0 <= self.config["max_bytes"] < self.bytes + append.size:

@@ -34,6 +34,9 @@ STORE_FAILED = 10077
 NO_ROOM = {10002, 10023, 10028, 10047}
 MESSAGE_TOO_LARGE = 10054
 
+FORMER_LEADER_MAX_S = 15.0
+"""A leader that is cut off takes itself for one for less than this, in seconds, and refuses by what it knew then."""
+
 
 class JetStreamLog:
     """Implements the `Log` port on a JetStream stream. `JetStreamLog.open` connects; `close` when done."""
@@ -82,11 +85,14 @@ class JetStreamLog:
         while (left_s := deadline - loop.time()) > 0:
             try:
                 acknowledgement = await self._publish(subject, data, message_id, expected_last, left_s)
-                if not acknowledgement.get("duplicate"):
-                    return int(acknowledgement["seq"])
-                return await self._resolve_duplicate(
-                    subject, message_id, expected_last, int(acknowledgement["seq"]), deadline - loop.time()
-                )
+                landed: int | None = int(acknowledgement["seq"])
+                if acknowledgement.get("duplicate"):
+                    landed = await self._resolve_duplicate(
+                        subject, message_id, expected_last, int(acknowledgement["seq"]), deadline - loop.time()
+                    )
+                    problem = "it is there already, but can't be read yet"
+                if landed is not None:
+                    return landed
             except (ConnectionLost, NoResponders, TimeoutError) as error:
                 problem = str(error) or type(error).__name__
             except ApiError as error:
@@ -151,7 +157,7 @@ class JetStreamLog:
             return following.sequence
         if following is not None:
             raise WrongLastSequence(subject, expected_last) from refusal
-        if refusal.code == WRONG_LAST_SEQUENCE and not _tells_later_sequence(refusal, expected_last):
+        if refusal.code == WRONG_LAST_SEQUENCE and not self._may_pass(refusal, expected_last, left_s):
             raise WrongLastSequence(subject, expected_last) from refusal
         if refusal.code in NO_ROOM or (refusal.code == STORE_FAILED and "maximum" in refusal.description):
             raise LogFull(
@@ -162,22 +168,30 @@ class JetStreamLog:
             raise Misuse(f"{subject}: {refusal.description}; lower max_message_bytes to the stream's") from refusal
         return None
 
+    def _may_pass(self, refusal: ApiError, expected_last: int, left_s: float) -> bool:
+        """Whether a wrong last sequence is of a server that lags: behind itself, or as a former leader of copies."""
+        told = re.search(r"\d+$", refusal.description)
+        if told is None:
+            return False
+        if int(told.group()) > expected_last:
+            return True
+        tried_s = self._settings.append_timeout_s - left_s
+        return self._settings.replicas > 1 and tried_s < FORMER_LEADER_MAX_S
+
     async def _resolve_duplicate(
         self, subject: str, message_id: str, expected_last: int, claimed: int, left_s: float
-    ) -> int:
+    ) -> int | None:
+        """What a duplicate means: our sequence; None when the read lags behind what answered before; or an error."""
         following = await self._following(subject, expected_last, left_s)
         if following is not None and following.message_id == message_id:
             return following.sequence
         if following is not None:
             raise WrongLastSequence(subject, expected_last)
+        used = await self._api.message({"seq": claimed}, left_s)
+        if used is None or (used.subject == subject and used.sequence > expected_last):
+            return None
         raise Misuse(f"{subject}: message id {message_id} is used already, by sequence {claimed}")
 
     async def _following(self, subject: str, after: int, left_s: float) -> LogEntry | None:
         """The first entry on a subject after a sequence. Raises `LogUnavailable`."""
         return await self._api.message({"seq": after + 1, "next_by_subj": self._api.wire(subject)}, left_s)
-
-
-def _tells_later_sequence(refusal: ApiError, expected_last: int) -> bool:
-    """Whether the refusal names a sequence behind the expected one: an entry is there that reads don't show yet."""
-    told = re.search(r"\d+$", refusal.description)
-    return told is not None and int(told.group()) > expected_last

@@ -106,7 +106,7 @@ class Session:
         if self._leaderless_since is None:
             self._leaderless_since = now
         elif now - self._leaderless_since > LEADERLESS_MAX_S:
-            logger.warning("%s knows of no leader for %g s: trying another server", connection.url, LEADERLESS_MAX_S)
+            logger.info("%s knows of no leader for %g s: trying another server", connection.url, LEADERLESS_MAX_S)
             await connection.close()
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.core.ports import LogEntry
 from holdfast.simulations.history import History
-from holdfast.simulations.jetstream import JetStream
+from holdfast.simulations.jetstream import ELECTION_S, JetStream
 from holdfast.simulations.jetstream_client import dialler
 from holdfast.simulations.process import SimProcess
 from holdfast.simulations.world import World
@@ -23,13 +23,22 @@ HOSTS = ("n0", "n1", "n2")
 class Bed:
     """One world. Processes that end by an exception fail the test."""
 
-    def __init__(self, servers: int = 1, seed: str = "1", sync_interval_s: float = 0.0, **settings: Any) -> None:
+    def __init__(
+        self,
+        servers: int = 1,
+        seed: str = "1",
+        *,
+        sync_interval_s: float = 0.0,
+        election_s: tuple[float, float] = ELECTION_S,
+        **settings: Any,
+    ) -> None:
         self.world = World(seed)
         self.history = History()
         self.servers = JetStream(
             self.world,
             HOSTS[:servers],
             sync_interval_s=sync_interval_s,
+            election_s=election_s,
             history=self.history,
             subject_prefix="test",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 import pytest
 
@@ -200,6 +201,42 @@ def test_a_reader_does_not_take_a_member_that_lags_for_a_log_that_lost_history(s
         assert [entry.sequence for entry in await reading] == [13, 14]
 
     bed.run(body, until_s=200)
+
+
+@SEEDS
+def test_a_former_leader_that_knows_less_does_not_pass_for_another_writer(seed: str) -> None:
+    bed = Bed(3, seed, election_s=(1.0, 3.0))
+
+    async def body(process: SimProcess) -> None:
+        everywhere = await bed.open(process)
+        await write(everywhere, "facts.a", 1)
+        former = leader_of(bed)
+        member = bed.servers.members[former]
+        stranded = await bed.open(process, member.url)
+        isolate(bed, former)
+        elsewhere = await bed.open(process, *(bed.servers.members[index].url for index in others(former)))
+        assert await elsewhere.append("facts.a", b"", message_id="second", expected_last=1) == 2
+        assert member.server is not None
+        assert member.server.leads
+        assert await stranded.append("facts.a", b"", message_id="third", expected_last=2) == 3
+
+    bed.run(body)
+
+
+def test_a_duplicate_that_cannot_be_read_yet_is_no_misuse() -> None:
+    bed = Bed(3, election_s=(1.0, 3.0))
+
+    async def body(process: SimProcess) -> None:
+        log = await bed.open(process)
+        bed.servers.trouble(faults.ACK_LOST, 0.2, bed.rng)
+        bed.servers.trouble(faults.STALE_READ, 10, Random("3"), max_s=4.0)
+        appending = asyncio.create_task(log.append("facts.a", b"", message_id="m", expected_last=0))
+        await asyncio.sleep(0.1)
+        assert bed.servers.change_leader(bed.rng)
+        assert await appending == 1
+
+    bed.run(body)
+    assert bed.happened[faults.STALE_READ] == 1
 
 
 def test_a_group_without_a_majority_appends_nothing() -> None:
