@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class SimTask(asyncio.Task[Any]):
     """A task whose place in a set does not depend on where it lies in memory: task groups cancel theirs in that order.
 
-    The group's own set is filled in the order in which tasks are made.
+    The group's own set is filled in the order in which tasks are made. `number` is unlike that of other processes'
+    tasks, since asyncio keeps a set of all: with equal hashes it would be searched from end to end for each new task.
     """
 
     __slots__ = ("_number",)
@@ -43,7 +44,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._scheduler = scheduler
         self._lane = lane
         self._offset_s = clock_offset_s
-        self._tasks = 0
+        self._tasks = lane.number << 16
         self._signals: dict[int, Callable[[], object]] = {}
         self.process: SimProcess | None = None
         self.on_exception: Callable[[dict[str, Any]], None] | None = None

@@ -124,7 +124,7 @@ class SimProcess:
         self.alive = False
         self.status = status
         # What it held is kept until the run is over: collected earlier, its `finally` clauses would run.
-        self._left, self._main = asyncio.all_tasks(self.loop), None
+        self._left, self._main = self.world.tasks_of(self.loop), None
         self.world.scheduler.drop(self.lane)
         self.world.network.process_ended(self)
         self.world.process_ended(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from holdfast.simulations.loop import ProcessLoop
 from holdfast.simulations.network import Network
 from holdfast.simulations.process import Main, SimProcess
 from holdfast.simulations.scheduler import Scheduler
@@ -27,7 +29,7 @@ class Host:
 
 
 class World:
-    """Everything there is in one run. `observe` hears of what befalls processes."""
+    """Everything there is in one run. `on_end` hears of processes that end; `tasks_of` finds what they had to do."""
 
     def __init__(self, seed: str) -> None:
         self.seed = seed
@@ -37,6 +39,7 @@ class World:
         self.processes: list[SimProcess] = []
         self.on_end: Callable[[SimProcess], object] = lambda _process: None
         self.on_unhandled: Callable[[SimProcess, str], object] = lambda _process, _text: None
+        self.tasks_of: Callable[[ProcessLoop], object] = asyncio.all_tasks
         self._pids = FIRST_PID
 
     @property

@@ -10,6 +10,7 @@ Nothing here knows chance or the wall clock: time is the running loop's, latenci
 from __future__ import annotations
 
 import asyncio
+import bisect
 from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
@@ -63,9 +64,9 @@ class MemoryLogServer(Switch):
     def append(self, subject: str, data: bytes, message_id: str, expected_last: int) -> int:
         """What the server and the adapter's resolving of unknown outcomes come to, in one step."""
         sequences = self._sequences.setdefault(subject, [])
-        following = next((sequence for sequence in sequences if sequence > expected_last), None)
-        if following is not None and self._ids.get(message_id) == following:
-            return following
+        following = bisect.bisect_right(sequences, expected_last)
+        if following < len(sequences) and self._ids.get(message_id) == sequences[following]:
+            return sequences[following]
         if expected_last != (sequences[-1] if sequences else 0):
             raise WrongLastSequence(subject, expected_last)
         if message_id in self._ids:
