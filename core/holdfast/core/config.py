@@ -32,8 +32,9 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A number of equal replicas behind one model name.
 
     `name` is what clients give as `model`. `max_ongoing_requests` bounds the streams that one gateway has in
-    flight on one replica. `max_queued_requests` bounds those that wait in one gateway for a replica; more are
-    rejected. `graceful_shutdown_timeout_s` is how long a replica that is told to stop may finish its streams.
+    flight on one replica, but for those that it takes over from another gateway. `max_queued_requests` bounds those
+    that wait in one gateway for a replica; more are rejected. `graceful_shutdown_timeout_s` is how long a replica that
+    is told to stop may finish its streams.
     A replica whose engine has had work for `engine_stall_timeout_s`, and for far longer than its steps take, without
     making a step is ended and replaced: set it above the longest prefill step of a large model on slow hardware, whose
     other steps are short.

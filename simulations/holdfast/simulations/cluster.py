@@ -8,11 +8,13 @@ from collections.abc import AsyncGenerator
 from holdfast.actors.node import Node
 from holdfast.core.ports import LogEntry, LogStatus
 from holdfast.gateway.gateway_process import GatewayProcess
+from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.machine import Machine
 from holdfast.gateway.processes import Stores, be_gateway, be_node
 from holdfast.gateway.reporting import WatchedLeases, WatchedLog
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.settings import GatewayProcessSettings, NodeProcessSettings, Settings
+from holdfast.simulations.door import SimDoor, cut_client
 from holdfast.simulations.history import GATEWAY, NODE, REPLICA, Exchange, History
 from holdfast.simulations.history import Process as Life
 from holdfast.simulations.members import Member
@@ -145,6 +147,7 @@ class Cluster:
             monotonic_s=process.loop.time,
             entropy=process.rng.randbytes,
             rng=process.rng,
+            cut_client=cut_client,
         )
 
     def settings_for(self, host: str) -> Settings:
@@ -158,6 +161,7 @@ class Cluster:
                 etcd=self.servers.lease_settings,
                 node=NodeProcessSettings(slots=knobs.slots, host=host, heartbeat_interval_s=knobs.heartbeat_interval_s),
                 gateway=GatewayProcessSettings(host=host, port=GATEWAY_PORT, drain_timeout_s=knobs.drain_timeout_s),
+                http=HttpSettings(write_timeout_s=knobs.write_timeout_s),
                 serving=ServingSettings(
                     request_timeout_s=knobs.request_timeout_s,
                     replica_wait_s=knobs.replica_wait_s,
@@ -188,8 +192,6 @@ class Cluster:
         )
 
     async def _be_gateway(self, member: Member) -> None:
-        from holdfast.simulations.door import SimDoor
-
         process = member.process
         assert process is not None
         stop = asyncio.Event()

@@ -83,6 +83,7 @@ class Knobs(msgspec.Struct, frozen=True):
     follow_heartbeat_s: float = 2.0
     lease_request_timeout_s: float = 3.0
     watch_silence_s: float = 3.0
+    write_timeout_s: float = 4.0
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -142,4 +143,5 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         follow_heartbeat_s=rng.choice((2.0, 3.0, 4.0)),
         lease_request_timeout_s=rng.choice((2.0, 4.0)),
         watch_silence_s=rng.choice((5.0, 8.0)),
+        write_timeout_s=rng.choice((2.0, 8.0)),
     )

@@ -73,7 +73,9 @@ class Sampler:
             history.sample(now_s, member.name, f"queue of {name}", len(pool.queue) - migrating, bound)
             for link in pool.links:
                 bound = pool.config.max_ongoing_requests
-                history.sample(now_s, member.name, f"streams on {link.replica}", link.in_flight, bound)
+                # What another gateway began goes on here, room or none: it takes no more of the replica than before.
+                begun = sum(run.resumed_at is None for run in link._attempts.values())
+                history.sample(now_s, member.name, f"streams on {link.replica}", begun, bound)
         for link in serving._links.values():
             history.sample(now_s, member.name, "streams to fence", len(link._unfenced), ORPHANS_MAX)
         if settling:
