@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -85,11 +86,14 @@ class World:
     def close(self) -> None:
         """End all that is left, without a word from what is cut off in the middle: its `finally` clauses run now."""
         self.on_end = self.on_unhandled = _ignore
-        while self.processes:
-            self.processes.pop().forget()
         hook = sys.unraisablehook
         sys.unraisablehook = _ignore
         try:
+            with warnings.catch_warnings():
+                # A process that was started last of all has not had its first turn.
+                warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+                while self.processes:
+                    self.processes.pop().forget()
             self.hosts.clear()
             self.network.close()
             self.scheduler.close()

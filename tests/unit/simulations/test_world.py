@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -317,3 +318,17 @@ def test_task_groups_cancel_in_an_order_that_follows_from_the_seed() -> None:
     first = order_of_cancellation(kept)
     assert len(first) == 50
     assert all(order_of_cancellation(kept) == first for _ in range(5))
+
+
+def test_a_world_ends_without_a_word_from_who_was_killed_before_its_first_turn() -> None:
+    async def main(_process: SimProcess) -> None:
+        raise AssertionError("it has no turn")
+
+    world = World("1")
+    process = world.spawn("early", "a", main)
+    process.call(process.kill)
+    world.scheduler.run(1.0)
+    assert not process.alive
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        world.close()
