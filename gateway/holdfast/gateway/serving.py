@@ -144,11 +144,13 @@ class Serving:
             raise UnknownModel(model)
         if self.draining:
             raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
-        free = pool.config.max_queued_requests - len(pool.queue)
+        # Streams that are looked for may have to wait as well, once nobody is found to hold them.
+        waiting = len(pool.queue) + len(pool.searches)
+        free = pool.config.max_queued_requests - waiting
         if len(choices) > free and len(choices) > free + pool.places:
             self.rejections[model, "queue_full"] += 1
             raise Overloaded(
-                f"{len(pool.queue)} requests wait for a replica of `{model}` already; at most "
+                f"{waiting} requests wait for a replica of `{model}` already; at most "
                 f"{pool.config.max_queued_requests} may.",
                 RETRY_AFTER_S,
             )

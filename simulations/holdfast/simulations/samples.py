@@ -7,6 +7,7 @@ from holdfast.actors.wire import WRITE_BUFFER_MAX_BYTES
 from holdfast.actors.writer import OUTBOX_FACTS_MAX
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ORPHANS_MAX
+from holdfast.gateway.session import RESUMED_ORDINALS
 from holdfast.simulations.cluster import Cluster
 from holdfast.simulations.members import Member
 
@@ -68,9 +69,9 @@ class Sampler:
     def _gateway(self, now_s: float, member: Member, gateway: GatewayProcess, *, settling: bool) -> None:
         serving, history = gateway._serving, self._history
         for name, pool in serving._pools.items():
-            migrating = sum(run.stream.prompt_tokens is not None for run in pool.queue)
-            bound = pool.config.max_queued_requests
-            history.sample(now_s, member.name, f"queue of {name}", len(pool.queue) - migrating, bound)
+            # Streams that have been on a replica are never refused for the queue's length.
+            waiting = sum(run.ordinal % RESUMED_ORDINALS == 0 for run in pool.queue)
+            history.sample(now_s, member.name, f"queue of {name}", waiting, pool.config.max_queued_requests)
             for link in pool.links:
                 bound = pool.config.max_ongoing_requests
                 # What another gateway began goes on here, room or none: it takes no more of the replica than before.

@@ -228,6 +228,24 @@ async def test_who_would_wait_in_a_full_queue_is_turned_away_at_once(site: Site)
             answer.check(request)
 
 
+async def test_streams_that_are_looked_for_count_among_those_that_wait(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=1, max_ongoing_requests=1, max_queued_requests=2))
+        replica = await site.replica()
+        replica.engine.hang()
+        gateway = await site.gateway()
+        busy = asyncio.create_task(answer_to(gateway, ask()))
+        await asyncio.sleep(0)
+        requests, counts = [ask("one"), ask("two")], Resumption((0, 0), replay=False)
+        resumed = gateway.open("tiny", requests, stops=[], name="cmpl-1", resumption=counts)
+        async with resumed:
+            with pytest.raises(Overloaded, match="2 requests wait"):
+                gateway.open("tiny", [ask()], stops=[])
+            replica.engine.resume()
+            (await Answer().read(resumed)).check(*requests)
+        (await busy).check(ask())
+
+
 async def test_a_request_of_many_choices_must_fit_as_a_whole(site: Site) -> None:
     async with site:
         site.deploy(application(replicas=1, max_ongoing_requests=2, max_queued_requests=2))

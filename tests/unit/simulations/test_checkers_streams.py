@@ -242,7 +242,7 @@ def test_errors_that_the_api_documents_are_ends(code: str, status: int) -> None:
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("internal_error", 500), ("no_replica", 500), ("invalid_value", 400), ("model_not_found", 0), ("", 502)],
+    [("internal_error", 500), ("no_replica", 500), ("invalid_value", 400), ("cannot_resume", 0), ("", 502)],
 )
 def test_other_errors_are_found(code: str, status: int) -> None:
     request = asked(9)

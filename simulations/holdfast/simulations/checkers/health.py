@@ -57,13 +57,14 @@ def liveness(history: History) -> list[Violation]:
 
     The goal: the log has every deployment at its number of running replicas, of its current revision and with none
     besides, no wish is undecided, and every gateway that runs reaches all those replicas. With a healthy core that is
-    asked of the core's gateways and of the replicas on its nodes, and each deployment must have one of those.
+    asked of the core's gateways and of the replicas on its nodes. A deployment may have none there, if it has one that
+    lives: a machine that is slow, or whose idle engine is stuck, is no reason to move it.
     """
     settle = history.settle
     if settle is None:
         return []
     log = final_log(history)
-    found = [*_goal_in_log(log, settle), *_goal_at_gateways(history, log, settle)]
+    found = [*_goal_in_log(history, log, settle), *_goal_at_gateways(history, log, settle)]
     if found:
         return found
     reached_s = goal_reached_s(history)
@@ -116,17 +117,24 @@ def _ready(replica: ReplicaState, deployment: DeploymentState) -> bool:
     return replica.status is ReplicaStatus.RUNNING and replica.revision == deployment.revision
 
 
-def _goal_in_log(log: FinalLog, settle: Settle) -> Iterator[Violation]:
+def _goal_in_log(history: History, log: FinalLog, settle: Settle) -> Iterator[Violation]:
     at_s = settle.began_s + settle.bound_s
     unmet = _unmet(log.state)
     if unmet is not None:
         yield Violation(LIVENESS, at_s, f"the goal is not reached: {unmet}")
         return
+    living = {process.replica for process in history.processes if process.alive and not _stands_still(process)}
     for application in log.state.applications.values() if settle.core else ():
         for deployment in application.deployments.values():
             replicas = log.state.replicas_of(application.name, deployment.config.name)
-            if deployment.config.num_replicas and not any(replica.node in settle.core for replica in replicas):
-                yield Violation(LIVENESS, at_s, f"{deployment.config.name} has no replica on a healthy node")
+            if deployment.config.num_replicas and not any(
+                replica.node in settle.core or replica.id in living for replica in replicas
+            ):
+                yield Violation(LIVENESS, at_s, f"{deployment.config.name} has no replica that lives")
+
+
+def _stands_still(process: Process) -> bool:
+    return bool(process.frozen) and process.frozen[-1][1] is None
 
 
 def _wanted(state: ClusterState, settle: Settle) -> frozenset[str]:

@@ -48,7 +48,7 @@ ALLOWED_ERRORS: Final = frozenset(
 """Errors of docs/http-api.md that a request which is right may end in. A 500 or any 400 is a fault of ours: requests of
 runs are right, and the mock engine, being deterministic, can go on with any stream."""
 
-ALLOWED_IN_STREAM: Final = frozenset({code for _, code in ALLOWED_ERRORS} | {"taken_over"}) - {"model_not_found"}
+ALLOWED_IN_STREAM: Final = frozenset({code for _, code in ALLOWED_ERRORS} | {"taken_over"})
 """Those that may come as an event, after the first token."""
 
 _ID: Final = re.compile(r"(?:chatcmpl|cmpl)-[0-9a-f]{16}([0-9a-f]{16})")
