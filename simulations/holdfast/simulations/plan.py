@@ -113,11 +113,12 @@ class Plan(msgspec.Struct, frozen=True):
 def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
     """Settings within what their users may set, most of them where they are tight."""
     heartbeat_s = rng.choice((1.0, 1.0, 2.0))
+    log_servers = rng.choice((1, 3))
     ttl_s = rng.choice((2.0, 3.0, 4.0))
     spare = rng.randint(0, 2)
     nodes = scenario.nodes - 1 if scenario.heals else scenario.core_nodes
     return Knobs(
-        log_servers=rng.choice((1, 3)),
+        log_servers=log_servers,
         lease_servers=rng.choice((1, 3)),
         lease_ttl_s=ttl_s,
         heartbeat_interval_s=heartbeat_s,
@@ -139,7 +140,8 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         restart_s=rng.choice((0.2, 1.0, 3.0)),
         load_s=rng.choice((0.05, 0.3, 1.0)),
         ends_leases=rng.random() < 0.5,
-        append_timeout_s=rng.choice((3.0, 6.0, 12.0)),
+        # Elections among three take longer than this would be for one.
+        append_timeout_s=rng.choice((3.0, 6.0, 12.0) if log_servers == 1 else (15.0, 20.0)),
         follow_heartbeat_s=rng.choice((2.0, 3.0, 4.0)),
         lease_request_timeout_s=rng.choice((2.0, 4.0)),
         watch_silence_s=rng.choice((5.0, 8.0)),

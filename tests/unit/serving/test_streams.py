@@ -19,6 +19,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import ApplicationDeleted, ReplicaStopOrdered
 from holdfast.core.requests import EngineRequest, Sampling
+from holdfast.gateway.backend import Resumption
 from tests.unit.support.history import application
 from tests.unit.support.replicas import (
     Answer,
