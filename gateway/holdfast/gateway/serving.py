@@ -147,7 +147,8 @@ class Serving:
         # Streams that are looked for may have to wait as well, once nobody is found to hold them.
         waiting = len(pool.queue) + len(pool.searches)
         free = pool.config.max_queued_requests - waiting
-        if len(choices) > free and len(choices) > free + pool.places:
+        # Where somebody waits already, whatever for, new requests wait as well: room is not theirs.
+        if len(choices) > free and (pool.queue or len(choices) > free + pool.places):
             self.rejections[model, "queue_full"] += 1
             raise Overloaded(
                 f"{waiting} requests wait for a replica of `{model}` already; at most "

@@ -90,14 +90,14 @@ class World:
         sys.unraisablehook = _ignore
         try:
             with warnings.catch_warnings():
-                # A process that was started last of all has not had its first turn.
+                # Tasks that were made last of all have not had their first turn.
                 warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
                 while self.processes:
                     self.processes.pop().forget()
-            self.hosts.clear()
-            self.network.close()
-            self.scheduler.close()
-            gc.collect()
+                self.hosts.clear()
+                self.network.close()
+                self.scheduler.close()
+                gc.collect()
         finally:
             sys.unraisablehook = hook
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import cast
 
 import pytest
 
@@ -20,6 +21,7 @@ from holdfast.core.errors import (
 from holdfast.core.events import ApplicationDeleted, ReplicaStopOrdered
 from holdfast.core.requests import EngineRequest, Sampling
 from holdfast.gateway.backend import Resumption
+from holdfast.gateway.session import StreamRun
 from tests.unit.support.history import application
 from tests.unit.support.replicas import (
     Answer,
@@ -256,6 +258,19 @@ async def test_a_request_of_many_choices_must_fit_as_a_whole(site: Site) -> None
             gateway.open("tiny", [ask()] * 5, stops=[])
         choices = [ask(f"prompt {number}") for number in range(4)]
         (await answer_to(gateway, *choices)).check(*choices)
+
+
+async def test_room_at_replicas_does_not_count_while_somebody_waits_for_something_else(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=1, max_ongoing_requests=2, max_queued_requests=2))
+        await site.replica()
+        gateway = await site.gateway()
+        first = cast(StreamRun, object())  # one that no replica may be given just now, though there is room
+        gateway._pools["tiny"].queue.append(first)
+        with pytest.raises(Overloaded, match="1 requests wait"):
+            gateway.open("tiny", [ask()] * 2, stops=[])
+        gateway.open("tiny", [ask()], stops=[])
+        gateway._pools["tiny"].queue.clear()
 
 
 async def test_a_higher_bound_holds_for_replicas_that_run_already(site: Site) -> None:
