@@ -47,6 +47,10 @@ from holdfast.gateway.session import StreamRun, StreamSession
 
 RETRY_AFTER_S = 1.0
 
+SUSPICIONS_TOLD_MAX = 100
+"""While a gateway suspects so many replicas it tells the log of no more. Fifty gateways that lose sight of a thousand
+replicas would write 50,000 events, just when the leader has decisions to write."""
+
 _ABOUT_MANY = (ApplicationDeployed, ApplicationDeleted, NodeJoined, NodeLeft, NodeLost)
 _ABOUT_ONE = (ReplicaReady, ReplicaExited, ReplicaStopOrdered)
 """What may change which replicas run."""
@@ -368,7 +372,7 @@ class Serving:
 
     def _suspected(self, link: ReplicaLink, reason: Suspicion, silence_s: float, streams: int) -> None:
         fact = ReplicaSuspected(self._gateway, link.replica, round(silence_s, 3), streams, reason)
-        told = self._report(fact, None)
+        told = self._report(fact, None) if len(self._suspicions) < SUSPICIONS_TOLD_MAX else None
         if not link.retired:
             self._suspicions[link.replica] = told
         for pool in self._pools.values():
@@ -376,7 +380,7 @@ class Serving:
 
     def _trusted(self, link: ReplicaLink, suspected_s: float) -> None:
         cause = self._suspicions.pop(link.replica, None)
-        if link.retired:
+        if link.retired or cause is None:
             return
         self._report(ReplicaTrusted(self._gateway, link.replica, round(suspected_s, 3)), cause)
 
