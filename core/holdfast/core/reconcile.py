@@ -29,6 +29,9 @@ START_BACKOFF_FIRST_S = 0.5
 START_BACKOFF_MAX_S = 30.0
 """Between starts of a replica that fails (`DeploymentState`): doubling from the first to the largest, in seconds."""
 
+CLOCKS_APART_S = 1.0
+"""Clocks of machines whose time is kept are closer than this, in seconds."""
+
 START_FAILURES_FATAL = 3
 """Starts in a row that failed before a deployment is called failed (it is tried again all the same)."""
 
@@ -195,13 +198,15 @@ def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState]) -> 
 def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
     """When a replica may be started again after failed starts; None for at once.
 
-    The failure has its node's time. Where that clock is far ahead of ours, the wait begins at the last placement,
-    which a leader timed: so it stays bounded, and does not begin anew with every look.
+    The failure has its node's time. Where that can't be right, as a failure is no earlier than the placement and not
+    from the future, the wait begins at the last placement, which a leader timed: so it stays bounded whatever that
+    clock shows, and does not begin anew with every look.
     """
     if deployment.failed_at is None or not deployment.unstable_starts:
         return None
-    latest = now + timedelta(seconds=START_BACKOFF_MAX_S)
-    since = deployment.failed_at if deployment.failed_at <= latest else deployment.placed_at
+    latest, earliest = now + timedelta(seconds=CLOCKS_APART_S), deployment.placed_at
+    plausible = deployment.failed_at <= latest and (earliest is None or deployment.failed_at >= earliest)
+    since = deployment.failed_at if plausible else deployment.placed_at
     if since is None or since > latest:
         return None
     doublings = min(deployment.unstable_starts - 1, 16)
