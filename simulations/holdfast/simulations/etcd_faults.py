@@ -34,6 +34,9 @@ SLOW_DISK_S = (0.05, 2.0)
 BEHIND_S = (0.5, 4.0)
 """For how long watches are kept behind a compaction: less than they wait before they are opened anew."""
 
+MEMBER_TTL_MAX_S = 10.0
+"""Leases of members are shorter than this, in seconds; those of notes last a minute."""
+
 FROZEN_LEADER_S = 2 * ELECTION_S + 2 * TICK_S
 """After this another one leads for certain."""
 
@@ -124,11 +127,12 @@ class EtcdFaults:
         return ",".join(self._servers.names)
 
     def _expire_early(self, _rng: Random, lasts_s: float) -> str | None:
-        """The leader freezes for longer than the leases last that it knows; the others renew them meanwhile."""
+        """The leader freezes for longer than members' leases last; the others renew them meanwhile."""
         leader = self._group.leader()
         if leader is None or not self._quorum_without(leader.disk.name) or leader.process.frozen:
             return None
-        longest_s = max((lease.ttl_s for lease in self._group.state.leases.values()), default=0)
+        ttls_s = [lease.ttl_s for lease in self._group.state.leases.values() if lease.ttl_s <= MEMBER_TTL_MAX_S]
+        longest_s = max(ttls_s, default=0)
         leader.process.freeze()
         self._heal(max(lasts_s, FROZEN_LEADER_S, longest_s + TICK_S), leader.process.thaw)
         return leader.disk.name
