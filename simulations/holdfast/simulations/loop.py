@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from holdfast.simulations.scheduler import Handle, Lane, Scheduler
@@ -50,6 +50,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self.on_exception: Callable[[dict[str, Any]], None] | None = None
         lane.loop = self
 
+    # Callbacks without a context of their own run in the scheduler's: tasks bring theirs, and nobody else needs one.
+
     # --- time and callbacks -----------------------------------------------------------------------------
 
     def time(self) -> float:
@@ -58,7 +60,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(callback, args, context or copy_context(), self._lane)
+        handle = Handle(callback, args, context, self._lane)
         self._scheduler.enqueue(self._lane, handle)
         return handle
 
@@ -70,7 +72,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(callback, args, context or copy_context(), self._lane, when)
+        handle = Handle(callback, args, context, self._lane, when)
         return self._scheduler.push(when - self._offset_s, handle)
 
     def push_at(self, at_s: float, handle: Handle) -> None:

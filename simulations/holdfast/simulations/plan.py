@@ -133,7 +133,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         max_queued_requests=rng.choice((2, 16)),
         itl_ms=rng.choice((20.0, 60.0, 120.0)),
         ttft_ms=rng.choice((0.0, 30.0)),
-        kv_blocks=rng.choice((12, 64, 256)),
+        kv_blocks=rng.choice((24, 64, 256)),
         streams_max=rng.choice((4, 16)),
         graceful_shutdown_timeout_s=rng.choice((0.5, 3.0)),
         drain_timeout_s=rng.choice((0.5, 3.0)),

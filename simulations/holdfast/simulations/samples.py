@@ -12,7 +12,7 @@ from holdfast.simulations.cluster import Cluster
 from holdfast.simulations.members import Member
 
 INTERVAL_S = 1.5
-SETTLING_INTERVAL_S = 0.5
+SETTLING_INTERVAL_S = 1.0
 """Between two looks, in virtual seconds."""
 
 LOOKS_PER_FOLD = 4
