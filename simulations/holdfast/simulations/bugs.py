@@ -2,6 +2,9 @@
 
 A seed draws other faults and other work as soon as anything that is drawn changes. A plan keeps them; the order of
 turns, and the network's pace, still follow from the code.
+
+To keep one: at the commit before the one that mends it, `holdfast sim shrink SEED --save bugs/NAME.json`; then say in
+the file what was wrong (`what`) and how it was mended (`fixed`). The tests run every plan that is kept.
 """
 
 from __future__ import annotations

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
-import msgspec
+import os
+import subprocess
+import sys
 
-from holdfast.simulations.plan import SCENARIOS
+import msgspec
+import pytest
+
+from holdfast.simulations.campaign import Case, simulate
+from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD
 from holdfast.simulations.simulation import draw_plan, run
+
+SEEDS = (1, 2)
+
+
+def traces(scenario: str) -> list[str]:
+    """The traces of some seeds, one after the other."""
+    return [simulate(Case(seed, scenario)).trace for seed in SEEDS]
+
+
+@pytest.mark.parametrize("scenario", [STANDARD, CORE])
+def test_a_seed_is_the_same_run_twice_and_whatever_hashes_are(scenario: str) -> None:
+    here = traces(scenario)
+    assert traces(scenario) == here
+    assert len(set(here)) == len(SEEDS)
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", f"from {__name__} import traces; print(*traces({scenario!r}))"],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        for seed in ("1", "2")
+    ]
+    assert told == [here, here]
+
+
+def test_a_narrated_run_is_the_same_run() -> None:
+    plan = draw_plan(1, SCENARIOS[STANDARD])
+    assert run(plan, narrating=True)[0].trace == run(plan)[0].trace
 
 
 def test_a_run_that_is_cut_short_is_not_blamed_for_what_it_had_no_time_for() -> None:
