@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from holdfast.gateway.cli.tables import WIDTH_WITHOUT_TERMINAL, console, print_json, table
+from holdfast.gateway.cli.tables import console, print_json, table
 from holdfast.simulations.campaign import Coverage, Failure, Tally
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
@@ -84,7 +84,7 @@ class CampaignView:
     def __init__(self, asked: Asked, *, as_json: bool) -> None:
         self._asked = asked
         self._as_json = as_json
-        self._console = _progress_console(to_error=as_json)
+        self._console = console(to_error=as_json)
         self._began_s = self._told_s = time.monotonic()
         self._shown = 0
         columns = (
@@ -234,10 +234,3 @@ def print_narration(lines: Iterable[Line], *, as_json: bool) -> None:
 
 def _plain(line: Line) -> str:
     return f"{line.at_s:>11.6f}  {line.actor:<16}  {line.text}"
-
-
-def _progress_console(*, to_error: bool) -> Console:
-    found = Console(highlight=False, stderr=to_error)
-    if found.is_terminal:
-        return found
-    return Console(highlight=False, stderr=to_error, width=WIDTH_WITHOUT_TERMINAL)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from holdfast.core.errors import HoldfastError, InvalidConfig, LeasesUnavailable
 from holdfast.gateway.cli import app
 from holdfast.gateway.cli.options import split_urls
 from holdfast.gateway.cli.progress import ConsoleProgress, curl_line
-from holdfast.gateway.cli.running import first_known, guarded
+from holdfast.gateway.cli.running import EXIT_PIPE, first_known, guarded
 from holdfast.gateway.leftovers import MARK
 from holdfast.gateway.version import VERSION
 
@@ -39,6 +42,21 @@ def test_errors_end_a_command_with_one_line_and_a_code(
     assert ending.value.code == code
     said = capsys.readouterr().err
     assert said == ("" if isinstance(error, KeyboardInterrupt) else "holdfast: x\n")
+
+
+def test_a_command_whose_output_nobody_reads_any_more_says_so_by_its_code() -> None:
+    code = "from holdfast.gateway.cli import tables, running; running.guarded(lambda: tables.console().print('x'))"
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "wb") as nobody:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (EXIT_PIPE, b"")
 
 
 def test_a_bug_is_not_hidden_behind_an_error_raised_on_purpose() -> None:

@@ -24,10 +24,17 @@ _COLOURS = {
 _COLOUR_OF = {word: colour for colour, words in _COLOURS.items() for word in words}
 
 
-def console() -> Console:
-    """Standard output. Where it is no terminal, nothing is cut to a width."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+class _Console(Console):
+    """Leaves it to whoever runs the command to end it when nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def console(*, to_error: bool = False) -> Console:
+    """Standard output, or standard error. Where it is no terminal, nothing is cut to a width."""
+    found = _Console(highlight=False, stderr=to_error)
+    return found if found.is_terminal else _Console(highlight=False, stderr=to_error, width=WIDTH_WITHOUT_TERMINAL)
 
 
 def print_json(value: Any, *, indent: int = 2) -> None:
