@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from holdfast.simulations.etcd_client import EtcdTransport
-from holdfast.simulations.etcd_group import EtcdKnobs
-from holdfast.simulations.etcd_servers import EtcdServers
+from holdfast.simulations.etcd.client import EtcdTransport
+from holdfast.simulations.etcd.group import EtcdKnobs
+from holdfast.simulations.etcd.servers import EtcdServers
 from holdfast.simulations.history import History
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import EtcdGateway
 from tests.contract.helpers import eventually

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
-from holdfast.simulations.etcd_client import EtcdTransport
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.etcd.client import EtcdTransport
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from holdfast.store.embedded import etcd_server
 from holdfast.store.etcd_gateway import encoded
 from holdfast.store.etcd_http import HttpTransport

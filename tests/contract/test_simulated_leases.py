@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from tests.contract import test_leases
 from tests.contract.simulated import SimulatedEtcdWorld, run_in
 

@@ -100,7 +100,7 @@ def run(
     A seed is a whole cluster's life: all that is drawn in it follows from the seed and the scenario. With --json one
     object is printed at the end; progress goes to standard error.
     """
-    from holdfast.simulations import commands
+    from holdfast.simulations.running import commands
 
     _end(lambda: commands.run(scenario, first_seed, seeds, jobs or _processors(), as_json=as_json))
 
@@ -122,7 +122,7 @@ def replay(
 
     With --json every line is an object; the last one is the result.
     """
-    from holdfast.simulations import commands
+    from holdfast.simulations.running import commands
 
     chosen = commands.Chosen(what, scenario, only_faults, only_work, lasts_s)
     _end(lambda: commands.replay(chosen, report, draws=timeline, as_json=as_json))
@@ -145,7 +145,7 @@ def shrink(
 
     Exit code 1 when a run is shrunk, since it fails, and 2 when there is nothing to shrink.
     """
-    from holdfast.simulations import commands
+    from holdfast.simulations.running import commands
 
     chosen = commands.Chosen(what, scenario, only_faults, only_work, lasts_s)
     _end(lambda: commands.shrink(chosen, jobs or _processors(), save, as_json=as_json))
@@ -163,7 +163,7 @@ def scale(
     A tenth of the nodes loses power at once. Without options three sizes are measured, of which the largest takes
     about ten minutes and 10 GB.
     """
-    from holdfast.simulations.scale_command import scale, sizes_for
+    from holdfast.simulations.scale.command import scale, sizes_for
 
     _end(lambda: scale(sizes_for(nodes, replicas, gateways), as_json=as_json))
 
@@ -171,7 +171,7 @@ def scale(
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
     """List scenarios, kinds of faults, mutants, and the bugs that have a name."""
-    from holdfast.simulations import commands
+    from holdfast.simulations.running import commands
 
     _end(lambda: commands.list_all(as_json=as_json))
 

@@ -9,7 +9,7 @@ from random import Random
 
 import msgspec
 
-from holdfast.simulations.work import WorkItem
+from holdfast.simulations.work.items import WorkItem
 
 STANDARD = "standard"
 CORE = "core"

@@ -16,15 +16,15 @@ import msgspec
 
 from holdfast.simulations.checkers import check_all
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.cluster import Cluster
-from holdfast.simulations.faults import KINDS, draw_faults
-from holdfast.simulations.guards import sealed
+from holdfast.simulations.cluster.cluster import Cluster
+from holdfast.simulations.cluster.samples import Sampler
+from holdfast.simulations.faults.injection import Injector
+from holdfast.simulations.faults.kinds import KINDS, draw_faults
 from holdfast.simulations.history import History, Settle
-from holdfast.simulations.injection import Injector
 from holdfast.simulations.plan import Plan, Scenario, draw_knobs
-from holdfast.simulations.samples import Sampler
-from holdfast.simulations.workload import Workload, draw_work
-from holdfast.simulations.world import World
+from holdfast.simulations.work.workload import Workload, draw_work
+from holdfast.simulations.world.guards import sealed
+from holdfast.simulations.world.world import World
 
 SETTLE_BOUND_S = 18.0
 """After the last fault the goal is reached within this (virtual seconds): dead connections take `GIVE_UP_S` to show,

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 
 from holdfast.core.errors import LeaseGone
 from holdfast.core.ports import Leases
-from holdfast.simulations.etcd_faults import EtcdFaults
-from holdfast.simulations.etcd_group import EtcdKnobs
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.etcd.faults import EtcdFaults
+from holdfast.simulations.etcd.group import EtcdKnobs
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from tests.contract.helpers import eventually
 from tests.contract.simulated import SimulatedEtcdWorld, run_in
 

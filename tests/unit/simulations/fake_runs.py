@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-from holdfast.simulations.campaign import Case
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.shrink import Trial
+from holdfast.simulations.running.campaign import Case
+from holdfast.simulations.running.shrink import Trial
 from holdfast.simulations.simulation import Result
 
 VIOLATION = Violation("exactly-once", 12.5, "request 3 got token 7 twice")

@@ -8,10 +8,10 @@ from typing import Any
 
 from holdfast.core.ports import LogEntry
 from holdfast.simulations.history import History
-from holdfast.simulations.jetstream import ELECTION_S, JetStream
-from holdfast.simulations.jetstream_client import dialler
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.nats.client import dialler
+from holdfast.simulations.nats.jetstream import ELECTION_S, JetStream
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from holdfast.store.jetstream import JetStreamLog
 from tests.contract.worlds import jetstream_settings
 

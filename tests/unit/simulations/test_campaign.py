@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from holdfast.simulations.campaign import FAILURES_KEPT, Case, Coverage, Failure, kinds_of, new_tally
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.faults import KINDS, LASTING
+from holdfast.simulations.faults.kinds import KINDS, LASTING
 from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD
-from holdfast.simulations.pool import Broken
+from holdfast.simulations.running.campaign import FAILURES_KEPT, Case, Coverage, Failure, kinds_of, new_tally
+from holdfast.simulations.running.pool import Broken
 from tests.unit.simulations.fake_runs import VIOLATION, result
 
 

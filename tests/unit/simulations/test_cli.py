@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from holdfast.simulations import commands
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.cli import app
-from holdfast.simulations.faults import KINDS
+from holdfast.simulations.faults.kinds import KINDS
 from holdfast.simulations.history import History
-from holdfast.simulations.output import brief
 from holdfast.simulations.plan import Plan
+from holdfast.simulations.running import commands
+from holdfast.simulations.running.output import brief
 from holdfast.simulations.simulation import Result
 from tests.unit.simulations import fake_runs
 from tests.unit.simulations.fake_runs import result

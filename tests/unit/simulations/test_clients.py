@@ -15,13 +15,13 @@ from holdfast.gateway.app import create_app
 from holdfast.gateway.machine import Machine
 from holdfast.gateway.settings import GatewayProcessSettings
 from holdfast.simulations.checkers import check_all
-from holdfast.simulations.clients import LOGPROBS, Client
-from holdfast.simulations.door import SimDoor, cut_client
+from holdfast.simulations.cluster.door import SimDoor, cut_client
 from holdfast.simulations.history import CANCELLED, COMPLETE, ERROR, UNREACHED, History, Request
 from holdfast.simulations.plan import SCENARIOS
-from holdfast.simulations.process import SimClock, SimProcess
-from holdfast.simulations.work import CLIENTS, Ask, draw_work
-from holdfast.simulations.world import World
+from holdfast.simulations.work.clients import LOGPROBS, Client
+from holdfast.simulations.work.items import CLIENTS, Ask, draw_work
+from holdfast.simulations.world.process import SimClock, SimProcess
+from holdfast.simulations.world.world import World
 from tests.unit.support.history import application
 from tests.unit.support.replicas import Site
 
@@ -212,7 +212,7 @@ def test_what_the_api_refuses_is_noted_with_its_code() -> None:
 
 
 def test_wrong_log_probabilities_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.simulations.clients.MOCK_LOGPROB", -1.0)
+    monkeypatch.setattr("holdfast.simulations.work.clients.MOCK_LOGPROB", -1.0)
     town = Town()
     with pytest.raises(AssertionError):
         town.live(ask(logprobs=0))

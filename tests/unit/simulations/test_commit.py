@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.gateway.version import VERSION
-from holdfast.simulations.commit import COMMIT_LENGTH, commit
+from holdfast.simulations.running.commit import COMMIT_LENGTH, commit
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

@@ -14,10 +14,10 @@ from holdfast.core.errors import StreamLost
 from holdfast.gateway.app import App, HttpSettings, create_app
 from holdfast.gateway.machine import Machine
 from holdfast.gateway.settings import GatewayProcessSettings
-from holdfast.simulations.calls import Connection
-from holdfast.simulations.door import AnswerHead, BodyPart, RequestHead, SimDoor, cut_client
-from holdfast.simulations.process import SimClock, SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.cluster.door import AnswerHead, BodyPart, RequestHead, SimDoor, cut_client
+from holdfast.simulations.work.calls import Connection
+from holdfast.simulations.world.process import SimClock, SimProcess
+from holdfast.simulations.world.world import World
 from tests.unit.gateway.fakes import FakeBackend, text_of
 
 PORT = 8000

@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.core.errors import KeyTaken, LeaseGone, LeasesUnavailable
 from holdfast.core.ports import Leases
-from holdfast.simulations.etcd_group import EtcdKnobs
+from holdfast.simulations.etcd.group import EtcdKnobs
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import encoded, prefix_range
 from tests.contract.helpers import Reading, eventually

@@ -10,9 +10,10 @@ import pytest
 
 from holdfast.core.errors import LeaseGone, LeasesUnavailable
 from holdfast.core.ports import KeyChange
-from holdfast.simulations import etcd_faults, etcd_trouble
-from holdfast.simulations.etcd_faults import EtcdFaults
-from holdfast.simulations.etcd_group import EtcdKnobs
+from holdfast.simulations.etcd import faults as etcd_faults
+from holdfast.simulations.etcd import trouble as etcd_trouble
+from holdfast.simulations.etcd.faults import EtcdFaults
+from holdfast.simulations.etcd.group import EtcdKnobs
 from tests.contract.helpers import Reading
 from tests.unit.simulations.etcd_cases import Etcd, lives, run
 

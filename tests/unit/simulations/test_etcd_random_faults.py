@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from holdfast.core.errors import KeyTaken, LeaseGone, LeasesUnavailable
-from holdfast.simulations.etcd_client import EtcdTransport
-from holdfast.simulations.etcd_faults import EtcdFaults
-from holdfast.simulations.etcd_group import EtcdKnobs
-from holdfast.simulations.etcd_servers import EtcdServers
+from holdfast.simulations.etcd.client import EtcdTransport
+from holdfast.simulations.etcd.faults import EtcdFaults
+from holdfast.simulations.etcd.group import EtcdKnobs
+from holdfast.simulations.etcd.servers import EtcdServers
 from holdfast.simulations.history import History
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import EtcdGateway
 from holdfast.store.settings import EtcdSettings

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.simulations.etcd_state import COMPACTED, FUTURE, LEASE_EXISTS, NO_KEY, NO_LEASE, NO_SPACE, Refused, State
+from holdfast.simulations.etcd.state import COMPACTED, FUTURE, LEASE_EXISTS, NO_KEY, NO_LEASE, NO_SPACE, Refused, State
 from holdfast.store.etcd_gateway import encoded, prefix_range
 
 ALL = {"key": encoded("\0"), "range_end": encoded("\0")}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.simulations.guards import LeftTheSimulation, sealed
+from holdfast.simulations.world.guards import LeftTheSimulation, sealed
 
 ESCAPES: list[Callable[[], object]] = [
     time.time,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from holdfast.core.errors import LogFull, LogUnavailable, WrongLastSequence
-from holdfast.simulations import jetstream_faults as faults
-from holdfast.simulations.jetstream_client import dialler
-from holdfast.simulations.process import SimProcess
+from holdfast.simulations.nats import faults
+from holdfast.simulations.nats.client import dialler
+from holdfast.simulations.world.process import SimProcess
 from holdfast.store.jetstream import JetStreamLog
 from tests.unit.simulations.jetstream_bed import Bed, read, write
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from holdfast.core.ports import Log
-from holdfast.simulations.jetstream import JetStream
-from holdfast.simulations.jetstream_client import SimConnection, dialler
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.nats.client import SimConnection, dialler
+from holdfast.simulations.nats.jetstream import JetStream
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.nats_link import Link
 from holdfast.store.settings import JetStreamSettings

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from holdfast.simulations import jetstream_faults as faults
-from holdfast.simulations.process import SimProcess
+from holdfast.simulations.nats import faults
+from holdfast.simulations.world.process import SimProcess
 from tests.unit.simulations.jetstream_bed import Bed, Body, read, write
 
 SERVERS = pytest.mark.parametrize("servers", [1, 3])

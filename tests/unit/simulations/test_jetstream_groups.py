@@ -8,9 +8,9 @@ from random import Random
 import pytest
 
 from holdfast.core.errors import LogUnavailable
-from holdfast.simulations import jetstream_faults as faults
-from holdfast.simulations.jetstream import ELECTION_S
-from holdfast.simulations.process import SimProcess
+from holdfast.simulations.nats import faults
+from holdfast.simulations.nats.jetstream import ELECTION_S
+from holdfast.simulations.world.process import SimProcess
 from tests.unit.simulations.jetstream_bed import HOSTS, Bed, read, write
 
 BUSY_S = 9.5

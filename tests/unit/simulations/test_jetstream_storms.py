@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from holdfast.core.errors import LogFull, LogUnavailable
-from holdfast.simulations import jetstream_faults as faults
-from holdfast.simulations.process import SimProcess
+from holdfast.simulations.nats import faults
+from holdfast.simulations.world.process import SimProcess
 from holdfast.store.jetstream import JetStreamLog
 from tests.unit.simulations.jetstream_bed import HOSTS, Bed, Body, read
 

@@ -14,8 +14,8 @@ from holdfast.core.config import EngineConfig
 from holdfast.core.liveness import Suspicion
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_settings import LinkSettings
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 
 LASTS_S = 60.0
 

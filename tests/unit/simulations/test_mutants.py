@@ -30,12 +30,12 @@ from holdfast.gateway.resuming import Resume, resumed
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun, StreamSession
-from holdfast.simulations.jetstream import JetStream
-from holdfast.simulations.jetstream_client import dialler
 from holdfast.simulations.mutants import MUTANTS, NoSuchMutant, removed
 from holdfast.simulations.mutants.edits import Constant, StaleEdit, edit
-from holdfast.simulations.process import SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.nats.client import dialler
+from holdfast.simulations.nats.jetstream import JetStream
+from holdfast.simulations.world.process import SimProcess
+from holdfast.simulations.world.world import World
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.memory import MemoryLogServer
 from tests.contract import test_log

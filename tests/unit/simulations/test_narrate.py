@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from holdfast.core.events import SCHEMA_VERSION, Event, NodeJoined, encode_event
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import COMPLETE, TOKEN, History, Request, Settle
-from holdfast.simulations.narrate import narrate
+from holdfast.simulations.running.narrate import narrate
 
 
 def told(history: History, *violations: Violation) -> list[str]:

@@ -23,7 +23,7 @@ from holdfast.core.state import apply
 from holdfast.simulations.history import History
 from holdfast.simulations.plan import SCENARIOS, Knobs, Plan
 from holdfast.simulations.simulation import run
-from holdfast.simulations.work import (
+from holdfast.simulations.work.items import (
     APPLICATION,
     DELETE,
     DEPLOY,

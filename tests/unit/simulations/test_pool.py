@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.simulations import pool as pool_module
-from holdfast.simulations.pool import DIED, RAISED, SLOW, Broken, Pool, WorkersFailed
+from holdfast.simulations.running import pool as pool_module
+from holdfast.simulations.running.pool import DIED, RAISED, SLOW, Broken, Pool, WorkersFailed
 
 BAD, DEADLY, KILLED, ENDLESS = 13, 14, 15, 16
 

@@ -19,14 +19,15 @@ from holdfast.core.errors import KeyTaken, WorldFailure, WrongLastSequence
 from holdfast.core.events import decode_record
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply, state_hash
-from holdfast.simulations import scale_command, scale_folding
-from holdfast.simulations.process import EPOCH, SimProcess
-from holdfast.simulations.scale import ScaleReport, _most_within
-from holdfast.simulations.scale_apart import run_scale
-from holdfast.simulations.scale_command import SIZES, scale, sizes_for
-from holdfast.simulations.scale_folding import shared_folding, state_bytes
-from holdfast.simulations.scale_servers import COMMIT_S, TELL_S, WAY_S, ScaleLeasesServer, ScaleLogServer
-from holdfast.simulations.world import World
+from holdfast.simulations.scale import command as scale_command
+from holdfast.simulations.scale import folding as scale_folding
+from holdfast.simulations.scale.apart import run_scale
+from holdfast.simulations.scale.command import SIZES, scale, sizes_for
+from holdfast.simulations.scale.folding import shared_folding, state_bytes
+from holdfast.simulations.scale.scale import ScaleReport, _most_within
+from holdfast.simulations.scale.servers import COMMIT_S, TELL_S, WAY_S, ScaleLeasesServer, ScaleLogServer
+from holdfast.simulations.world.process import EPOCH, SimProcess
+from holdfast.simulations.world.world import World
 from holdfast.store.memory import MemoryLogServer
 
 NODES, REPLICAS, GATEWAYS = 10, 50, 2

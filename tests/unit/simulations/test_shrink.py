@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.parts import options
 from holdfast.simulations.plan import SCENARIOS, STANDARD, Plan
-from holdfast.simulations.pool import Broken
-from holdfast.simulations.shrink import DoesNotFail, Shrinker, Trial
+from holdfast.simulations.running.parts import options
+from holdfast.simulations.running.pool import Broken
+from holdfast.simulations.running.shrink import DoesNotFail, Shrinker, Trial
 from holdfast.simulations.simulation import Result, draw_plan
-from holdfast.simulations.work import Ask
+from holdfast.simulations.work.items import Ask
 from tests.unit.simulations.fake_runs import result
 
 Judge = Callable[[Plan], str | None]

@@ -9,8 +9,8 @@ import sys
 import msgspec
 import pytest
 
-from holdfast.simulations.campaign import Case, simulate
 from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD
+from holdfast.simulations.running.campaign import Case, simulate
 from holdfast.simulations.simulation import draw_plan, run
 
 SEEDS = (1, 2)

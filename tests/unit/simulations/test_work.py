@@ -11,10 +11,10 @@ from holdfast.actors.engines.mock import MockSettings, mock_text, prompt_text
 from holdfast.core.requests import EngineRequest, Sampling
 from holdfast.gateway.asking import ask_chat, ask_completion
 from holdfast.gateway.http_settings import HttpSettings
-from holdfast.simulations.calls import CLOSE, RESET, VANISH
-from holdfast.simulations.clients import record_of
 from holdfast.simulations.plan import SCENARIOS, Knobs
-from holdfast.simulations.work import (
+from holdfast.simulations.work.calls import CLOSE, RESET, VANISH
+from holdfast.simulations.work.clients import record_of
+from holdfast.simulations.work.items import (
     MODELS,
     OPERATIONS,
     WORK_FROM_S,

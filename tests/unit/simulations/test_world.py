@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.simulations.network import GIVE_UP_S, WINDOW_BYTES, End
-from holdfast.simulations.process import SimClock, SimProcess
-from holdfast.simulations.world import World
+from holdfast.simulations.world.network import GIVE_UP_S, WINDOW_BYTES, End
+from holdfast.simulations.world.process import SimClock, SimProcess
+from holdfast.simulations.world.world import World
 
 Body = Callable[[SimProcess], Coroutine[Any, Any, int | None]]
 

@@ -1,0 +1,88 @@
+"""Looks into living actors now and then: what they have folded, whom they reach, how full their queues are."""
+
+from __future__ import annotations
+
+from holdfast.actors.node import Node
+from holdfast.actors.wire import WRITE_BUFFER_MAX_BYTES
+from holdfast.actors.writer import OUTBOX_FACTS_MAX
+from holdfast.gateway.gateway_process import GatewayProcess
+from holdfast.gateway.link import ORPHANS_MAX
+from holdfast.gateway.session import RESUMED_ORDINALS
+from holdfast.simulations.cluster.cluster import Cluster
+from holdfast.simulations.cluster.members import Member
+
+INTERVAL_S = 1.5
+SETTLING_INTERVAL_S = 1.0
+"""Between two looks, in virtual seconds."""
+
+LOOKS_PER_FOLD = 4
+
+
+class Sampler:
+    """Looks at all members of a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._history = cluster.history
+        self._looks = 0
+
+    def arm(self) -> None:
+        """Begin to look."""
+        self._cluster.world.scheduler.call_later(INTERVAL_S, self._look)
+
+    def finish(self) -> None:
+        """A last look, at the end of the run."""
+        self._look_at_all()
+        self._note_folds()
+
+    def _note_folds(self) -> None:
+        now_s = self._cluster.world.now_s
+        for member, inside in self._living():
+            self._history.state_folded(now_s, member.name, inside._follower.state)
+
+    def _look(self) -> None:
+        self._look_at_all()
+        self._looks += 1
+        if self._looks % LOOKS_PER_FOLD == 0:
+            self._note_folds()
+        settle = self._history.settle
+        settling = settle is not None and self._cluster.world.now_s >= settle.began_s
+        self._cluster.world.scheduler.call_later(SETTLING_INTERVAL_S if settling else INTERVAL_S, self._look)
+
+    def _look_at_all(self) -> None:
+        settle = self._history.settle
+        now_s = self._cluster.world.now_s
+        for member, inside in self._living():
+            self._outbox(now_s, member, inside)
+            if isinstance(inside, GatewayProcess):
+                self._gateway(now_s, member, inside, settling=settle is not None and now_s >= settle.began_s)
+
+    def _living(self) -> list[tuple[Member, Node | GatewayProcess]]:
+        inside = self._cluster.inside
+        return [
+            (member, inside[member.name]) for member in self._cluster.members if member.alive and member.name in inside
+        ]
+
+    def _outbox(self, now_s: float, member: Member, inside: Node | GatewayProcess) -> None:
+        self._history.sample(now_s, member.name, "outbox", len(inside._facts._outbox), OUTBOX_FACTS_MAX)
+
+    def _gateway(self, now_s: float, member: Member, gateway: GatewayProcess, *, settling: bool) -> None:
+        serving, history = gateway._serving, self._history
+        for name, pool in serving._pools.items():
+            # Streams that have been on a replica are never refused for the queue's length.
+            waiting = sum(run.ordinal % RESUMED_ORDINALS == 0 for run in pool.queue)
+            history.sample(now_s, member.name, f"queue of {name}", waiting, pool.config.max_queued_requests)
+            for link in pool.links:
+                bound = pool.config.max_ongoing_requests
+                # What another gateway began goes on here, room or none: it takes no more of the replica than before.
+                begun = sum(run.resumed_at is None for run in link._attempts.values())
+                history.sample(now_s, member.name, f"streams on {link.replica}", begun, bound)
+        for link in serving._links.values():
+            history.sample(now_s, member.name, "streams to fence", len(link._unfenced), ORPHANS_MAX)
+        if settling:
+            history.gateway_reaches(
+                now_s, member.name, tuple(link.replica for link in serving._links.values() if link.ready)
+            )
+        assert member.process is not None
+        for end in self._cluster.world.network.ends_of(member.process):
+            history.sample(now_s, member.name, "unsent bytes", end.waiting_bytes, WRITE_BUFFER_MAX_BYTES)

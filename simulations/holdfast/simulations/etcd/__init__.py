@@ -1,0 +1,1 @@
+"""A simulated etcd, as the production leases meet it, and what goes wrong within it."""

@@ -1,0 +1,105 @@
+"""How a fault is injected and healed: by whom it befalls at that time, and what mends it.
+
+A fault is drawn as plain numbers (`plan.Fault`). What it befalls is chosen when its time has come, among what is there
+then: replicas come and go. A kind's function breaks something and returns what it broke and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import NamedTuple, TypeVar
+
+from holdfast.simulations.cluster.cluster import Cluster
+from holdfast.simulations.cluster.members import Member
+from holdfast.simulations.cluster.replicas import RunningReplica
+from holdfast.simulations.history import Fault as Injected
+from holdfast.simulations.plan import Fault
+
+T = TypeVar("T")
+
+Mend = Callable[[], object]
+
+
+class Broken(NamedTuple):
+    """What a fault did. `mend` is None where it was over at once; `target` empty where there was nothing to break."""
+
+    target: str
+    mend: Mend | None = None
+    details: str = ""
+
+
+NOTHING = Broken("")
+
+
+class Kind(NamedTuple):
+    """A kind of fault. `weight`: how often it is drawn; `lasts_s`: between so long and so long, zeros for at once."""
+
+    inject: Callable[[Injector, Fault], Broken]
+    weight: float = 1.0
+    lasts_s: tuple[float, float] = (0.0, 0.0)
+
+
+class Injector:
+    """Injects a plan's faults into a cluster."""
+
+    def __init__(self, cluster: Cluster, faults: Sequence[Fault], kinds: Mapping[str, Kind]) -> None:
+        self.cluster = cluster
+        self._kinds = kinds
+        self._faults = faults
+        self._mends: dict[Fault, tuple[Mend, Injected]] = {}
+        self.core = frozenset(cluster.core)
+
+    def arm(self) -> None:
+        """Set the timers of all faults."""
+        for fault in self._faults:
+            self.cluster.world.scheduler.call_at(fault.at_s, self._inject, fault)
+
+    def rng(self, fault: Fault) -> Random:
+        """What a fault draws while it lasts."""
+        return self.cluster.world.rng(f"fault {fault.number}")
+
+    def _inject(self, fault: Fault) -> None:
+        kind = self._kinds[fault.kind]
+        broken = kind.inject(self, fault)
+        if not broken.target:
+            return
+        now_s = self.cluster.world.now_s
+        told = self.cluster.history.fault(now_s, fault.kind, broken.target, broken.details)
+        if broken.mend is None:
+            told.until_s = now_s
+        elif self.cluster.plan.scenario.heals:
+            self._mends[fault] = (broken.mend, told)
+            self.cluster.world.scheduler.call_at(fault.at_s + fault.lasts_s, self._heal, fault)
+
+    def _heal(self, fault: Fault) -> None:
+        mend, told = self._mends.pop(fault)
+        mend()
+        told.until_s = self.cluster.world.now_s
+
+    # --- whom it befalls --------------------------------------------------------------------------------
+
+    def members(self, role: str = "") -> list[Member]:
+        """Members whose process is there, of this role or of any; none of the healthy core."""
+        return [
+            member
+            for member in self.cluster.members
+            if member.alive and role in ("", member.role) and member.name not in self.core
+        ]
+
+    def replicas(self) -> list[RunningReplica]:
+        """Replicas whose process is there, in the order of their names; none of the healthy core's nodes."""
+        found = (self.cluster.replicas[name] for name in sorted(self.cluster.replicas))
+        return [replica for replica in found if replica.node.host.name not in self.core]
+
+    def hosts(self) -> list[str]:
+        """The hosts of members and servers, but for the healthy core's, which could not do without servers."""
+        names = [member.host for member in self.cluster.members]
+        if not self.core:
+            names += self.cluster.servers.hosts
+        return [name for name in names if name not in self.core]
+
+
+def pick(among: Sequence[T], fault: Fault) -> T | None:
+    """The one that the fault befalls, if there are any."""
+    return among[int(fault.pick * len(among))] if among else None

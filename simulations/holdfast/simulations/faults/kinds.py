@@ -1,0 +1,49 @@
+"""All kinds of faults, and which of them a run has, and when."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from holdfast.simulations.faults.injection import Kind
+from holdfast.simulations.faults.machines import MACHINE_KINDS
+from holdfast.simulations.faults.network import NETWORK_KINDS
+from holdfast.simulations.faults.processes import PROCESS_KINDS
+from holdfast.simulations.faults.servers import LEASE_KINDS, LOG_KINDS
+from holdfast.simulations.plan import Fault, Scenario
+
+KINDS: dict[str, Kind] = {**PROCESS_KINDS, **NETWORK_KINDS, **MACHINE_KINDS, **LOG_KINDS, **LEASE_KINDS}
+"""All kinds, by name."""
+
+LASTING = frozenset(
+    {
+        "node crash",
+        "gateway crash",
+        "freeze",
+        "slow process",
+        "power failure",
+        "partition",
+        "one-way partition",
+        "engine hangs",
+        "slow engine",
+        "launch failure",
+        "delay",
+    }
+)
+"""Those that can stay for ever beside a healthy core, which must do without the members that they befall."""
+
+
+def draw_faults(rng: Random, scenario: Scenario) -> tuple[Fault, ...]:
+    """The faults of a run, by their times."""
+    kinds = {name: kind for name, kind in KINDS.items() if scenario.heals or name in LASTING}
+    names, weights = list(kinds), [kind.weight for kind in kinds.values()]
+    drawn = []
+    for _ in range(rng.randint(scenario.faults_min, scenario.faults_max)):
+        name = rng.choices(names, weights)[0]
+        at_s = rng.uniform(scenario.faults_from_s, scenario.faults_until_s)
+        low_s, high_s = kinds[name].lasts_s
+        # Short ones are as likely as long ones by their order of magnitude.
+        lasts_s = math.exp(rng.uniform(math.log(low_s), math.log(high_s))) if high_s else 0.0
+        lasts_s = min(lasts_s, scenario.healed_s - at_s)
+        drawn.append((at_s, name, lasts_s, rng.random(), rng.random()))
+    return tuple(Fault(number, *what) for number, what in enumerate(sorted(drawn)))

@@ -1,0 +1,85 @@
+"""What befalls wall clocks and engines."""
+
+from __future__ import annotations
+
+from holdfast.simulations.cluster.replicas import RunningReplica
+from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kind, pick
+from holdfast.simulations.plan import Fault
+
+SKEW_S = 40.0
+
+
+def _skew(injector: Injector, fault: Fault) -> Broken:
+    """A host's wall clock is wrong from now on, and jumps back when that is mended."""
+    name = pick([member.host for member in injector.cluster.members], fault)
+    if name is None:
+        return NOTHING
+    host, skew_s = injector.cluster.world.host(name), SKEW_S * (2 * fault.amount - 1)
+    host.skew_s += skew_s
+
+    def mend() -> None:
+        host.skew_s -= skew_s
+
+    return Broken(name, mend, f"{skew_s:+.1f} s")
+
+
+def _jump(injector: Injector, fault: Fault) -> Broken:
+    """A host's wall clock is set right, or wrong: it jumps and stays so."""
+    name = pick([member.host for member in injector.cluster.members], fault)
+    if name is None:
+        return NOTHING
+    injector.cluster.world.host(name).skew_s = SKEW_S * (2 * fault.amount - 1)
+    return Broken(name, None, f"to {SKEW_S * (2 * fault.amount - 1):+.1f} s")
+
+
+# --- engines --------------------------------------------------------------------------------------------
+
+
+def _loaded(injector: Injector, fault: Fault) -> RunningReplica | None:
+    return pick([replica for replica in injector.replicas() if replica.engine is not None], fault)
+
+
+def _hang(injector: Injector, fault: Fault) -> Broken:
+    replica = _loaded(injector, fault)
+    if replica is None or (engine := replica.engine) is None:
+        return NOTHING
+    engine.hang()
+    return Broken(replica.name, lambda: replica.process.call(engine.resume))
+
+
+def _out_of_memory(injector: Injector, fault: Fault) -> Broken:
+    replica = _loaded(injector, fault)
+    if replica is None or replica.engine is None:
+        return NOTHING
+    replica.engine.out_of_memory = True
+    return Broken(replica.name)
+
+
+def _slow_engine(injector: Injector, fault: Fault) -> Broken:
+    replica = _loaded(injector, fault)
+    if replica is None or (engine := replica.engine) is None:
+        return NOTHING
+    engine.slow_s = 0.05 * 20**fault.amount
+
+    def mend() -> None:
+        engine.slow_s = 0.0
+
+    return Broken(replica.name, mend, f"{engine.slow_s:.2f} s more for each step")
+
+
+def _cut_answer(injector: Injector, fault: Fault) -> Broken:
+    replica = _loaded(injector, fault)
+    if replica is None or replica.engine is None:
+        return NOTHING
+    replica.engine.cuts_answers = True
+    return Broken(replica.name)
+
+
+MACHINE_KINDS = {
+    "clock skew": Kind(_skew, 1.0, (1.0, 20.0)),
+    "clock jump": Kind(_jump, 1.0),
+    "engine hangs": Kind(_hang, 1.5, (0.5, 15.0)),
+    "engine out of memory": Kind(_out_of_memory, 1.0),
+    "slow engine": Kind(_slow_engine, 1.0, (1.0, 10.0)),
+    "wrong-length answer": Kind(_cut_answer, 1.0),
+}

@@ -1,0 +1,136 @@
+"""Many seeds of a scenario, and what came of them: what failed, and which kinds of faults were injected.
+
+Only sums and the first failures are kept, so that 100,000 seeds need no more memory than ten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.plan import SCENARIOS, Scenario
+from holdfast.simulations.running.pool import Broken
+
+if TYPE_CHECKING:
+    from holdfast.simulations.simulation import Result
+
+FAILURES_KEPT = 200
+"""So many failed seeds are kept with their violations; of the others only the number."""
+
+VIOLATIONS_KEPT = 20
+"""Violations that are kept of a seed."""
+
+
+TRACES = 1 << 128
+"""There are so many traces, of a run and of many."""
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One run to make: a seed of a scenario."""
+
+    seed: int
+    scenario: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A seed that failed: the invariants that it broke; or `broken`, when the run has no result."""
+
+    seed: int
+    violations: list[Violation]
+    broken: Broken | None = None
+
+
+class Coverage(msgspec.Struct):
+    """How often a kind of fault was injected, and in how many seeds."""
+
+    seeds: int = 0
+    injected: int = 0
+
+
+class Tally(msgspec.Struct):
+    """What there is so far. `coverage` has every kind of fault there is, those never injected too.
+
+    `failed` counts seeds, also those that are not among `failures` any more; `checkers` how many seeds each broke.
+    `lasts_s` is how long a run is; `virtual_s` and `busy_s` are sums over all runs, of virtual and of a processor's
+    real seconds. `trace` is of all runs together, whatever the order in which they were done.
+    """
+
+    coverage: dict[str, Coverage]
+    lasts_s: float
+    ran: int = 0
+    failed: int = 0
+    failures: list[Failure] = []
+    checkers: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    virtual_s: float = 0.0
+    busy_s: float = 0.0
+    trace: int = 0
+
+    def add(self, case: Case, answer: Result | Broken) -> Failure | None:
+        """Take in a seed; the failure if it is one."""
+        self.ran += 1
+        if isinstance(answer, Broken):
+            failure = Failure(case.seed, [], answer)
+        else:
+            self._count(answer)
+            if not answer.violations:
+                return None
+            failure = Failure(case.seed, answer.violations)
+        self.failed += 1
+        for name in sorted(_names(failure)):
+            self.checkers[name] = self.checkers.get(name, 0) + 1
+        if len(self.failures) < FAILURES_KEPT:
+            self.failures.append(failure)
+        return failure
+
+    @property
+    def never_injected(self) -> list[str]:
+        """Kinds of faults that no seed had."""
+        return [kind for kind, coverage in self.coverage.items() if not coverage.seeds]
+
+    def _count(self, result: Result) -> None:
+        for kind, number in result.faults.items():
+            if number:
+                coverage = self.coverage.setdefault(kind, Coverage())
+                coverage.seeds += 1
+                coverage.injected += number
+        for name, number in result.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + number
+        self.virtual_s += self.lasts_s
+        self.busy_s += result.wall_s
+        self.trace = (self.trace + int(result.trace, 16)) % TRACES
+
+
+def kinds_of(scenario: Scenario) -> list[str]:
+    """The kinds of faults that can be drawn in a scenario."""
+    from holdfast.simulations.faults.kinds import KINDS, LASTING
+
+    if not scenario.faults_max:
+        return []
+    return [kind for kind in KINDS if scenario.heals or kind in LASTING]
+
+
+def new_tally(scenario: Scenario) -> Tally:
+    """Nothing ran yet."""
+    return Tally(coverage={kind: Coverage() for kind in kinds_of(scenario)}, lasts_s=scenario.lasts_s)
+
+
+def simulate(case: Case) -> Result:
+    """Draw a seed's run and make it. For worker processes."""
+    from holdfast.simulations.simulation import draw_plan, run
+
+    result, _history = run(draw_plan(case.seed, SCENARIOS[case.scenario]))
+    return msgspec.structs.replace(result, violations=result.violations[:VIOLATIONS_KEPT])
+
+
+def prepare() -> None:
+    """Import what `simulate` needs."""
+    from holdfast.simulations import simulation  # noqa: F401
+
+
+def _names(failure: Failure) -> set[str]:
+    if failure.broken is not None:
+        return {failure.broken.how}
+    return {violation.checker for violation in failure.violations}

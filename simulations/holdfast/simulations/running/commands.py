@@ -1,0 +1,199 @@
+"""What the commands of `holdfast sim` do. Each returns its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from holdfast.core.errors import Misuse
+from holdfast.gateway.cli.running import EXIT_FAILED, EXIT_INTERRUPTED
+from holdfast.gateway.cli.tables import console, print_json, table
+from holdfast.simulations import bugs
+from holdfast.simulations.plan import SCENARIOS, STANDARD, Plan, Scenario
+from holdfast.simulations.running import parts
+from holdfast.simulations.running.campaign import Case, kinds_of, new_tally, prepare, simulate
+from holdfast.simulations.running.commit import commit
+from holdfast.simulations.running.narrate import narrate
+from holdfast.simulations.running.output import (
+    Asked,
+    CampaignView,
+    print_narration,
+    print_timeline,
+    print_violations,
+    replay_command,
+)
+from holdfast.simulations.running.pool import Pool
+from holdfast.simulations.running.shrink import Shrinker, attempt
+
+if TYPE_CHECKING:
+    from holdfast.simulations.simulation import Result
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """A run as a person names it: a seed of a scenario, or a bug, and what is kept of it."""
+
+    what: str
+    scenario: str | None = None
+    only_faults: str | None = None
+    only_work: str | None = None
+    lasts_s: float | None = None
+
+    def plan(self) -> Plan:
+        """The run's plan. Raises `Misuse` for what does not exist."""
+        plan = self._whole()
+        for part, text in zip(parts.PARTS, (self.only_faults, self.only_work), strict=True):
+            if text is not None:
+                plan = parts.keep_named(plan, part, text)
+        if self.lasts_s is not None:
+            plan = msgspec.structs.replace(plan, lasts_s=min(self.lasts_s, plan.lasts_s))
+        return plan
+
+    def _whole(self) -> Plan:
+        if self.what.isdecimal():
+            from holdfast.simulations.simulation import draw_plan
+
+            return draw_plan(int(self.what), scenario_named(self.scenario or STANDARD))
+        if self.scenario is not None:
+            raise Misuse(f"--scenario goes with a seed; {self.what} has its own")
+        return bugs.load(self.what).plan
+
+
+def scenario_named(name: str) -> Scenario:
+    """Raises `Misuse` when there is none of this name."""
+    if name not in SCENARIOS:
+        raise Misuse(f"there is no scenario {name}; there are {', '.join(SCENARIOS)}")
+    return SCENARIOS[name]
+
+
+def run(name: str, first_seed: int, seeds: int, jobs: int, *, as_json: bool) -> int:
+    """Run many seeds. 0 when none failed, 1 when one did, 130 when it was interrupted before one did."""
+    scenario = scenario_named(name)
+    asked = Asked(name, first_seed, seeds, min(jobs, seeds), commit())
+    tally, interrupted = new_tally(scenario), False
+    cases = (Case(seed, name) for seed in range(first_seed, first_seed + seeds))
+    with CampaignView(asked, as_json=as_json) as view:
+        try:
+            with Pool(simulate, asked.jobs, prepare=prepare) as pool:
+                for case, answer in pool.map(cases):
+                    view.ran(tally, tally.add(case, answer))
+        except KeyboardInterrupt:
+            interrupted = True
+    view.summary(tally, interrupted=interrupted)
+    if tally.failed:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if interrupted else 0
+
+
+def replay(chosen: Chosen, report: Path | None, *, draws: bool, as_json: bool) -> int:
+    """Run a plan here, and tell what happens, or draw it. 1 when it breaks an invariant."""
+    from holdfast.simulations.simulation import run as run_plan
+
+    plan = chosen.plan()
+    _writable(report)
+    result, history = run_plan(plan, narrating=True)
+    if draws:
+        print_timeline(history, result.violations)
+    else:
+        print_narration(narrate(history, result.violations), as_json=as_json)
+    if report is not None:
+        from holdfast.simulations.report import render
+
+        report.write_text(render(history, result), encoding="utf-8")
+    if as_json:
+        print_json(result, indent=0)
+    else:
+        _print_result(plan, result, report)
+    return EXIT_FAILED if result.violations else 0
+
+
+def shrink(chosen: Chosen, jobs: int, save: Path | None, *, as_json: bool) -> int:
+    """Make a failing plan small. Always 1 when there is a plan to shrink: it fails."""
+    plan = chosen.plan()
+    _writable(save)
+    say = Console(stderr=True, highlight=False).print
+    with Pool(attempt, jobs, prepare=prepare) as pool:
+        shrunk = Shrinker(pool.map, jobs, lambda left, runs: say(f"after {runs} runs: {parts.size(left)}")).shrink(plan)
+    command = replay_command(plan.seed, plan.scenario.name, parts.options(plan, shrunk.plan))
+    bug = bugs.Bug(
+        name=save.stem if save else "",
+        checker=shrunk.violation.checker,
+        what=shrunk.violation.message,
+        fixed="",
+        commit=commit(),
+        seed=plan.seed,
+        plan=shrunk.plan,
+    )
+    if save is not None:
+        bugs.save(bug, save)
+    if as_json:
+        print_json({"command": command, "runs": shrunk.runs, "violation": shrunk.violation, "bug": bug})
+        return EXIT_FAILED
+    out = console()
+    out.print(f"{parts.size(plan)} became {parts.size(shrunk.plan)} in {shrunk.runs} runs:")
+    print_violations(out, [shrunk.violation])
+    _print_parts(out, shrunk.plan)
+    out.print(f"  {escape(command)}", soft_wrap=True)
+    if save is not None:
+        out.print(f"  holdfast sim replay {escape(str(save))}", soft_wrap=True)
+    return EXIT_FAILED
+
+
+def list_all(*, as_json: bool) -> int:
+    """Scenarios, kinds of faults, mutants, bugs."""
+    from holdfast.simulations.mutants import MUTANTS
+
+    found = [bugs.load(name) for name in bugs.names()]
+    kinds = {name: kinds_of(scenario) for name, scenario in SCENARIOS.items()}
+    if as_json:
+        guards = [{"name": one.name, "guard": one.guard, "places": one.places} for one in MUTANTS.values()]
+        print_json({"scenarios": list(SCENARIOS.values()), "faults": kinds, "mutants": guards, "bugs": found})
+        return 0
+    out = console()
+    out.print(table("Scenarios", _SCENARIO_COLUMNS, [_scenario_row(item) for item in SCENARIOS.values()]))
+    every = dict.fromkeys(kind for names in kinds.values() for kind in names)
+    rows = [(kind, ", ".join(name for name, names in kinds.items() if kind in names)) for kind in every]
+    out.print(table("\nKinds of faults", ("KIND", "IN SCENARIOS"), rows))
+    mutant_rows = [(one.name, one.guard) for one in MUTANTS.values()]
+    out.print(table("\nMutants", ("NAME", "THE GUARD THAT IT IS WITHOUT"), mutant_rows))
+    if found:
+        bug_rows = [(bug.name, bug.seed, bug.commit, bug.checker, bug.what, bug.fixed) for bug in found]
+        out.print(table("\nBugs that it found", ("NAME", "SEED", "FOUND AT", "CHECKER", "WHAT", "FIXED"), bug_rows))
+    return 0
+
+
+_SCENARIO_COLUMNS = ("NAME", "NODES", "REPLICAS", "GATEWAYS", "VIRTUAL S", "FAULTS", "REQUESTS", "FAULTS HEAL")
+
+
+def _scenario_row(scenario: Scenario) -> tuple[object, ...]:
+    faults = f"{scenario.faults_min} to {scenario.faults_max}" if scenario.faults_max else "none"
+    size = (scenario.nodes, scenario.replicas, scenario.gateways, f"{scenario.lasts_s:g}")
+    return (scenario.name, *size, faults, scenario.requests, "yes" if scenario.heals else "no")
+
+
+def _writable(path: Path | None) -> None:
+    """Raises `Misuse` before a run whose result could not be written."""
+    if path is not None and not path.parent.is_dir():
+        raise Misuse(f"{path} can't be written: {path.parent} is no directory")
+
+
+def _print_parts(out: Console, plan: Plan) -> None:
+    for item in (*plan.faults, *plan.work):
+        out.print(f"  {escape(parts.described(item))}", soft_wrap=True)
+
+
+def _print_result(plan: Plan, result: Result, report: Path | None) -> None:
+    out = console()
+    out.print(f"seed {plan.seed} of {escape(plan.scenario.name)} ({escape(commit())}), trace {result.trace}")
+    counts = ", ".join(f"{number:,} {name}" for name, number in result.counts.items())
+    out.print(f"  {parts.size(plan)}; {escape(counts)}", soft_wrap=True)
+    if result.violations:
+        out.print(f"[bold red]{len(result.violations)} violations[/]")
+        print_violations(out, result.violations)
+    else:
+        out.print("[bold green]it breaks no invariant[/]")
+    if report is not None:
+        out.print(f"drawn in {escape(str(report))}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What there is without a cluster: virtual time, whose turn it is, processes, the network between hosts, and guards."""
