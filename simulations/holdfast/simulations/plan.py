@@ -34,7 +34,7 @@ class Scenario(msgspec.Struct, frozen=True):
     work_until_s: float = 44.0
     faults_min: int = 20
     faults_max: int = 28
-    requests: int = 26
+    requests: int = 22
     operations: int = 3
     heals: bool = True
 
@@ -112,9 +112,9 @@ class Plan(msgspec.Struct, frozen=True):
 
 def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
     """Settings within what their users may set, most of them where they are tight."""
-    heartbeat_s = rng.choice((1.0, 1.0, 2.0))
+    heartbeat_s = rng.choice((1.0, 2.0))
     log_servers = rng.choice((1, 3))
-    ttl_s = rng.choice((2.0, 3.0, 4.0))
+    ttl_s = rng.choice((2.0, 4.0, 6.0))
     spare = rng.randint(0, 2)
     nodes = scenario.nodes - 1 if scenario.heals else scenario.core_nodes
     return Knobs(
@@ -122,7 +122,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         lease_servers=rng.choice((1, 3)),
         lease_ttl_s=ttl_s,
         heartbeat_interval_s=heartbeat_s,
-        heartbeat_timeout_s=heartbeat_s * rng.choice((4, 6, 8)),
+        heartbeat_timeout_s=heartbeat_s * rng.choice((4, 5)),
         suspicion_phi=rng.choice((4.0, 8.0, 12.0)),
         stream_stall_timeout_s=rng.choice((5.0, 10.0)),
         replica_wait_s=rng.choice((2.0, 5.0, 10.0)),
