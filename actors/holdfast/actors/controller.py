@@ -49,8 +49,9 @@ LATE_S = 0.001
 """A look at whether somebody's time is over comes so much later, so that no rounding puts it before that."""
 
 CUT_OFF_S = 30.0
-"""A leader that could not read the log for this long, in seconds, leaves the key to one that can. Elections among log
-servers take up to 9 s."""
+CUT_OFF_LOOK_S = 3.0
+"""A leader that could not read the log for this long, in seconds, leaves the key to one that can; it tries this often.
+Elections among log servers take up to 9 s."""
 
 SUCCESSOR_TIMEOUT_S = 2.0
 """How long a leader whose decision was refused reads on, to learn who leads now (seconds)."""
@@ -251,7 +252,7 @@ class Controller:
             except TimeoutError:
                 if await self.resign():
                     return Deposed(f"it could not read the log for {CUT_OFF_S:g} s")
-            await asyncio.sleep(self._poll_s)
+            await asyncio.sleep(CUT_OFF_LOOK_S)
 
     async def _read_on(self) -> None:
         """Wait until all is read that is in the log now."""
@@ -345,18 +346,33 @@ class Controller:
     async def _watch_members(self) -> None:
         """Hold the listing of lease keys against the log, every so often and whenever a key goes."""
         interval_s = min(self._poll_s, self._ttl_s / 4)
-        while True:
-            try:
-                listing = await self._leases.list("")
+        gone = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            watching: asyncio.Task[None] | None = None
+            while True:
+                try:
+                    listing = await self._leases.list("")
+                except LeasesUnavailable:
+                    self._nodes.unreachable()
+                    self._gateways.unreachable()
+                    await asyncio.sleep(interval_s)
+                    continue
                 self._compare(listing)
+                if watching is None or watching.done():
+                    watching = group.create_task(self._note_departures(listing.revision, gone))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._next_look_s(interval_s)):
-                        await self._until_gone("", listing.revision)
+                        await gone.wait()
                         await asyncio.sleep(GATHER_S)
-            except LeasesUnavailable:
-                self._nodes.unreachable()
-                self._gateways.unreachable()
-                await asyncio.sleep(interval_s)
+                gone.clear()
+
+    async def _note_departures(self, after: int, gone: asyncio.Event) -> None:
+        """Set `gone` whenever a key goes after this revision. Ends where no watch can be had any more."""
+        with contextlib.suppress(LeasesUnavailable):
+            async with contextlib.aclosing(self._leases.watch("", after=after)) as changes:
+                async for batch in changes:
+                    if any(change.value is None for change in batch):
+                        gone.set()
 
     def _next_look_s(self, interval_s: float) -> float:
         """When to list again: soon where the time of somebody missing will be over."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 
 import pytest
 
-from holdfast.actors.controller import CUT_OFF_S, POLL_S, VACANCY_POLLS
+from holdfast.actors.controller import CUT_OFF_LOOK_S, CUT_OFF_S, POLL_S, VACANCY_POLLS
 from holdfast.actors.ended import end_leases
 from holdfast.actors.identity import LEADER_KEY, Holder
 from holdfast.actors.node import Superseded
@@ -369,7 +369,7 @@ async def test_a_leader_that_alone_can_not_read_the_log_leaves_the_lead_to_one_t
         cut_off.log.link.cut()
         cut_s = now_s()
         next(iter(other.launcher.processes)).ends(-9)
-        assert await led_by(world, "b") - cut_s < CUT_OFF_S + POLL_S + SLACK_S
+        assert await led_by(world, "b") - cut_s < CUT_OFF_S + CUT_OFF_LOOK_S + SLACK_S
         await world.running(2)
         await asyncio.sleep(10 * CUT_OFF_S)
         assert len(world.happened(ev.LeaderElected)) == 2, "it does not come for the key while it can't read"

@@ -51,7 +51,7 @@ class Servers:
             append_timeout_s=knobs.append_timeout_s,
             publish_timeout_s=1.0,
             read_timeout_s=5.0,
-            ping_interval_s=2.0,
+            ping_interval_s=4.0,
             follow_heartbeat_s=knobs.follow_heartbeat_s,
         )
         self.lease_settings = EtcdSettings(
