@@ -2,6 +2,7 @@
 # make test    run the tests          make check   ruff, mypy, import-linter
 # make bench   measure throughput     make bench-faults   measure what failures cost streams (half an hour; ARGS=--quick: 10 min)
 # make bench-chaos   kill and freeze at random for half an hour, and check every token
+# make mutants   take guards out of the code one by one, and see that simulated clusters notice (some minutes)
 # make clean   remove .venv and caches
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: up test check bench bench-faults bench-chaos clean
+.PHONY: up test check bench bench-faults bench-chaos mutants clean
 .NOTPARALLEL:
 
 up: $(VENV)/.installed
@@ -41,6 +42,9 @@ bench-faults: $(VENV)/.installed-dev
 
 bench-chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench chaos $(ARGS)
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/holdfast sim mutants $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -52,6 +52,16 @@ Examples
 
 `holdfast sim scale --nodes 200` measures 200 nodes with 2,000 replicas and 10 gateways.
 """
+MUTANTS_EPILOG = """
+Examples
+
+`holdfast sim mutants` takes out each guard, one after the other, and then makes sure that the code as it is
+passes those seeds.
+
+`holdfast sim mutants --only epoch-check --only token-once` takes out these two, one after the other.
+
+Exit code 0 when each was noticed, 1 when one was not, or when a seed fails with all guards in place.
+"""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -166,6 +176,23 @@ def scale(
     from holdfast.simulations.scale.command import scale, sizes_for
 
     _end(lambda: scale(sizes_for(nodes, replicas, gateways), as_json=as_json))
+
+
+@app.command(epilog=MUTANTS_EPILOG)
+def mutants(
+    seeds: Annotated[
+        int, typer.Option(min=1, max=SEEDS_MAX, metavar="N", help="At most so many seeds for each.")
+    ] = 100,
+    jobs: JobsOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.", show_default="all")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take guards out of the code, one at a time, and run seeds until a checker notices that it is gone."""
+    from holdfast.simulations.mutants import command
+
+    _end(lambda: command.check(only or [], seeds, jobs or _processors(), as_json=as_json))
 
 
 @app.command("list")

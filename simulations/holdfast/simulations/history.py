@@ -300,12 +300,14 @@ class History:
 
     `narrating` tells whether notes are wanted: ask it before a text is put together. `unsynced_may_be_lost` is set
     where the servers acknowledge before the disk has it, so that a power failure may take what was acknowledged.
+    `move_bound_s` is how long a stream may stay on a replica that stands still; 0: nothing is asked.
     `ended_s` is when the run was over. `derived` is for checkers that keep what they have worked out.
     """
 
     def __init__(self, *, narrating: bool = False) -> None:
         self.narrating = narrating
         self.unsynced_may_be_lost = False
+        self.move_bound_s = 0.0
         self.processes: list[Process] = []
         self.appended: list[Appended] = []
         self.lost: list[Lost] = []

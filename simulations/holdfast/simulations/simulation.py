@@ -31,6 +31,10 @@ SETTLE_BOUND_S = 18.0
 then leases end and replicas start anew."""
 
 
+MOVE_S = 2.0
+"""Within so long (virtual seconds) after a replica was silent for too long its streams are on another one."""
+
+
 class Result(msgspec.Struct, frozen=True):
     """What came of a run. `trace` is equal for two runs only if they took the same turns to the same end."""
 
@@ -86,6 +90,7 @@ def _live(world: World, plan: Plan, history: History) -> None:
     sampler = Sampler(cluster)
     sampler.arm()
     settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
+    history.move_bound_s = plan.knobs.heartbeat_timeout_s + plan.knobs.heartbeat_interval_s + MOVE_S
     if settle_s + SETTLE_BOUND_S <= plan.lasts_s:  # a run cut short may not be blamed for what it had no time for
         history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
     world.scheduler.run(plan.lasts_s)

@@ -139,7 +139,7 @@ def test_a_deposed_leaders_decision_is_found_though_it_changes_nothing_unless_th
     run.decide(ev.LeaderElected(*OTHER), epoch=EPOCH_1 + 5, by=OTHER)
     run.decide(ev.ReplicaStopOrdered("app.tiny.1", "I still lead"))
     assert final_log(run.history).state.ignored == 1
-    assert "ReplicaStopOrdered of deposed node-1 was appended all the same" in only(broken(run), "leaders")
+    assert "ReplicaStopOrdered of deposed node-1 was appended" in only(broken(run), "fences")
     run.history.log_lost(20.0, len(run.history.appended))
     assert broken(run) == []
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
-from holdfast.simulations.checkers.log import durability, fold, leaders
+from holdfast.simulations.checkers.log import durability, fences, fold, leaders
 from holdfast.simulations.checkers.members import leases, members
+from holdfast.simulations.checkers.moves import moves
 from holdfast.simulations.checkers.placement import capacity, drains, losses, orphans, placements, updates
 from holdfast.simulations.checkers.streams import ends, error_counts, streams
 from holdfast.simulations.checkers.violation import Violation
@@ -18,9 +19,11 @@ __all__ = ["CHECKERS", "Violation", "check_all", "error_counts", "goal_reached_s
 CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     streams,
     ends,
+    moves,
     durability,
     fold,
     leaders,
+    fences,
     placements,
     capacity,
     losses,

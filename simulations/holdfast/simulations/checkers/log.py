@@ -20,6 +20,7 @@ from holdfast.simulations.history import History
 DURABILITY: Final = "durability"
 FOLD: Final = "fold"
 LEADERS: Final = "leaders"
+FENCES: Final = "fences"
 
 _MEMBERS: Final = ("facts.node.", "facts.gateway.")
 _SNAPSHOT_AT: Final = (0.5, 0.9)
@@ -159,16 +160,15 @@ class _Decided:
 
 
 def leaders(history: History) -> list[Violation]:
-    """One leader per epoch, epochs rise, and what a deposed leader decides is not appended: the log refuses it. Where
-    it is all the same, since the log itself was lost in part, it changes nothing.
+    """One leader per epoch, epochs rise, and what a deposed leader decides changes nothing.
 
     The events of a subject chain, and an incarnation of a node or gateway that a newer one followed writes no more.
     """
     log = final_log(history)
-    return [*_decisions(log, bool(history.lost)), *_chains(log), *_epochs(history, log)]
+    return [*_decisions(log), *_chains(log), *_epochs(history, log)]
 
 
-def _decisions(log: FinalLog, lossy: bool) -> Iterator[Violation]:
+def _decisions(log: FinalLog) -> Iterator[Violation]:
     model = _Decided()
     for place, record in enumerate(log.records):
         before, after = log.states[place], log.states[place + 1]
@@ -177,9 +177,6 @@ def _decisions(log: FinalLog, lossy: bool) -> Iterator[Violation]:
             counts, wrong = model.take(record.event)
         if wrong:
             yield Violation(LEADERS, log.times[place], f"sequence {record.sequence}: {wrong}")
-        if not counts and not lossy:
-            what = f"{ev.type_name(record.event.payload)} of deposed {record.event.writer} was appended all the same"
-            yield Violation(LEADERS, log.times[place], f"sequence {record.sequence}: {what}")
         if not counts and (changed := _changed(before, after)):
             what = f"{ev.type_name(record.event.payload)} of deposed {record.event.writer} changed {', '.join(changed)}"
             yield Violation(LEADERS, log.times[place], f"sequence {record.sequence}: {what}")
@@ -233,3 +230,18 @@ def _epochs(history: History, log: FinalLog) -> Iterator[Violation]:
         if epoch != before + 1 and revisions.get(epoch, float("inf")) > log.times[place]:
             message = f"{event.writer} was elected with epoch {epoch}, which no leader key was created at"
             yield Violation(LEADERS, log.times[place], message)
+
+
+# --- fences ---------------------------------------------------------------------------------------------
+
+
+def fences(history: History) -> list[Violation]:
+    """What a deposed leader decides is not even in the log, which refuses it; unless the log itself lost something."""
+    if history.lost:
+        return []
+    log, model, found = final_log(history), _Decided(), []
+    for place, record in enumerate(log.records):
+        if isinstance(record.event.payload, ev.Decision) and not model.take(record.event)[0]:
+            what = f"{ev.type_name(record.event.payload)} of deposed {record.event.writer} was appended"
+            found.append(Violation(FENCES, log.times[place], f"sequence {record.sequence}: {what}"))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from random import Random
 
 from holdfast.simulations.faults.injection import Kind
@@ -33,10 +34,14 @@ LASTING = frozenset(
 """Those that can stay for ever beside a healthy core, which must do without the members that they befall."""
 
 
-def draw_faults(rng: Random, scenario: Scenario) -> tuple[Fault, ...]:
-    """The faults of a run, by their times."""
-    kinds = {name: kind for name, kind in KINDS.items() if scenario.heals or name in LASTING}
-    names, weights = list(kinds), [kind.weight for kind in kinds.values()]
+def draw_faults(rng: Random, scenario: Scenario, among: Collection[str] = ()) -> tuple[Fault, ...]:
+    """The faults of a run, by their times: of these kinds alone, and as often of each, if any are named."""
+    kinds = {
+        name: kind
+        for name, kind in KINDS.items()
+        if (scenario.heals or name in LASTING) and (not among or name in among)
+    }
+    names, weights = list(kinds), [1.0 if among else kind.weight for kind in kinds.values()]
     drawn = []
     for _ in range(rng.randint(scenario.faults_min, scenario.faults_max)):
         name = rng.choices(names, weights)[0]

@@ -11,11 +11,11 @@ from holdfast.core import reconcile, state
 from holdfast.core.detector import LeaseEvidence
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.simulations.checkers.health import LIVENESS
-from holdfast.simulations.checkers.log import LEADERS
+from holdfast.simulations.checkers.log import FENCES, LEADERS
 from holdfast.simulations.checkers.members import LEASES, MEMBERS
 from holdfast.simulations.checkers.placement import LOSSES, PLACEMENTS
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import Mutant
+from holdfast.simulations.mutants.mutant import CUT_OFF, STALE, Mutant, Setting
 from holdfast.store.etcd import EtcdLeases
 
 _DECIDES_ON: Final = (
@@ -36,19 +36,28 @@ _DECIDES_ON: Final = (
 )
 """A leader goes on whatever it reads, behind whatever others decided."""
 
+_OUTAGES: Final = Setting(
+    kinds=("lease server freeze",),
+    shape={"faults_min": 6, "faults_max": 10},
+    knobs={"lease_servers": 1, "lease_ttl_s": 2.0},
+)
+"""The only lease server is away, and comes back."""
+
 MUTANTS: Final = (
     Mutant(
         "deposed-leader",
         "a leader stops when its lease is gone, when it reads of another's election, and when the log refuses what it "
         "decides: all are out",
         _DECIDES_ON,
-        (LEADERS,),
+        (FENCES,),
+        STALE,
     ),
     Mutant(
         "epoch-check",
         "a deposed leader's decision changes nothing; that there is none is 'deposed-leader': both are out",
         (*_DECIDES_ON, edit(state.apply, ("if event.epoch < state.epoch:", "if False:"))),
         (LEADERS,),
+        STALE,
     ),
     Mutant(
         "reads-its-decisions",
@@ -68,6 +77,7 @@ MUTANTS: Final = (
             edit(Controller._campaign, ("if taken.holder == value:", "if False:")),
         ),
         (LIVENESS,),
+        Setting(kinds=("node crash", "leases: answers lost", "leases: timeouts")),
     ),
     Mutant(
         "blast-radius",
@@ -82,12 +92,14 @@ MUTANTS: Final = (
             ),
         ),
         (LOSSES,),
+        Setting(kinds=("power failure", "freeze", "partition"), knobs={"ends_leases": False}),
     ),
     Mutant(
         "second-look",
         "a lease key that is missing counts only after a while: a full TTL for who was never seen with one",
         (edit(LeaseEvidence.listed, ("known = steady and member in self._seen", "known = True")),),
         (LEASES,),
+        _OUTAGES,
     ),
     Mutant(
         "outage-patience",
@@ -100,6 +112,7 @@ MUTANTS: Final = (
             ),
         ),
         (LEASES,),
+        _OUTAGES,
     ),
     Mutant(
         "renewal-in-time",
@@ -137,5 +150,6 @@ MUTANTS: Final = (
         "a gateway that the log holds for lost, and is not, joins again",
         (edit(GatewayProcess._rejoin_when_given_up, ("while True:", "while False:")),),
         (MEMBERS,),
+        CUT_OFF,
     ),
 )

@@ -8,7 +8,7 @@ from holdfast.core import state
 from holdfast.simulations.checkers.health import LIVENESS, QUIET
 from holdfast.simulations.checkers.log import DURABILITY, FOLD
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import Mutant
+from holdfast.simulations.mutants.mutant import STALE, Mutant
 from holdfast.store import jetstream_follow
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.nats_session import Session
@@ -29,6 +29,7 @@ MUTANTS: Final = (
             ),
         ),
         (FOLD,),
+        STALE,
     ),
     Mutant(
         "entry-of-another",
@@ -38,6 +39,7 @@ MUTANTS: Final = (
             edit(JetStreamLog._resolve_duplicate, (_OURS, "following is not None")),
         ),
         (DURABILITY,),
+        STALE,
     ),
     Mutant(
         "own-entry",

@@ -10,7 +10,29 @@ from typing import Any, Final, NamedTuple
 from holdfast.simulations.mutants.edits import Constant, Edit, applied
 from holdfast.simulations.plan import STANDARD
 
-NO_KNOBS: Final[Mapping[str, Any]] = MappingProxyType({})
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Setting(NamedTuple):
+    """The runs in which a guard is needed: of all faults only some `kinds`, if named; other values for fields of the
+    scenario (`shape`) and for `knobs`.
+    """
+
+    scenario: str = STANDARD
+    kinds: tuple[str, ...] = ()
+    shape: Mapping[str, Any] = NOTHING
+    knobs: Mapping[str, Any] = NOTHING
+
+
+USUAL: Final = Setting()
+
+CUT_OFF: Final = Setting(kinds=("freeze", "partition", "one-way partition", "delay"))
+"""Members stand still or are cut off, and come back."""
+
+STALE: Final = Setting(
+    kinds=("freeze", "partition", "one-way partition", "slow process", "log: appends late", "log: leader change")
+)
+"""Leaders are replaced while they can't know it, and what they wrote lands late."""
 
 
 class Mutant(NamedTuple):
@@ -18,15 +40,14 @@ class Mutant(NamedTuple):
 
     Where guards stand behind each other, so that either alone holds, all of them are out: `guard` says so. It counts
     as caught only when one of `caught_by`, names of checkers, reports a violation: an accident that has nothing to do
-    with the guard is no proof. `scenario` and `knobs` are those of its runs, where others would hardly ever need it.
+    with the guard is no proof. `setting` says what its runs are like, where others would hardly ever need it.
     """
 
     name: str
     guard: str
     edits: tuple[Edit | Constant, ...]
     caught_by: tuple[str, ...]
-    scenario: str = STANDARD
-    knobs: Mapping[str, Any] = NO_KNOBS
+    setting: Setting = USUAL
 
     @property
     def places(self) -> str:

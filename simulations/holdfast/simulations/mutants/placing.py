@@ -11,7 +11,7 @@ from holdfast.core.placement import Vacancies
 from holdfast.simulations.checkers.health import LIVENESS
 from holdfast.simulations.checkers.placement import CAPACITY, DRAINS, ORPHANS, PLACEMENTS, UPDATES
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import Mutant
+from holdfast.simulations.mutants.mutant import Mutant, Setting
 
 MUTANTS: Final = (
     Mutant(
@@ -49,12 +49,18 @@ MUTANTS: Final = (
             ),
         ),
         (LIVENESS,),
+        Setting(kinds=("node crash", "replica crash", "log: appends late", "log: slow disk"), shape={"operations": 8}),
     ),
     Mutant(
         "disowned",
         "a node says of a replica that was told to stop before it was started that it has ended",
         (edit(Node._take_up, ("self._disown(replica)", "pass")),),
         (LIVENESS,),
+        Setting(
+            kinds=("freeze", "slow process", "log: slow readers stall"),
+            shape={"operations": 24},
+            knobs={"lease_ttl_s": 30.0},
+        ),
     ),
     Mutant(
         "free-slots",
@@ -70,6 +76,10 @@ MUTANTS: Final = (
         "a replica that is stopping holds its slot until it has ended",
         (edit(placement.occupancy, ("if replica.status is not ReplicaStatus.EXITED", "if replica.live")),),
         (CAPACITY,),
+        Setting(
+            shape={"operations": 8, "requests": 60},
+            knobs={"slots": 3, "load_s": 0.05, "graceful_shutdown_timeout_s": 3.0, "itl_ms": 120.0},
+        ),
     ),
     Mutant(
         "one-at-a-time",

@@ -14,25 +14,42 @@ from holdfast.gateway.serving import Serving
 from holdfast.gateway.session import StreamSession
 from holdfast.gateway.sse import Encoder
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS
+from holdfast.simulations.checkers.moves import MOVES
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import Mutant
+from holdfast.simulations.mutants.mutant import CUT_OFF, Mutant, Setting
 from holdfast.simulations.plan import CORE
 
 _FROM_THE_FUTURE: Final = ('raise PeerViolation(f"token {position} came while {len(accepted)} was due")', "pass")
 _FROM_THE_PAST: Final = ("if position < len(accepted) or self.status", "if self.status")
 
+_WRONG_ANSWERS: Final = Setting(kinds=("wrong-length answer", "replica crash", "gateway crash"))
+_FROZEN: Final = Setting(
+    kinds=("freeze",),
+    shape={"faults_min": 6, "faults_max": 10, "requests": 60},
+    knobs={"heartbeat_interval_s": 0.5, "heartbeat_timeout_s": 2.0, "itl_ms": 120.0},
+)
+_HUNG: Final = Setting(
+    CORE, ("engine hangs",), {"requests": 120, "gateways": 1, "faults_from_s": 20.0, "faults_min": 2, "faults_max": 3}
+)
+"""Replicas that stand still, and engines that do, for ever, beside others that are well."""
+
 MUTANTS: Final = (
     Mutant(
         "attempt-fence",
-        "the number of an attempt is never used again, so that what comes late for it is nobody's",
-        (edit(ReplicaLink._take, ("attempt = next(self._numbers)", "attempt = len(self._attempts) + 1")),),
+        "the number of an attempt is never used again, so that what comes late for it is nobody's, and would "
+        "not fit the next one's place: both are out",
+        (
+            edit(ReplicaLink._take, ("attempt = next(self._numbers)", "attempt = len(self._attempts) + 1")),
+            edit(Stream.token, _FROM_THE_PAST, _FROM_THE_FUTURE),
+        ),
         (STREAMS,),
     ),
     Mutant(
         "token-contiguity",
         "a token is taken only in its place; and an answer of the wrong length ends its engine: both are out",
         (
+            edit(Replica._step_loop, ("_check(output)", "pass")),
             edit(
                 HeldStreams.deliver,
                 ("zip(output.tokens, output.texts, strict=True), strict=True)", "zip(output.tokens, output.texts))"),
@@ -40,13 +57,14 @@ MUTANTS: Final = (
             edit(
                 HeldStreams._split,
                 (
-                    "for at, key in enumerate(output.keys):",
-                    "for at, key in enumerate(output.keys[: len(output.tokens)]):",
+                    "enumerate(output.keys)",
+                    "enumerate(output.keys[: min(map(len, (output.positions, output.tokens, output.texts)))])",
                 ),
             ),
             edit(Stream.token, _FROM_THE_FUTURE),
         ),
         (STREAMS,),
+        _WRONG_ANSWERS,
     ),
     Mutant(
         "token-once",
@@ -91,12 +109,19 @@ MUTANTS: Final = (
         "a request ends at its deadline, whatever became of its streams",
         (edit(StreamSession._expire, ("if not run.stream.ended:", "if False:")),),
         (ENDS,),
+        Setting(knobs={"request_timeout_s": 1.0, "write_timeout_s": 2.0, "itl_ms": 200.0}),
     ),
     Mutant(
         "queue-bound",
         "who would wait in a full queue is turned away",
-        (edit(Serving.open, ("if len(choices) > free and len(choices) > free + pool.places:", "if False:")),),
+        (
+            edit(
+                Serving.open,
+                ("if len(choices) > free and (pool.queue or len(choices) > free + pool.places):", "if False:"),
+            ),
+        ),
         (BOUNDS,),
+        Setting(knobs={"max_ongoing_requests": 1, "max_queued_requests": 2, "itl_ms": 120.0}),
     ),
     Mutant(
         "streams-per-replica",
@@ -117,13 +142,17 @@ MUTANTS: Final = (
         "a replica that can't be reached is dialled again for as long as the log has it",
         (edit(ReplicaLink.run, ("continue", "return")),),
         (LIVENESS,),
+        CUT_OFF,
     ),
     Mutant(
         "silence",
         "a replica that is silent, or does not hear, loses its streams to others and gets no new ones",
-        (edit(ReplicaLink._lost_touch, ("self._liveness.heard(connection.last_received_s)", "return False")),),
-        (LIVENESS,),
-        CORE,
+        (
+            edit(ReplicaLink._lost_touch, ("unheard_s = self._unheard_s(connection, now_s)", "return False")),
+            edit(Liveness.due_s, ("if self.suspicion is not None:", "if True:")),
+        ),
+        (MOVES,),
+        _FROZEN,
     ),
     Mutant(
         "engine-watch",
@@ -134,11 +163,12 @@ MUTANTS: Final = (
                 ('raise EngineHung(f"the engine made no step for {took_s:.1f} s while it had work")', "pass"),
             ),
             edit(
-                Liveness.look,
-                ("elif self._busy and now_s - self._stepped_s > self._step_may_take_s():", "elif False:"),
+                Liveness.doubt,
+                ("if self._busy and now_s - self._stepped_s > self._step_may_take_s():", "if False:"),
             ),
+            edit(Liveness.due_s, ("if self._busy else due_s", "if False else due_s")),
         ),
         (LIVENESS,),
-        CORE,
+        _HUNG,
     ),
 )

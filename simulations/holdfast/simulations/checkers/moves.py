@@ -1,0 +1,111 @@
+"""Streams leave a replica that stands still, while others could take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from holdfast.core.cluster import ReplicaStatus
+from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.history import REPLICA, Attempt, History, Process, Request
+
+MOVES: Final = "moves"
+
+UNDER_WAY_S: Final = 1.0
+"""What a frozen replica had sent still comes for so long (seconds)."""
+
+CALM_S: Final = 5.0
+"""A fault that ended less than so long before a freeze, in seconds, may still keep a gateway from what it should do."""
+
+BUSY_MAX: Final = 4
+"""Where more requests for a model are open, its other replicas may have no room."""
+
+
+def moves(history: History) -> list[Violation]:
+    """A stream whose replica stands still goes on elsewhere, or ends, within `history.move_bound_s`.
+
+    That is asked where nothing but standing still befalls anybody who has to do with it, and where another replica of
+    the model is well.
+    """
+    if not history.move_bound_s:
+        return []
+    log = final_log(history)
+    found = []
+    for process in history.processes:
+        for from_s, until_s in process.frozen if process.role == REPLICA else ():
+            due_s = from_s + history.move_bound_s
+            if min(until_s or history.ended_s, process.ended_s or history.ended_s, history.ended_s) <= due_s:
+                continue
+            for request in _left_there(history, process, from_s, due_s):
+                if _could_move(history, log, process, request, from_s, due_s):
+                    message = f"request {request.id} is still on {process.replica}, which stands still since"
+                    found.append(Violation(MOVES, due_s, f"{message} {from_s:.3f} s"))
+    return found
+
+
+def _left_there(history: History, process: Process, from_s: float, due_s: float) -> Iterator[Request]:
+    """Streams that ran on the replica, and had got nothing from anywhere else by `due_s`."""
+    for request in history.requests:
+        if request.n != 1 or not request.streamed or not request.events:
+            continue
+        before = [attempt for attempt in request.attempts if attempt.at_s < from_s]
+        ended_s = request.ended_s if request.ended_s is not None else history.ended_s
+        if before and before[-1].replica == process.replica and ended_s > due_s and not _moved(request, from_s, due_s):
+            yield request
+
+
+def _moved(request: Request, from_s: float, due_s: float) -> bool:
+    """Whether anything happened to it meanwhile: another attempt, another call of its client's, or something came."""
+    attempts: list[Attempt] = request.attempts
+    last_s = max(attempt.at_s for attempt in attempts)
+    called = any(from_s - CALM_S < sent.at_s <= due_s for sent in request.tries[1:])
+    got = request.last_s is not None and request.last_s > from_s + UNDER_WAY_S
+    return last_s > from_s or called or got
+
+
+def _could_move(
+    history: History, log: FinalLog, process: Process, request: Request, from_s: float, due_s: float
+) -> bool:
+    """Whether its gateway and another replica were well all the time, and had room."""
+    open_then = sum(
+        other.model == request.model and other.asked_s <= due_s and (other.ended_s or history.ended_s) > from_s
+        for other in history.requests
+    )
+    state = log.states[log.at(from_s)]
+    others = [
+        replica
+        for replica in state.replicas.values()
+        if replica.deployment == request.model
+        and replica.status is ReplicaStatus.RUNNING
+        and replica.id != process.replica
+    ]
+    mine = state.replicas.get(process.replica)
+    if open_then > BUSY_MAX or mine is None or mine.status is not ReplicaStatus.RUNNING:
+        return False
+    gateway = request.tries[-1].gateway
+    if _befallen(history, from_s, due_s, gateway, "network", "*"):
+        return False
+    return any(
+        not _befallen(history, from_s, due_s, replica.id, replica.node) and _lives(history, replica.pid, from_s, due_s)
+        for replica in others
+    )
+
+
+def _befallen(history: History, from_s: float, due_s: float, *names: str) -> bool:
+    return any(
+        fault.from_s <= due_s
+        and (fault.until_s is None or fault.until_s > from_s - CALM_S)
+        and (befalls(fault, *names) or fault.target == "")
+        for fault in history.faults
+    )
+
+
+def _lives(history: History, pid: int, from_s: float, due_s: float) -> bool:
+    """Whether that process runs, neither told to stop nor new, all the time."""
+    for process in history.processes:
+        if process.pid == pid:
+            ended_s = process.ended_s if process.ended_s is not None else history.ended_s
+            return process.began_s < from_s - CALM_S and ended_s > due_s and (process.told_s or due_s) >= due_s
+    return False

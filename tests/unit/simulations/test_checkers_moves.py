@@ -1,0 +1,105 @@
+"""Streams on a replica that stands still: those that had to move and did not are found, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from holdfast.simulations.history import ERROR, Request
+from tests.unit.simulations.recorded import Run, answered, broken, only, well
+
+FROZEN_S = 20.0
+BOUND_S = 4.0
+UNTIL_S = 28.0
+
+
+def stuck() -> tuple[Run, Request]:
+    """A stream of two tokens whose replica stands still from 20 s to 28 s."""
+    run = well()
+    run.history.move_bound_s = BOUND_S
+    run.history.settle = None
+    process = run.processes["app.tiny.1"]
+    process.froze(FROZEN_S)
+    process.thawed(UNTIL_S)
+    request = answered(7, upto=2)
+    request.asked_s, request.deadline_s, request.last_s = 19.0, 40.0, 19.8
+    request.tries[0].at_s = 19.0
+    run.history.request(request)
+    run.history.attempt(19.1, "app.tiny.1", request.prompt, 0)
+    return run, request
+
+
+def test_a_stream_that_stays_on_a_replica_that_stands_still_is_found() -> None:
+    run, _ = stuck()
+    message = only(broken(run), "moves")
+    assert message == "request 7 is still on app.tiny.1, which stands still since 20.000 s"
+
+
+def _moves(run: Run, request: Request) -> None:
+    run.history.attempt(23.0, "app.tiny.2", request.prompt, 2)
+
+
+def _ends(_run: Run, request: Request) -> None:
+    request.ended(22.0, ERROR, "stream_lost")
+
+
+def _goes_on(_run: Run, request: Request) -> None:
+    request.last_s = 23.0
+
+
+def _calls_again(_run: Run, request: Request) -> None:
+    request.sent(23.0, "gateway-1", "some:2")
+
+
+def _is_over_soon(run: Run, _request: Request) -> None:
+    run.processes["app.tiny.1"].frozen = [(FROZEN_S, 23.0)]
+
+
+def _gateway_froze(run: Run, _request: Request) -> None:
+    run.history.fault(18.0, "freeze", "gateway-1", until_s=19.0)
+
+
+def _network_broke(run: Run, _request: Request) -> None:
+    run.history.fault(21.0, "clogging", "network", until_s=22.0)
+
+
+def _other_node_is_cut_off(run: Run, _request: Request) -> None:
+    run.history.fault(21.0, "partition", "node-2>node-1", until_s=22.0)
+
+
+def _other_is_told_to_stop(run: Run, _request: Request) -> None:
+    run.processes["app.tiny.2"].told(21.0, 3.0)
+
+
+def _all_are_busy(run: Run, _request: Request) -> None:
+    for number in range(10, 15):
+        request = answered(number)
+        request.asked_s, request.ended_s = 19.0, 25.0
+        run.history.request(request)
+
+
+def _nothing_is_asked(run: Run, _request: Request) -> None:
+    run.history.move_bound_s = 0.0
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        _moves,
+        _ends,
+        _goes_on,
+        _calls_again,
+        _is_over_soon,
+        _gateway_froze,
+        _network_broke,
+        _other_node_is_cut_off,
+        _other_is_told_to_stop,
+        _all_are_busy,
+        _nothing_is_asked,
+    ],
+)
+def test_a_stream_that_moved_or_could_not_is_no_violation(happens: Callable[[Run, Request], None]) -> None:
+    run, request = stuck()
+    happens(run, request)
+    assert "moves" not in {violation.checker for violation in broken(run)}
