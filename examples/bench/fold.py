@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -18,36 +19,48 @@ from holdfast.core.requests import EngineInfo
 from holdfast.core.state import apply
 
 ROUNDS = 5
+REPLICAS_PER_NODE = 10
+INFO = EngineInfo("mock", 4096, 1024, 64, True, "none")
 
 
-def payloads(count: int) -> list[tuple[str, ev.FactTypes | ev.DecisionTypes]]:
-    """A life of replicas that start, run and are killed, with the subjects that it is told on."""
-    config = DeploymentConfig("mock", EngineConfig("mock"), num_replicas=1)
-    happened: list[tuple[str, ev.FactTypes | ev.DecisionTypes]] = [
-        ("facts.node.node-1", ev.NodeJoined("node-1", "host", 1, "0", 16)),
+Told = tuple[str, ev.FactTypes | ev.DecisionTypes]
+"""A subject, and what is told on it."""
+
+
+def payloads(count: int, replicas: int = 1) -> list[Told]:
+    """A life of so many replicas that start, run, and are killed in turn."""
+    config = DeploymentConfig("mock", EngineConfig("mock"), num_replicas=replicas)
+    nodes = [f"node-{number}" for number in range(1, 2 + (replicas - 1) // REPLICAS_PER_NODE)]
+    happened: list[Told] = [(_facts_of(node), ev.NodeJoined(node, "host", 1, "0", 16)) for node in nodes]
+    happened += [
         ("decisions", ev.LeaderElected("node-1", "i")),
         ("decisions", ev.ApplicationDeployed(ApplicationConfig("default", [config]))),
-        ("decisions", ev.ReplicaPlaced("default.mock.1", "default", "mock", "node-1", "i")),
     ]
-    info = EngineInfo("mock", 4096, 1024, 64, True, "none")
-    number = 1
-    while len(happened) < count:
-        name, following = f"default.mock.{number}", f"default.mock.{number + 1}"
-        happened += [
-            ("facts.node.node-1", ev.ReplicaStarted(name, "node-1", number)),
-            ("facts.node.node-1", ev.ReplicaReady(name, "node-1", "127.0.0.1:1", info)),
-            ("facts.node.node-1", ev.ReplicaExited(name, "node-1", number, None, "SIGKILL", False, "")),
-            ("decisions", ev.ReplicaReplaced(following, "default", "mock", "node-1", "i", name, "SIGKILL")),
-        ]
-        number += 1
+    for number in itertools.count(1):
+        name, node = f"default.mock.{number}", nodes[number % len(nodes)]
+        if number <= replicas:
+            happened.append(("decisions", ev.ReplicaPlaced(name, "default", "mock", node, "i")))
+        else:
+            gone, there = f"default.mock.{number - replicas}", nodes[(number - replicas) % len(nodes)]
+            exited = ev.ReplicaExited(gone, there, number, None, "SIGKILL", False, "")
+            happened.append((_facts_of(there), exited))
+            happened.append(("decisions", ev.ReplicaReplaced(name, "default", "mock", node, "i", gone, "SIGKILL")))
+        happened.append((_facts_of(node), ev.ReplicaStarted(name, node, number)))
+        happened.append((_facts_of(node), ev.ReplicaReady(name, node, "127.0.0.1:1", INFO)))
+        if len(happened) >= count:
+            break
     return happened[:count]
 
 
-def entries(count: int) -> list[LogEntry]:
+def _facts_of(node: str) -> str:
+    return f"facts.node.{node}"
+
+
+def entries(count: int, replicas: int = 1) -> list[LogEntry]:
     """The payloads as they stand in a log, chained."""
     heads: dict[str, str] = {}
     made = []
-    for sequence, (subject, payload) in enumerate(payloads(count), 1):
+    for sequence, (subject, payload) in enumerate(payloads(count, replicas), 1):
         event = ev.Event(
             id=f"node-1.i.{sequence}",
             time=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=sequence),
@@ -65,9 +78,12 @@ def entries(count: int) -> list[LogEntry]:
     return made
 
 
-def fold(count: Annotated[int, typer.Option(min=10, help="Events to fold.")] = 20_000) -> None:
+def fold(
+    count: Annotated[int, typer.Option(min=10, help="Events to fold.")] = 20_000,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas that the events are about.")] = 1,
+) -> None:
     """Fold a generated log and print the median rate."""
-    log = entries(count)
+    log = entries(count, replicas)
     rates = []
     for _ in track(range(ROUNDS), "folding", console=Console(stderr=True)):
         began_s = time.perf_counter()

@@ -42,6 +42,7 @@ def test_a_cluster_starts_and_is_whole_again_after_the_loss_of_a_tenth_of_its_no
     assert (report.nodes, report.replicas, report.gateways) == (NODES, REPLICAS, GATEWAYS)
     assert (report.lost_nodes, report.lost_replicas) == (1, REPLICAS // NODES)
     assert 0 < report.known_after_s <= report.decided_after_s < report.running_after_s <= report.linked_after_s < 30
+    assert report.decided_after_s < report.leader_loss_running_after_s < 30
 
 
 def test_every_replica_brings_three_events_and_a_cluster_at_rest_none(report: ScaleReport) -> None:
@@ -53,7 +54,9 @@ def test_every_replica_brings_three_events_and_a_cluster_at_rest_none(report: Sc
 
 def test_a_size_gives_the_same_figures_again_but_for_what_this_machine_took(report: ScaleReport) -> None:
     def virtual(one: ScaleReport) -> ScaleReport:
-        return msgspec.structs.replace(one, decision_cpu_s=0, look_cpu_max_s=0, cpu_s=0, follower_bytes=0)
+        return msgspec.structs.replace(
+            one, decision_cpu_s=0, look_cpu_max_s=0, beat_cpu_s=0, cpu_s=0, follower_bytes=0, memory_bytes=0
+        )
 
     assert virtual(run_scale(NODES, REPLICAS, GATEWAYS)) == virtual(report)
 

@@ -43,8 +43,12 @@ ROWS: tuple[Row, ...] = (
     ("loss: all replaced after (s)", lambda one: f"{one.decided_after_s:.1f}"),
     ("loss: full strength after (s)", lambda one: f"{one.running_after_s:.1f}"),
     ("loss: all gateways reach all after (s)", lambda one: f"{one.linked_after_s:.2f}"),
+    ("loss of the leader: full strength after (s)", lambda one: f"{one.leader_loss_running_after_s:.1f}"),
+    ("loss of the leader: lease requests until the next", lambda one: f"{one.leader_loss_lease_requests:,}"),
+    ("gateway: CPU a heartbeat (µs)", lambda one: f"{one.beat_cpu_s * 1e6:.0f}"),
     ("memory: state in each member (MB)", lambda one: f"{one.follower_bytes / 1e6:.2f}"),
     ("this machine: CPU for the run (s)", lambda one: f"{one.cpu_s:.0f}"),
+    ("this machine: memory for the run (GB)", lambda one: f"{one.memory_bytes / 1e9:.2f}"),
 )
 
 

@@ -14,6 +14,7 @@ import asyncio
 import gc
 import logging
 import math
+import resource
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
@@ -29,8 +30,10 @@ from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
 from holdfast.core.events import decode_record
+from holdfast.core.frames import Heartbeat, encode
 from holdfast.core.ports import LogEntry
 from holdfast.core.reconcile import Evidence, Plan, reconcile
+from holdfast.core.requests import EngineLoad
 from holdfast.gateway.app import App
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.machine import Machine
@@ -55,6 +58,8 @@ SPARE = 1.5
 BEATS_PER_S = 5_000
 """Heartbeats of all replicas together, per virtual second, that the simulation is to carry: the interval follows."""
 
+BEATS_TIMED = 20_000
+
 QUIET_S = 20.0
 """How long nothing happens, and what happens all the same is counted (seconds)."""
 
@@ -73,7 +78,9 @@ class ScaleReport(msgspec.Struct, frozen=True):
     `known_after_s` until the last of them is given up, `decided_after_s` until the last replica is replaced,
     `running_after_s` until the last of those runs, and `linked_after_s` until every gateway reaches all of them.
     `decision_cpu_s` is what the controller's looks at the state took for each decision, those that found nothing to
-    decide included. `follower_bytes` is what the folded state takes in each member.
+    decide included. `follower_bytes` is what the folded state takes in each member. `leader_loss` is the loss of the
+    leader's host alone, after that: until all replicas run again, and what the election asks of the lease servers.
+    `beat_cpu_s` is what a gateway does with one heartbeat, without the kernel's part.
     """
 
     nodes: int
@@ -97,8 +104,12 @@ class ScaleReport(msgspec.Struct, frozen=True):
     decided_after_s: float
     running_after_s: float
     linked_after_s: float
+    leader_loss_running_after_s: float
+    leader_loss_lease_requests: int
     follower_bytes: int
+    beat_cpu_s: float
     cpu_s: float = 0.0
+    memory_bytes: int = 0
 
 
 class _NoDoor:
@@ -206,6 +217,15 @@ class ScaleCluster:
         self.world.tasks_of = asyncio.all_tasks
         return len(gone)
 
+    def lose_leader(self) -> int:
+        """The leader's host loses power; what is asked of the lease servers until another one leads."""
+        leader = self.state().leader
+        assert leader is not None
+        self.leases.requests.clear()
+        self.world.power_off(leader)
+        self.until(lambda: self.state().leader != leader, "another one leads")
+        return self.leases.requests.total()
+
     # --- processes --------------------------------------------------------------------------------------
 
     def _spawn(
@@ -277,59 +297,102 @@ def measure(nodes: int, replicas: int, gateways: int, progress: Callable[[str], 
     gc.disable()  # millions of objects that all live: looking through them again and again would take most of the time
     with _Looks() as looks, shared_folding():
         report = _measure(ScaleCluster(nodes, replicas, gateways), looks, progress)
-    return msgspec.structs.replace(report, cpu_s=time.process_time() - began_s)
+    memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return msgspec.structs.replace(report, cpu_s=time.process_time() - began_s, memory_bytes=memory_bytes)
 
 
-def _measure(cluster: ScaleCluster, looks: _Looks, progress: Callable[[str], object]) -> ScaleReport:
-    log, leases = cluster.log, cluster.leases
+class _Life(msgspec.Struct, frozen=True):
+    """What befell a cluster, and when (virtual seconds); the log's length in between."""
+
+    started: int
+    quiet_events: int
+    quiet_requests: int
+    quiet_listed_bytes: int
+    lost_nodes: int
+    lost_s: float
+    linked_s: float
+    recovered: int
+    leader_lost_s: float
+    election_requests: int
+
+
+def _live(cluster: ScaleCluster, progress: Callable[[str], object]) -> _Life:
+    log, leases, world = cluster.log, cluster.leases, cluster.world
     progress("starting")
     cluster.until(cluster.running, "all replicas run")
     cluster.until(cluster.linked, "all gateways reach all replicas")
-    started = len(log.appended_s)
+    started = log.told
     progress("standing")
     leases.requests.clear()
     leases.listed_bytes = 0
     cluster.run(QUIET_S)
-    quiet = (len(log.appended_s) - started, leases.requests.total(), leases.listed_bytes)
+    quiet = (log.told - started, leases.requests.total(), leases.listed_bytes)
     progress("losing nodes")
-    before, lost_s = len(log.appended_s), cluster.world.now_s
-    lost_nodes = cluster.vanish(LOST_PART)
+    lost_s, lost_nodes = world.now_s, cluster.vanish(LOST_PART)
     cluster.until(lambda: not cluster.running(), "the loss is noticed")
     cluster.until(cluster.running, "all replicas run again")
     linked_s = cluster.until(cluster.linked, "all gateways reach all replicas again")
+    progress("losing the leader")
+    recovered, leader_lost_s = log.told, world.now_s
+    election_requests = cluster.lose_leader()
+    cluster.until(lambda: not cluster.running(), "the leader's loss is noticed")
+    cluster.until(cluster.running, "all replicas run once more")
+    return _Life(started, *quiet, lost_nodes, lost_s, linked_s, recovered, leader_lost_s, election_requests)
+
+
+def _measure(cluster: ScaleCluster, looks: _Looks, progress: Callable[[str], object]) -> ScaleReport:
+    life = _live(cluster, progress)
     progress("folding")
-    entries = log.entries()
-    start, loss = _Times(log, entries[:started]), _Times(log, entries[before:])
+    log, entries = cluster.log, cluster.log.entries()
+    start = _Times(log, entries[: life.started])
+    loss = _Times(log, entries[life.started + life.quiet_events : life.recovered])
+    leader_loss = _Times(log, entries[life.recovered :])
     return ScaleReport(
         nodes=len(cluster.nodes),
         replicas=cluster.replicas,
         gateways=len(cluster.gateways),
         heartbeat_interval_s=cluster.interval_s,
         start_s=start.last(ev.ReplicaReady) - start.last(ev.DeployRequested),
-        start_events=started,
+        start_events=life.started,
         event_bytes=log.bytes / len(entries),
         events_per_s_max=_most_within(log.appended_s, 1.0),
         decisions_per_s_max=_most_within(start.decided_s, 1.0),
         decision_cpu_s=looks.cpu_s / looks.decisions,
         look_cpu_max_s=looks.cpu_max_s,
-        quiet_events_per_s=quiet[0] / QUIET_S,
-        quiet_lease_requests_per_s=quiet[1] / QUIET_S,
-        quiet_listed_bytes_per_s=quiet[2] / QUIET_S,
-        lost_nodes=lost_nodes,
+        quiet_events_per_s=life.quiet_events / QUIET_S,
+        quiet_lease_requests_per_s=life.quiet_requests / QUIET_S,
+        quiet_listed_bytes_per_s=life.quiet_listed_bytes / QUIET_S,
+        lost_nodes=life.lost_nodes,
         lost_replicas=loss.count(ev.ReplicaReplaced),
-        loss_events=len(entries) - before,
-        known_after_s=loss.last(ev.NodeLost) - lost_s,
-        decided_after_s=loss.last(ev.ReplicaReplaced) - lost_s,
-        running_after_s=loss.last(ev.ReplicaReady) - lost_s,
-        linked_after_s=linked_s - lost_s,
+        loss_events=loss.events,
+        known_after_s=loss.last(ev.NodeLost) - life.lost_s,
+        decided_after_s=loss.last(ev.ReplicaReplaced) - life.lost_s,
+        running_after_s=loss.last(ev.ReplicaReady) - life.lost_s,
+        linked_after_s=life.linked_s - life.lost_s,
+        leader_loss_running_after_s=leader_loss.last(ev.ReplicaReady) - life.leader_lost_s,
+        leader_loss_lease_requests=life.election_requests,
         follower_bytes=state_bytes(entries),
+        beat_cpu_s=_beat_cpu_s(cluster.gateways[0]),
     )
+
+
+def _beat_cpu_s(gateway: GatewayProcess) -> float:
+    """What one heartbeat costs a gateway, from its bytes on."""
+    link = next(iter(gateway._serving._links.values()))
+    connection = link._connection
+    assert connection is not None
+    beats = [encode(Heartbeat(EngineLoad(0, 0, 0, 1, 0), False, 0))] * BEATS_TIMED
+    began_s = time.process_time()
+    for beat in beats:
+        connection.data_received(beat)
+    return (time.process_time() - began_s) / BEATS_TIMED
 
 
 class _Times:
     """When what happened was on the log's disk."""
 
     def __init__(self, log: ScaleLogServer, entries: Sequence[LogEntry]) -> None:
+        self.events = len(entries)
         self._at_s: dict[type[ev.Payload], list[float]] = {}
         self.decided_s: list[float] = []
         for entry in entries:
