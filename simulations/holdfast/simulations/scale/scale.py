@@ -207,24 +207,26 @@ class ScaleCluster:
         """This part of the nodes' hosts loses power, not the leader's; how many that are."""
         leader = self.state().leader
         hosts = [node.host.name for node in self.nodes if node.name != leader]
-        left: dict[object, list[asyncio.Task[Any]]] = {}
-        for task in list(asyncio.tasks._all_tasks):  # type: ignore[attr-defined]  # once for all, not once for each
-            left.setdefault(task.get_loop(), []).append(task)
-        self.world.tasks_of = left.get
-        gone = hosts[:: round(1 / part)]
-        for host in gone:
-            self.world.power_off(host)
-        self.world.tasks_of = asyncio.all_tasks
-        return len(gone)
+        return self._power_off(hosts[:: round(1 / part)])
 
     def lose_leader(self) -> int:
         """The leader's host loses power; what is asked of the lease servers until another one leads."""
         leader = self.state().leader
         assert leader is not None
         self.leases.requests.clear()
-        self.world.power_off(leader)
+        self._power_off([leader])
         self.until(lambda: self.state().leader != leader, "another one leads")
         return self.leases.requests.total()
+
+    def _power_off(self, hosts: Sequence[str]) -> int:
+        left: dict[object, list[asyncio.Task[Any]]] = {}
+        for task in list(asyncio.tasks._all_tasks):  # type: ignore[attr-defined]  # once for all, not once for each
+            left.setdefault(task.get_loop(), []).append(task)
+        self.world.tasks_of = left.get
+        for host in hosts:
+            self.world.power_off(host)
+        self.world.tasks_of = asyncio.all_tasks
+        return len(hosts)
 
     # --- processes --------------------------------------------------------------------------------------
 
