@@ -163,7 +163,7 @@ def shrink(
 
 @app.command(epilog=SCALE_EPILOG)
 def scale(
-    nodes: Annotated[int | None, typer.Option(min=1, max=10_000, metavar="N", show_default="10, 100 and 1,000")] = None,
+    nodes: Annotated[int | None, typer.Option(min=6, max=10_000, metavar="N", show_default="10, 100 and 1,000")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, max=10_000, metavar="N", show_default="10 a node")] = None,
     gateways: Annotated[int | None, typer.Option(min=1, max=1_000, metavar="N", show_default="1 for 20 nodes")] = None,
     as_json: JsonOption = False,

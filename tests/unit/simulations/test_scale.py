@@ -15,7 +15,7 @@ from holdfast.actors import follower
 from holdfast.actors.follower import Follower
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState
-from holdfast.core.errors import KeyTaken, WorldFailure, WrongLastSequence
+from holdfast.core.errors import KeyTaken, Misuse, WorldFailure, WrongLastSequence
 from holdfast.core.events import decode_record
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply, state_hash
@@ -69,7 +69,10 @@ def test_what_can_not_be_simulated_is_told_with_the_reason() -> None:
 def test_sizes_follow_from_what_is_given() -> None:
     assert sizes_for(None, None, None) == SIZES
     assert sizes_for(200, None, None) == [(200, 2000, 10)]
-    assert sizes_for(None, 30, 1) == [(3, 30, 1)]
+    assert sizes_for(None, 90, 1) == [(9, 90, 1)]
+    assert sizes_for(None, 30, None) == [(6, 30, 2)]
+    with pytest.raises(Misuse, match="10 nodes need at least 10"):
+        sizes_for(10, 9, None)
 
 
 def test_the_table_and_the_json_show_every_size(

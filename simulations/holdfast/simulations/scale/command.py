@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.status import Status
 
+from holdfast.core.errors import Misuse
 from holdfast.gateway.cli.tables import console, print_json, table
 from holdfast.simulations.scale.apart import run_scale
 from holdfast.simulations.scale.scale import ScaleReport
@@ -18,6 +19,8 @@ SIZES: tuple[Size, ...] = ((10, 100, 2), (100, 1_000, 5), (1_000, 10_000, 50))
 REPLICAS_PER_NODE = 10
 NODES_PER_GATEWAY = 20
 GATEWAYS_MIN = 2
+NODES_MIN = 6
+"""With fewer the replicas of lost nodes would find no room on the others (`SPARE`)."""
 
 Row = tuple[str, Callable[[ScaleReport], str]]
 
@@ -53,17 +56,17 @@ ROWS: tuple[Row, ...] = (
 
 
 def sizes_for(nodes: int | None, replicas: int | None, gateways: int | None) -> Sequence[Size]:
-    """The sizes that are asked for: those of the table, or one, of which what is not given follows from the nodes."""
+    """The sizes that are asked for: those of the table, or one, of which what is not given follows from the nodes.
+
+    Raises `Misuse` for fewer replicas than nodes.
+    """
     if nodes is None and replicas is None and gateways is None:
         return SIZES
-    nodes = nodes or max(1, (replicas or 0) // REPLICAS_PER_NODE)
-    return [
-        (
-            nodes,
-            replicas or nodes * REPLICAS_PER_NODE,
-            gateways or max(GATEWAYS_MIN, nodes // NODES_PER_GATEWAY),
-        )
-    ]
+    nodes = nodes or max(NODES_MIN, (replicas or 0) // REPLICAS_PER_NODE)
+    replicas = replicas or nodes * REPLICAS_PER_NODE
+    if replicas < nodes:
+        raise Misuse(f"--replicas: {nodes} nodes need at least {nodes}, so that each node that is lost had one")
+    return [(nodes, replicas, gateways or max(GATEWAYS_MIN, nodes // NODES_PER_GATEWAY))]
 
 
 def scale(sizes: Sequence[Size], *, as_json: bool) -> int:
