@@ -21,7 +21,7 @@ from holdfast.actors.writer import DecisionWriter
 from holdfast.core.cluster import ClusterState, Head, MemberStatus
 from holdfast.core.detector import LeaseEvidence, Member
 from holdfast.core.errors import KeyTaken, LeaseGone, LeasesUnavailable, LogUnavailable, WrongLastSequence
-from holdfast.core.events import LeaderDeposed, LeaderElected, Record, type_name
+from holdfast.core.events import GatewayJoined, LeaderDeposed, LeaderElected, Record, type_name
 from holdfast.core.ports import Clock, KeyValue, Leases, Listing
 from holdfast.core.reconcile import Evidence, Plan, reconcile
 
@@ -217,8 +217,12 @@ class Controller:
         return item.key == LEADER_KEY and item.value == self._identity.lease_value()
 
     def _on_record(self, record: Record, state: ClusterState) -> None:
-        if isinstance(record.event.payload, LeaderElected) and record.event.epoch == state.epoch:
-            self._election = record.event.id
+        event, payload = record.event, record.event.payload
+        if isinstance(payload, LeaderElected) and event.epoch == state.epoch:
+            self._election = event.id
+        elif isinstance(payload, GatewayJoined):
+            # One that was given up is back: it gets the time that everybody gets, or we would go on giving it up.
+            self._gateways.forget((payload.gateway, event.incarnation))
         self._poke.set()
 
     # --- leading ----------------------------------------------------------------------------------------

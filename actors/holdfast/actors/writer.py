@@ -102,6 +102,7 @@ class FactWriter:
         self._wakeup = asyncio.Event()
         self._written = asyncio.Event()
         self._written.set()
+        self._sequence = 0
         self.dropped = 0
 
     def note(self, fact: Fact, cause: str | None) -> str | None:
@@ -134,12 +135,14 @@ class FactWriter:
             self._wakeup.clear()
             while self._outbox:
                 head = await self._appender.append(self._outbox[0], head)
+                self._sequence = head.sequence
                 self._outbox.popleft()
             self._written.set()
 
-    async def flush(self) -> None:
-        """Wait until everything recorded so far is in the log."""
+    async def flush(self) -> int:
+        """Wait until everything recorded so far is in the log; the sequence of the last of it."""
         await self._written.wait()
+        return self._sequence
 
     async def _first_head(self) -> Head:
         wait_s = RETRY_FIRST_S

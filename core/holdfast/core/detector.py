@@ -144,6 +144,12 @@ class LeaseEvidence:
         self._ended = ended & absent
         self._seen = present
 
+    def forget(self, member: Member) -> None:
+        """It has joined, for the first time or again: what was known of it says nothing any more."""
+        self._absent_since.pop(member, None)
+        self._seen -= {member}
+        self._ended -= {member}
+
     def unreachable(self) -> None:
         """The servers did not answer: absence proves nothing any more, and everybody gets a full TTL again."""
         self._listed_s = None

@@ -162,12 +162,14 @@ class GatewayProcess:
                 gateway is not None and gateway.incarnation == mine.incarnation and gateway.status is MemberStatus.LOST
             )
 
-        while True:
-            state = await self._follower.until(given_up)
-            logger.warning("this gateway was given up; joining again")
-            self._facts.record(self._joining(), state.gateways[mine.name].event)
-            await self._facts.flush()
-            await self._follower.until(lambda state: not given_up(state))
+        # Where the log can't be read any more, nobody needs to know.
+        with contextlib.suppress(*UNREADABLE):
+            while True:
+                state = await self._follower.until(given_up)
+                logger.warning("this gateway was given up; joining again")
+                self._facts.record(self._joining(), state.gateways[mine.name].event)
+                # By the time that we look it may have been given up once more: no single state must be waited for.
+                await self._follower.reached(await self._facts.flush())
 
     async def _drain(self) -> None:
         """Let streams go on for a while; what is open then is told to go elsewhere."""

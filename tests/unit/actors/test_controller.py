@@ -23,6 +23,8 @@ from tests.unit.support.history import application
 from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
 from tests.unit.support.world import World, identity_of
 
+ALIVE = MemberStatus.ALIVE
+
 SLACK_S = 1.0
 """What looking at leases, and waiting for the leader key, may take on top of a TTL, in seconds."""
 
@@ -538,6 +540,26 @@ async def test_a_gateway_that_is_gone_is_given_up_when_its_lease_is_over() -> No
             lambda state: "g" in state.gateways and state.gateways["g"].status is MemberStatus.LOST
         )
         assert world.ttl_s <= lost_s <= world.ttl_s + SLACK_S
+        writing.cancel()
+
+
+@virtual_time
+async def test_a_gateway_that_joins_again_gets_the_time_that_everybody_gets() -> None:
+    async with World() as world:
+        world.node("a")
+        await led_by(world, "a")
+        gateway = identity_of("g", role="gateway")
+        facts = FactWriter(world.log.client(), VirtualClock(), gateway)
+        writing = asyncio.create_task(facts.run())
+        joins_s, losses_s = [], []
+        for _ in range(3):
+            facts.record(ev.GatewayJoined("g", "host", 1, "http://h", "0"), None)
+            joins_s.append(
+                await world.until(lambda state: "g" in state.gateways and state.gateways["g"].status is ALIVE)
+            )
+            losses_s.append(await world.until(lambda state: state.gateways["g"].status is MemberStatus.LOST))
+        assert all(lost_s - joined_s >= world.ttl_s for joined_s, lost_s in zip(joins_s, losses_s, strict=True))
+        assert len(world.happened(ev.GatewayLost)) == 3
         writing.cancel()
 
 
