@@ -126,6 +126,10 @@ def replay(
     only_faults: OnlyFaultsOption = None,
     only_work: OnlyWorkOption = None,
     lasts_s: LastsOption = None,
+    mutant: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="As this mutant's seed, without its guard.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run one seed again, and tell what happens: virtual time in seconds, who, what; then what it broke.
@@ -134,7 +138,7 @@ def replay(
     """
     from holdfast.simulations.running import commands
 
-    chosen = commands.Chosen(what, scenario, only_faults, only_work, lasts_s)
+    chosen = commands.Chosen(what, scenario, only_faults, only_work, lasts_s, mutant)
     _end(lambda: commands.replay(chosen, report, draws=timeline, as_json=as_json))
 
 

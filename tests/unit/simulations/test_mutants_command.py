@@ -26,7 +26,7 @@ from tests.unit.simulations import fake_trials
 
 Invoke = Callable[..., Any]
 
-USUAL = ["reads-its-decisions", "taken-up-once"]
+USUAL = ["reads-its-decisions", "own-entry"]
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_mutants_that_are_all_caught_are_told_with_the_seed_and_the_checker(sim:
     ended = sim("--only", "token-once", "--only", "held-back-text")
     assert ended.exit_code == 0
     assert "token-once is caught by seed 3\n  streams at 1.000 s: token 7 came twice" in ended.stdout
+    assert "  holdfast sim replay 3 --mutant token-once\n" in ended.stdout
     rows = [line.split()[:3] for line in ended.stdout.splitlines()]
     assert ["token-once", "3", "streams"] in rows
     assert ["held-back-text", "3", "streams"] in rows
@@ -123,3 +124,12 @@ def test_a_real_mutant_is_caught_and_the_code_is_whole_again() -> None:
     caught = attempt(Trial("reads-its-decisions", 1))
     assert "placements" in {violation.checker for violation in caught.violations}
     assert attempt(Trial("reads-its-decisions", 1, guarded=True)).violations == []
+
+
+def test_the_run_of_a_mutant_can_be_told() -> None:
+    ended = CliRunner().invoke(app, ["replay", "1", "--mutant", "reads-its-decisions", "--lasts-s", "9", "--json"])
+    assert ended.exit_code == 1
+    result = json.loads(ended.stdout.splitlines()[-1])
+    assert "placements" in {violation["checker"] for violation in result["violations"]}
+    ended = CliRunner().invoke(app, ["replay", "1", "--mutant", "reads-its-decisions", "--scenario", "core"])
+    assert (ended.exit_code, "--mutant goes with a seed" in ended.output) == (2, True)

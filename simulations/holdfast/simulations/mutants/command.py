@@ -93,6 +93,7 @@ def _mutated(pool: Pool[Trial, Outcome], verdicts: dict[str, Verdict], seeds: in
         if verdict.violation is not None and not known:
             say.print(f"{trial.mutant} is caught by seed {trial.seed}")
             print_violations(say, [verdict.violation])
+            say.print(f"  holdfast sim replay {trial.seed} --mutant {trial.mutant}")
 
 
 def _summary(verdicts: dict[str, Verdict], survivors: list[str], guarded: list[str], wall_s: float) -> None:

@@ -144,6 +144,7 @@ MUTANTS: Final = (
             ),
         ),
         (MEMBERS, LIVENESS),
+        CUT_OFF,
     ),
     Mutant(
         "rejoins",

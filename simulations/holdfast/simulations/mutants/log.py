@@ -8,12 +8,15 @@ from holdfast.core import state
 from holdfast.simulations.checkers.health import LIVENESS, QUIET
 from holdfast.simulations.checkers.log import DURABILITY, FOLD
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import STALE, Mutant
+from holdfast.simulations.mutants.mutant import STALE, Mutant, Setting
 from holdfast.store import jetstream_follow
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.nats_session import Session
 
 _OURS: Final = "following is not None and following.message_id == message_id"
+
+_GAPS: Final = Setting(kinds=("log: gaps", "replica crash", "node crash"))
+"""Deliveries of the log are lost while much happens."""
 
 MUTANTS: Final = (
     Mutant(
@@ -69,6 +72,7 @@ MUTANTS: Final = (
         "a reader of the log takes only the next sequence, and asks again for what was left out",
         (edit(jetstream_follow.Follower._until_renewal, ("if sequence > self._position + 1:", "if False:")),),
         (LIVENESS, QUIET),
+        _GAPS,
     ),
     Mutant(
         "hole-in-the-fold",
@@ -82,6 +86,7 @@ MUTANTS: Final = (
             ),
         ),
         (FOLD,),
+        _GAPS,
     ),
     Mutant(
         "silent-consumer",

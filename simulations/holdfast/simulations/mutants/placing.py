@@ -27,6 +27,7 @@ MUTANTS: Final = (
             ),
         ),
         (PLACEMENTS,),
+        Setting(shape={"lasts_s": 10.0}),
     ),
     Mutant(
         "restarted-node",
@@ -109,5 +110,6 @@ MUTANTS: Final = (
         "a deployment that comes back does not give a replica's number to another one",
         (edit(state._remember_numbers, ("if application is None:", "if True:")),),
         (PLACEMENTS,),
+        Setting(shape={"operations": 8}),
     ),
 )

@@ -24,15 +24,22 @@ _FROM_THE_FUTURE: Final = ('raise PeerViolation(f"token {position} came while {l
 _FROM_THE_PAST: Final = ("if position < len(accepted) or self.status", "if self.status")
 
 _WRONG_ANSWERS: Final = Setting(kinds=("wrong-length answer", "replica crash", "gateway crash"))
+"""Engines leave out tokens while streams move."""
+
+_CROWDED: Final = Setting(knobs={"max_ongoing_requests": 1, "max_queued_requests": 2, "itl_ms": 120.0})
+"""A replica takes one stream, and few may wait."""
+
 _FROZEN: Final = Setting(
     kinds=("freeze",),
     shape={"faults_min": 6, "faults_max": 10, "requests": 60},
     knobs={"heartbeat_interval_s": 0.5, "heartbeat_timeout_s": 2.0, "itl_ms": 120.0},
 )
+"""A few replicas, or others, stand still for a while."""
+
 _HUNG: Final = Setting(
     CORE, ("engine hangs",), {"requests": 120, "gateways": 1, "faults_from_s": 20.0, "faults_min": 2, "faults_max": 3}
 )
-"""Replicas that stand still, and engines that do, for ever, beside others that are well."""
+"""A few engines stand still for ever, beside others that are well."""
 
 MUTANTS: Final = (
     Mutant(
@@ -44,6 +51,7 @@ MUTANTS: Final = (
             edit(Stream.token, _FROM_THE_PAST, _FROM_THE_FUTURE),
         ),
         (STREAMS,),
+        Setting(shape={"requests": 60}),
     ),
     Mutant(
         "token-contiguity",
@@ -121,7 +129,7 @@ MUTANTS: Final = (
             ),
         ),
         (BOUNDS,),
-        Setting(knobs={"max_ongoing_requests": 1, "max_queued_requests": 2, "itl_ms": 120.0}),
+        _CROWDED,
     ),
     Mutant(
         "streams-per-replica",
@@ -136,6 +144,7 @@ MUTANTS: Final = (
             ),
         ),
         (BOUNDS,),
+        _CROWDED,
     ),
     Mutant(
         "redial",

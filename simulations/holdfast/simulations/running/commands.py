@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,17 @@ if TYPE_CHECKING:
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """A run as a person names it: a seed of a scenario, or a bug, and what is kept of it."""
+    """A run as a person names it: a seed of a scenario, or a bug, and what is kept of it.
+
+    With `mutant` it is the seed as that mutant's runs are, without the guard.
+    """
 
     what: str
     scenario: str | None = None
     only_faults: str | None = None
     only_work: str | None = None
     lasts_s: float | None = None
+    mutant: str | None = None
 
     def plan(self) -> Plan:
         """The run's plan. Raises `Misuse` for what does not exist."""
@@ -52,7 +57,22 @@ class Chosen(msgspec.Struct, frozen=True):
             plan = msgspec.structs.replace(plan, lasts_s=min(self.lasts_s, plan.lasts_s))
         return plan
 
+    def code(self) -> AbstractContextManager[None]:
+        """While entered, the code is that of the run. Raises `NoSuchMutant`."""
+        if self.mutant is None:
+            return nullcontext()
+        from holdfast.simulations.mutants import removed
+
+        return removed(self.mutant)
+
     def _whole(self) -> Plan:
+        if self.mutant is not None:
+            from holdfast.simulations.mutants import mutant
+            from holdfast.simulations.mutants.checking import plan_of
+
+            if self.scenario is not None or not self.what.isdecimal():
+                raise Misuse("--mutant goes with a seed, and has its own scenario")
+            return plan_of(mutant(self.mutant), int(self.what))
         if self.what.isdecimal():
             from holdfast.simulations.simulation import draw_plan
 
@@ -94,7 +114,8 @@ def replay(chosen: Chosen, report: Path | None, *, draws: bool, as_json: bool) -
 
     plan = chosen.plan()
     _writable(report)
-    result, history = run_plan(plan, narrating=True)
+    with chosen.code():
+        result, history = run_plan(plan, narrating=True)
     if draws:
         print_timeline(history, result.violations)
     else:
