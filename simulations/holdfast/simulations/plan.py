@@ -47,9 +47,24 @@ class Scenario(msgspec.Struct, frozen=True):
 SCENARIOS = {
     STANDARD: Scenario(STANDARD),
     CORE: Scenario(CORE, nodes=5, replicas=4, gateways=3, faults_min=8, faults_max=14, heals=False),
+    "short": Scenario(
+        "short",
+        nodes=2,
+        replicas=2,
+        lasts_s=30.0,
+        faults_from_s=1.5,
+        faults_until_s=9.0,
+        healed_s=11.0,
+        work_until_s=14.0,
+        faults_min=8,
+        faults_max=12,
+        requests=8,
+        operations=1,
+    ),
     "calm": Scenario("calm", faults_min=0, faults_max=0),
 }
-"""The scenarios by name: faults that heal, faults that never do beside a healthy core, and none at all."""
+"""The scenarios by name: faults that heal, faults that never do beside a healthy core, a small cluster for half as long
+(for very many seeds), and no faults at all."""
 
 
 class Knobs(msgspec.Struct, frozen=True):
