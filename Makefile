@@ -2,6 +2,7 @@
 # make test    run the tests          make check   ruff, mypy, import-linter
 # make bench   measure throughput     make bench-faults   measure what failures cost streams (half an hour; ARGS=--quick: 10 min)
 # make bench-chaos   kill and freeze at random for half an hour, and check every token
+# make sim     run a thousand simulated clusters, and check what must hold (ARGS="--seeds 100 --scenario core")
 # make mutants   take guards out of the code one by one, and see that simulated clusters notice (some minutes)
 # make clean   remove .venv and caches
 
@@ -17,7 +18,7 @@ TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: up test check bench bench-faults bench-chaos mutants clean
+.PHONY: up test check bench bench-faults bench-chaos sim mutants clean
 .NOTPARALLEL:
 
 up: $(VENV)/.installed
@@ -42,6 +43,9 @@ bench-faults: $(VENV)/.installed-dev
 
 bench-chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench chaos $(ARGS)
+
+sim: $(VENV)/.installed-dev
+	$(BIN)/holdfast sim run --seeds 1000 $(ARGS)
 
 mutants: $(VENV)/.installed-dev
 	$(BIN)/holdfast sim mutants $(ARGS)

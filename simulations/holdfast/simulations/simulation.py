@@ -129,6 +129,8 @@ class _Narrator(logging.Handler):
         self._history = history
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._history.ended_s:
+            return  # what is said where the world's end cuts somebody off is no part of the run
         loop = events._get_running_loop()
         process = getattr(loop, "process", None)
         self._history.note(self._world.now_s, process.name if process else "world", record.getMessage())

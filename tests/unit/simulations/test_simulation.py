@@ -44,6 +44,13 @@ def test_a_narrated_run_is_the_same_run() -> None:
     assert run(plan, narrating=True)[0].trace == run(plan)[0].trace
 
 
+def test_what_is_said_where_the_world_ends_is_not_told() -> None:
+    plan = msgspec.structs.replace(draw_plan(1, SCENARIOS["calm"]), lasts_s=20.0)
+    _result, history = run(plan, narrating=True)
+    assert history.notes
+    assert "world" not in {note.actor for note in history.notes}
+
+
 def test_a_run_that_is_cut_short_is_not_blamed_for_what_it_had_no_time_for() -> None:
     plan = draw_plan(1, SCENARIOS["calm"])
     for lasts_s, settles in ((plan.lasts_s, True), (1.0, False)):
