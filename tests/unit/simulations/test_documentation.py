@@ -58,10 +58,11 @@ def test_every_scenario_is_told() -> None:
 
 def test_every_setting_is_told_with_what_it_is_drawn_from() -> None:
     drawn = [draw_knobs(Random(f"{seed}/knobs"), scenario) for scenario in SCENARIOS.values() for seed in range(SEEDS)]
-    told = {}
-    for names, values in rows("Scenarios", "setting"):
+    told: dict[str, str] = {}
+    for names, told_of in rows("Scenarios", "setting"):
         # Either all settings of a row have the values, or each its own.
-        parts = values.split("; ") if len(named(names)) == values.count(";") + 1 else [values] * len(named(names))
+        parts = told_of.split("; ")
+        parts = parts if len(parts) == len(named(names)) else [told_of] * len(named(names))
         told.update(zip(named(names), parts, strict=True))
     assert sorted(told) == sorted(Knobs.__struct_fields__)
     for name in told.keys() - DERIVED:
