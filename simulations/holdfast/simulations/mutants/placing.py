@@ -27,7 +27,7 @@ MUTANTS: Final = (
             ),
         ),
         (PLACEMENTS,),
-        Setting(shape={"lasts_s": 10.0}),
+        Setting(shape={"lasts_s": 3.0}),
     ),
     Mutant(
         "restarted-node",
