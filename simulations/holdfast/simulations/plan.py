@@ -50,7 +50,7 @@ SCENARIOS = {
     "short": Scenario(
         "short",
         nodes=2,
-        replicas=2,
+        replicas=3,
         lasts_s=30.0,
         faults_from_s=1.5,
         faults_until_s=9.0,

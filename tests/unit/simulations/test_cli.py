@@ -106,7 +106,7 @@ def test_ctrl_c_ends_a_campaign_with_what_there_is_so_far(sim: Invoke, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "--scenario", "x"], "there is no scenario x; there are standard, core, calm"),
+        (["run", "--scenario", "x"], "there is no scenario x; there are standard, core, short, calm"),
         (["replay", "1", "--scenario", "x"], "there is no scenario x"),
         (["replay", "lost"], "lost is no seed, and no bug"),
         (["replay", "lost", "--scenario", "core"], "--scenario goes with a seed; lost has its own"),
@@ -177,7 +177,7 @@ def test_a_shrunk_run_is_kept_and_replayed(sim: Invoke, tmp_path: Path, monkeypa
 
 def test_scenarios_faults_and_bugs_are_listed(sim: Invoke) -> None:
     told = json.loads(sim("list", "--json").stdout)
-    assert [scenario["name"] for scenario in told["scenarios"]] == ["standard", "core", "calm"]
+    assert [scenario["name"] for scenario in told["scenarios"]] == ["standard", "core", "short", "calm"]
     assert told["faults"]["standard"] == list(KINDS)
     listed = sim("list").stdout
     assert all(kind in listed for kind in KINDS)

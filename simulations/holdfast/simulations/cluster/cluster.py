@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+import msgspec
+
 from holdfast.actors.node import Node
+from holdfast.core.events import Event, LeaderDeposed, LeaderElected
 from holdfast.core.ports import LogEntry, LogStatus
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.http_settings import HttpSettings
@@ -18,7 +21,7 @@ from holdfast.simulations.cluster.door import SimDoor, cut_client
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica, SimLauncher
 from holdfast.simulations.cluster.servers import Servers
-from holdfast.simulations.history import GATEWAY, NODE, REPLICA, Exchange, History
+from holdfast.simulations.history import GATEWAY, NODE, REPLICA, Exchange, History, Term
 from holdfast.simulations.history import Process as Life
 from holdfast.simulations.plan import Plan
 from holdfast.simulations.world.process import SimClock, SimProcess
@@ -26,6 +29,7 @@ from holdfast.simulations.world.world import World
 from holdfast.store.settings import JetStreamSettings
 
 NAME = "sim"
+ELECTED, DEPOSED = b'"LeaderElected"', b'"LeaderDeposed"'
 GATEWAY_PORT = 8000
 
 
@@ -36,6 +40,8 @@ class NotedLog:
         self._log = log
         self._process = process
         self._history = history
+        self.term: Term | None = None
+        process.on_exit(lambda _status: self.end_term(process.world.now_s))
 
     @property
     def connected(self) -> bool:
@@ -48,8 +54,24 @@ class NotedLog:
     async def append(self, subject: str, data: bytes, *, message_id: str, expected_last: int) -> int:
         """As `Log.append`."""
         sequence = await self._log.append(subject, data, message_id=message_id, expected_last=expected_last)
-        self._history.log_acknowledged(self._process.world.now_s, self._process.name, message_id, sequence)
+        now_s = self._process.world.now_s
+        self._history.log_acknowledged(now_s, self._process.name, message_id, sequence)
+        if ELECTED in data or DEPOSED in data:
+            self._note_term(now_s, msgspec.json.decode(data, type=Event))
         return sequence
+
+    def _note_term(self, now_s: float, event: Event) -> None:
+        """Its node leads from now on, or has found out that it does no longer."""
+        if isinstance(event.payload, LeaderElected):
+            self.term = self._history.term_began(now_s, event.writer, event.incarnation, event.epoch)
+        elif isinstance(event.payload, LeaderDeposed):
+            self.end_term(now_s)
+
+    def end_term(self, now_s: float) -> None:
+        """Its node leads no more."""
+        if self.term is not None:
+            self.term.ended_s = now_s
+            self.term = None
 
     def follow(self, after: int = 0) -> AsyncGenerator[LogEntry, None]:
         """As `Log.follow`."""

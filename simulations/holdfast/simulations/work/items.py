@@ -135,7 +135,7 @@ def _operations(rng: Random, scenario: Scenario) -> list[Operation]:
 def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
     """Requests spread over the run, and a burst of them that is too much at once."""
     burst_s = rng.uniform(WORK_FROM_S, scenario.work_until_s - BURST_S)
-    in_burst = rng.choice((0.0, 0.2, 0.5))
+    in_burst = rng.choice((0.0, 0.2, 0.6))
     asks = []
     for number in range(scenario.requests):
         if rng.random() < in_burst:
