@@ -261,30 +261,44 @@ def _takes_part(state: ClusterState, decision: ev.NodeLost) -> bool:
 
 # --- updates --------------------------------------------------------------------------------------------
 
-LOOKED_BEFORE_S: Final = 2.0
-"""What happened within so long before a decision, in seconds, its leader may not have read when it planned it."""
+UNREAD_S: Final = 15.0
+"""What happened within so long before a decision, in seconds, its leader may not have read: a reader whose connection
+is silent notices so late."""
 
-_ENDS: Final = (ev.ReplicaExited, ev.NodeJoined, ev.NodeLeft)
+_ENDS: Final = (ev.ReplicaExited, ev.NodeJoined, ev.NodeLeft, ev.NodeLost)
 
 
 def updates(history: History) -> list[Violation]:
     """An update never stops an old replica while fewer than are wanted would remain: old ones, and new ones that run.
 
-    One fewer may be: a new one may have ended just before. So may more when a node ended: then nothing is asked.
+    One fewer may be, and those that ended of themselves a short while before may be missing as well.
     """
     log = final_log(history)
     found = []
-    ended_s = float("-inf")
+    ended: list[tuple[float, ReplicaState]] = []
     for place, record in enumerate(log.records):
-        payload, state = record.event.payload, log.states[place]
+        payload, state, at_s = record.event.payload, log.states[place], log.times[place]
         if isinstance(payload, _ENDS):
-            ended_s = log.times[place]
-        elif isinstance(payload, ev.ReplicaStopOrdered) and log.times[place] > ended_s + LOOKED_BEFORE_S:
+            ended += [(at_s, replica) for replica in _ended_by(state, log.states[place + 1])]
+        elif isinstance(payload, ev.ReplicaStopOrdered):
             left, wanted = _left_after(state, payload.replica)
-            if left < wanted - 1:
+            if left >= wanted - 1:
+                continue
+            name = state.replicas[payload.replica].deployment
+            unread = sum(replica.deployment == name and when_s > at_s - UNREAD_S for when_s, replica in ended)
+            if left + unread < wanted - 1:
                 message = f"{payload.replica} is stopped for a newer one, and {left} of {wanted} remain"
-                found.append(Violation(UPDATES, log.times[place], f"sequence {record.sequence}: {message}"))
+                found.append(Violation(UPDATES, at_s, f"sequence {record.sequence}: {message}"))
     return found
+
+
+def _ended_by(before: ClusterState, after: ClusterState) -> list[ReplicaState]:
+    """The replicas that were to go on, and did not."""
+    return [
+        replica
+        for name, replica in before.replicas.items()
+        if replica.live and ((now := after.replicas.get(name)) is None or not now.live)
+    ]
 
 
 def _left_after(state: ClusterState, replica_id: str) -> tuple[int, int]:
