@@ -144,6 +144,23 @@ def test_a_watch_that_fell_behind_a_compaction_tells_the_difference(members: int
     run(case, members)
 
 
+def test_a_deletion_at_the_very_revision_that_was_compacted_is_told() -> None:
+    async def case(etcd: Etcd) -> None:
+        leases = await etcd.client(watch_silence_s=30.0)
+        lease = (await leases.grant(60)).id
+        created = await leases.put("k", b"", lease)
+        async with Reading(leases.watch("", after=1)) as reading:
+            await reading.count(1)
+            etcd.faults.begin(etcd_faults.COMPACTED_AHEAD, rng(), 2.0)
+            await leases.delete("k", create_revision=created)
+            while etcd.servers.group.state.compacted <= created:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+            etcd.faults.begin(etcd_faults.WATCHES_CUT, rng(), 0.0)
+            await reading.until(lambda _: flat(reading) == [("k", b""), ("k", None)])
+
+    run(case)
+
+
 def test_a_deletion_at_the_compacted_revision_is_kept_from_watches_that_start_there() -> None:
     """As etcd 3.5.1 does it; the adapter must not start there."""
 

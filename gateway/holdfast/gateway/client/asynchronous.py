@@ -52,7 +52,6 @@ class AsyncStream:
         self._machine = machine
         self._happened: Happening = Begin()
         self._ready: deque[Event] = deque()
-        self._taken_id = machine.call.last_event_id
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._end: Exception | None = None
@@ -70,7 +69,7 @@ class AsyncStream:
     @property
     def last_event_id(self) -> str:
         """Where another call could resume this stream: behind the last event taken from it; "" before the first."""
-        return self._taken_id
+        return self._machine.last_event_id
 
     def __aiter__(self) -> Self:
         return self
@@ -81,7 +80,7 @@ class AsyncStream:
                 raise self._end
             await self._advance()
         event = self._ready.popleft()
-        self._taken_id = event.id or self._taken_id
+        self._machine.take(event)
         return event
 
     async def texts(self) -> AsyncIterator[str]:

@@ -47,7 +47,6 @@ class Stream:
         self._machine = machine
         self._happened: Happening = Begin()
         self._ready: deque[Event] = deque()
-        self._taken_id = machine.call.last_event_id
         self._response: httpx.Response | None = None
         self._chunks: Iterator[bytes] | None = None
         self._end: Exception | None = None
@@ -66,7 +65,7 @@ class Stream:
     @property
     def last_event_id(self) -> str:
         """Where another call could resume this stream: behind the last event taken from it; "" before the first."""
-        return self._taken_id
+        return self._machine.last_event_id
 
     def __iter__(self) -> Self:
         return self
@@ -77,7 +76,7 @@ class Stream:
                 raise self._end
             self._advance()
         event = self._ready.popleft()
-        self._taken_id = event.id or self._taken_id
+        self._machine.take(event)
         return event
 
     def texts(self) -> Iterator[str]:

@@ -29,6 +29,7 @@ from holdfast.gateway.client.errors import (
     StreamBroken,
     Unavailable,
 )
+from holdfast.gateway.client.events import Event
 from holdfast.gateway.client.gateways import Gateways
 from holdfast.gateway.client.ledger import Ledger
 from holdfast.gateway.client.policy import RetryPolicy
@@ -91,6 +92,7 @@ class CallMachine:
         self._policy = shared.policy
         self._step: Step | None = None
         self._ledger = Ledger(call.last_event_id)
+        self._taken_id = call.last_event_id
         self._deadline_at = 0.0
         self._gateway = -1
         self._failures = 0
@@ -100,8 +102,15 @@ class CallMachine:
 
     @property
     def last_event_id(self) -> str:
-        """Where the stream can be resumed by now."""
-        return self._ledger.last_id
+        """Where another call could resume the stream: behind the last event that was taken; "" before the first.
+
+        More may have been delivered: who leaves early would lose what it had not taken of that.
+        """
+        return self._taken_id
+
+    def take(self, event: Event) -> None:
+        """Note that one of the events that were delivered has been taken by whom they are for."""
+        self._taken_id = event.id or self._taken_id
 
     @property
     def over(self) -> bool:

@@ -122,14 +122,13 @@ class _Call:
         self._leaves_after = leaves_after
         self._wire = Wire(client.pool)
         self._tokens = 0
-        self._taken_id = machine.call.last_event_id
         self._pauses = 0
         self.left = False
 
     @property
     def last_event_id(self) -> str:
         """Where another call could go on: behind what was taken, which may be less than what came; "" for nothing."""
-        return self._taken_id
+        return self._machine.last_event_id
 
     async def run(self) -> None:
         """Until the machine says that it is over, or the client leaves."""
@@ -171,7 +170,7 @@ class _Call:
     async def _deliver(self, events: tuple[Event, ...]) -> Happening | None:
         for event in events:
             self._note(event)
-            self._taken_id = event.id or self._taken_id
+            self._machine.take(event)
             if 0 <= self._leaves_after <= self._tokens:
                 self.leave()
                 return None
