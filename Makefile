@@ -24,8 +24,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 up: $(VENV)/.installed
 	@$(BIN)/holdfast up $(ARGS)
 
+# Unit tests need no real servers, so two of them may run at once; the others use all that the machine has.
 test: $(VENV)/.installed-dev
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m pytest tests/unit --numprocesses 2
+	$(BIN)/python -m pytest tests/contract tests/acceptance tests/faults
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -57,3 +57,18 @@ def test_a_run_that_is_cut_short_is_not_blamed_for_what_it_had_no_time_for() -> 
         result, history = run(msgspec.structs.replace(plan, lasts_s=lasts_s))
         assert (history.settle is not None) == settles
         assert result.violations == []
+
+
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_seeds_of_the_standard_scenario_break_no_invariant(seed: int) -> None:
+    assert run(draw_plan(seed, SCENARIOS["standard"]))[0].violations == []
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_seeds_with_faults_that_never_heal_break_no_invariant(seed: int) -> None:
+    assert run(draw_plan(seed, SCENARIOS["core"]))[0].violations == []
+
+
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_seeds_of_the_short_scenario_break_no_invariant(seed: int) -> None:
+    assert run(draw_plan(seed, SCENARIOS["short"]))[0].violations == []
