@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ast
 import logging
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,19 @@ ESCAPES: list[Callable[[], object]] = [
     lambda: random.random(),
     lambda: random.Random(),
     lambda: random.SystemRandom().random(),
+    lambda: random.gauss(0.0, 1.0),
+    lambda: random.randbytes(4),
+    lambda: random.seed(1),
+    lambda: os.getrandom(4),
+    uuid.uuid4,
+    lambda: uuid.uuid1(),
+    lambda: time.clock_gettime(time.CLOCK_REALTIME),
+    lambda: time.process_time(),
+    lambda: time.localtime(),
+    lambda: time.strftime("%S"),
+    lambda: _thread.start_new_thread(print, ()),
+    socket.gethostname,
+    lambda: os.kill(os.getpid(), 0),
 ]
 
 

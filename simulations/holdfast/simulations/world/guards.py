@@ -1,12 +1,14 @@
 """What would let the real world into a run raises: threads, sockets, child processes, real clocks, unseeded chance.
 
-Sockets, processes and threads are seen by an audit hook, so that it does not matter who asks. Clocks and chance are
-replaced for the time of a run. `datetime.now` and C code of libraries escape this: `tests/unit/simulations` looks for
-them in what we import ourselves, and for the rest the trace of a seed would change from run to run.
+Sockets, names of machines, processes and signals are seen by an audit hook, so that it does not matter who asks. Clocks,
+chance and threads are replaced for the time of a run. `datetime.now` and C code of libraries escape this:
+`tests/unit/simulations` looks for them in what we import ourselves, and for the rest the trace of a seed would change
+from run to run.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
@@ -14,6 +16,7 @@ import random
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -22,14 +25,29 @@ FORBIDDEN = frozenset(
         "socket.__new__",
         "socket.connect",
         "socket.getaddrinfo",
+        "socket.gethostbyname",
+        "socket.gethostname",
         "subprocess.Popen",
+        "os.kill",
         "os.fork",
+        "os.forkpty",
         "os.posix_spawn",
         "os.system",
     }
 )
-CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep")
-CHANCE = ("random", "randrange", "randint", "uniform", "choice", "choices", "shuffle", "sample", "getrandbits")
+CLOCKS = (
+    *("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep"),
+    *("process_time", "process_time_ns", "thread_time", "thread_time_ns", "clock_gettime", "clock_gettime_ns"),
+    *("localtime", "gmtime", "ctime", "asctime", "strftime"),
+)
+"""Those of the module `time`; the last ones take a time, but none means now."""
+
+CHANCE = tuple(
+    name
+    for name, function in sorted(vars(random).items())
+    if isinstance(getattr(function, "__self__", None), random.Random)
+)
+"""The functions of the module `random`: methods of a generator that nobody gave a seed."""
 
 
 class LeftTheSimulation(BaseException):
@@ -91,9 +109,12 @@ def sealed(now_s: Callable[[], float]) -> Iterator[None]:
     for name in CHANCE:
         replace(random, name, _forbidden(f"random.{name}"))
     replace(threading.Thread, "start", _forbidden("starting a thread"))
+    replace(_thread, "start_new_thread", _forbidden("starting a thread"))
     replace(random.Random, "seed", _seed)
     replace(os, "urandom", _forbidden("os.urandom"))
     replace(random, "_urandom", _forbidden("os.urandom"))
+    replace(os, "getrandom", _forbidden("os.getrandom"))
+    replace(uuid, "uuid1", _forbidden("uuid.uuid1"))
     replace(logging, "time", _LoggingTime(now_s))
     _Guard.active = True
     try:
