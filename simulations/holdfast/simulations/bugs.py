@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from holdfast.core.errors import Misuse
-from holdfast.simulations.plan import Plan
+from holdfast.simulations.plan import Knobs, Plan
+from holdfast.simulations.work.items import DEPLOY, OPERATIONS, Operation
 
 FOLDER = Path(__file__).with_name("bugs")
 SUFFIX = ".json"
@@ -55,9 +56,27 @@ def load(name: str, folder: Path = FOLDER) -> Bug:
             f"{name} is no seed, and no bug: {error.strerror}: {path}; bugs that have a name: {known}"
         ) from error
     try:
-        return msgspec.json.decode(data, type=Bug)
+        bug = msgspec.json.decode(data, type=Bug)
     except msgspec.DecodeError as error:
         raise NoSuchBug(f"{path} does not hold a plan as this version of Holdfast has it: {error}") from error
+    if unknown := _unknown(bug.plan, data):
+        raise NoSuchBug(f"{path} does not hold a plan as this version of Holdfast has it: there is no {unknown}")
+    return bug
+
+
+def _unknown(plan: Plan, data: bytes) -> str:
+    """What a plan, as it was read, asks for that does not exist (any more); empty for nothing.
+
+    A run without it would be another one, and the bug would seem to be mended.
+    """
+    from holdfast.simulations.faults.kinds import KINDS
+
+    asked = {
+        "kind of fault": ({fault.kind for fault in plan.faults}, set(KINDS)),
+        "operation": ({item.kind for item in plan.work if isinstance(item, Operation)}, {DEPLOY, *OPERATIONS}),
+        "setting": (set(msgspec.json.decode(data)["plan"]["knobs"]), set(Knobs.__struct_fields__)),
+    }
+    return ", ".join(f"{what} {name!r}" for what, (wanted, known) in asked.items() for name in sorted(wanted - known))
 
 
 def save(bug: Bug, path: Path) -> None:

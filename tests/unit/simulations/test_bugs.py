@@ -16,7 +16,7 @@ import pytest
 from holdfast.simulations import bugs
 from holdfast.simulations.bugs import Bug, NoSuchBug
 from holdfast.simulations.mutants.mended import MENDED
-from holdfast.simulations.plan import SCENARIOS, STANDARD
+from holdfast.simulations.plan import SCENARIOS, STANDARD, Fault
 from holdfast.simulations.simulation import draw_plan, run
 from tests.unit.simulations import (
     test_etcd_faults,
@@ -104,3 +104,23 @@ def test_a_bug_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> 
         bugs.load("lost", tmp_path)
     with pytest.raises(NoSuchBug, match="does not hold a plan as this version of Holdfast has it"):
         bugs.load("other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('"kind":"replica crash"', '"kind":"replica melts"', "there is no kind of fault 'replica melts'"),
+        ('"kind":"deploy"', '"kind":"undeploy"', "there is no operation 'undeploy'"),
+        ('"slots":', '"places":', "there is no setting 'places'"),
+    ],
+)
+def test_a_plan_of_another_version_is_refused_and_not_run_without_what_it_asks_for(
+    before: str, after: str, told: str, tmp_path: Path
+) -> None:
+    faults = (Fault(0, 1.0, "replica crash", 0.0, 0.5, 0.5),)
+    plan = msgspec.structs.replace(draw_plan(1, SCENARIOS[STANDARD]), faults=faults)
+    text = msgspec.json.encode(Bug("old", "exactly-once", "", "", "0123abcd", 1, plan)).decode()
+    assert before in text
+    (tmp_path / "old.json").write_text(text.replace(before, after))
+    with pytest.raises(NoSuchBug, match=told):
+        bugs.load("old", tmp_path)

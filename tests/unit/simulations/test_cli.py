@@ -173,6 +173,14 @@ def test_a_shrunk_run_is_kept_and_replayed(sim: Invoke, tmp_path: Path, monkeypa
     told = json.loads(sim("shrink", str(path), "--jobs", "1", "--json").stdout)
     assert told["violation"]["checker"] == "exactly-once"
     assert [fault["number"] for fault in told["bug"]["plan"]["faults"]] == [2]
+    assert told["command"] == f"holdfast sim replay {path}"
+
+
+def test_the_command_for_a_shrunk_run_names_all_that_was_left_out(sim: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "attempt", fake_runs.attempt)
+    told = json.loads(sim("shrink", "3", "--only-faults", "2", "--only-work", "none", "--jobs", "1", "--json").stdout)
+    left = "--only-faults 2 --only-work none --lasts-s 0.25"
+    assert told["command"] == f"holdfast sim replay 3 --scenario standard {left}"
 
 
 def test_scenarios_faults_and_bugs_are_listed(sim: Invoke) -> None:

@@ -49,7 +49,7 @@ class Chosen(msgspec.Struct, frozen=True):
 
     def plan(self) -> Plan:
         """The run's plan. Raises `Misuse` for what does not exist."""
-        plan = self._whole()
+        plan = self.whole()
         for part, text in zip(parts.PARTS, (self.only_faults, self.only_work), strict=True):
             if text is not None:
                 plan = parts.keep_named(plan, part, text)
@@ -65,7 +65,8 @@ class Chosen(msgspec.Struct, frozen=True):
 
         return removed(self.mutant)
 
-    def _whole(self) -> Plan:
+    def whole(self) -> Plan:
+        """The plan before anything is left out of it. Raises `Misuse`."""
         if self.mutant is not None:
             from holdfast.simulations.mutants import mutant
             from holdfast.simulations.mutants.checking import plan_of
@@ -138,7 +139,8 @@ def shrink(chosen: Chosen, jobs: int, save: Path | None, *, as_json: bool) -> in
     say = Console(stderr=True, highlight=False).print
     with Pool(attempt, jobs, prepare=prepare) as pool:
         shrunk = Shrinker(pool.map, jobs, lambda left, runs: say(f"after {runs} runs: {parts.size(left)}")).shrink(plan)
-    command = replay_command(plan.seed, plan.scenario.name, parts.options(plan, shrunk.plan))
+    named = None if chosen.what.isdecimal() else chosen.what
+    command = replay_command(plan.seed, plan.scenario.name, parts.options(chosen.whole(), shrunk.plan), bug=named)
     bug = bugs.Bug(
         name=save.stem if save else "",
         checker=shrunk.violation.checker,

@@ -73,9 +73,10 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     counts: dict[str, int]
 
 
-def replay_command(seed: int, scenario: str, options: Sequence[str] = ()) -> str:
-    """The command that makes a run again."""
-    return shlex.join(["holdfast", "sim", "replay", str(seed), "--scenario", scenario, *options])
+def replay_command(seed: int, scenario: str, options: Sequence[str] = (), *, bug: str | None = None) -> str:
+    """The command that makes a run again: a seed's, or a `bug`'s, which has a plan of its own."""
+    what = [str(seed), "--scenario", scenario] if bug is None else [bug]
+    return shlex.join(["holdfast", "sim", "replay", *what, *options])
 
 
 class CampaignView:

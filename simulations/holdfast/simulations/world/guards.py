@@ -1,7 +1,7 @@
 """What would let the real world into a run raises: threads, sockets, child processes, real clocks, unseeded chance.
 
-Sockets, names of machines, processes and signals are seen by an audit hook, so that it does not matter who asks. Clocks,
-chance and threads are replaced for the time of a run. `datetime.now` and C code of libraries escape this:
+Sockets, names of machines, processes and signals are seen by an audit hook, so that it does not matter who asks.
+Clocks, chance and threads are replaced for the time of a run. `datetime.now` and C code of libraries escape this:
 `tests/unit/simulations` looks for them in what we import ourselves, and for the rest the trace of a seed would change
 from run to run.
 """
