@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.actors.controller import Controller
 from holdfast.core import reconcile
 from holdfast.gateway import session
 from holdfast.gateway.client.machine import CallMachine
+from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.serving import Serving
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS, QUIET
+from holdfast.simulations.checkers.members import MEMBERS
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
 from holdfast.simulations.mutants.edits import Constant, edit
 from holdfast.simulations.mutants.mutant import Mutant
@@ -54,6 +57,21 @@ _MENDS: Final = (
             ),
         ),
         (BOUNDS,),
+    ),
+    Mutant(
+        "given-up-again-and-again",
+        "a gateway that joins again gets the time that everybody gets, and waits for its own event",
+        (
+            edit(Controller._on_record, ("self._gateways.forget((payload.gateway, event.incarnation))", "pass")),
+            edit(
+                GatewayProcess._rejoin_when_given_up,
+                (
+                    "await self._follower.reached(await self._facts.flush())",
+                    "await self._facts.flush(); await self._follower.until(lambda state: not given_up(state))",
+                ),
+            ),
+        ),
+        (MEMBERS,),
     ),
     Mutant(
         "start-held-back",
