@@ -79,9 +79,9 @@ class DeploymentState(msgspec.Struct, frozen=True):
     replicas ever placed, which numbers the next; the last was placed at `placed_at`, by the leader's clock.
 
     A start fails when the replica ends before it is ready, or by itself within `STABLE_AFTER_S` of that (`starts.py`);
-    the last did at `failed_at`, by its node's clock. `unstable_starts` counts failures until a replica has stayed
-    ready for that long, and sets the pause before the next start. `start_failures` is the same number while no
-    replica has got ready since, and 0 once one has.
+    the last did at `failed_at`, by its node's clock, and the last placement before that was at `failed_after`, by the
+    leader's. `unstable_starts` counts failures until a replica has stayed ready for that long, and sets the pause
+    before the next start. `start_failures` is the same number while no replica has got ready since, and 0 once one has.
     """
 
     config: DeploymentConfig
@@ -91,6 +91,7 @@ class DeploymentState(msgspec.Struct, frozen=True):
     start_failures: int = 0
     unstable_starts: int = 0
     failed_at: datetime | None = None
+    failed_after: datetime | None = None
     placed_at: datetime | None = None
     message: str = ""
 

@@ -198,15 +198,15 @@ def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState]) -> 
 def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
     """When a replica may be started again after failed starts; None for at once.
 
-    The failure has its node's time. Where that can't be right, as a failure is no earlier than the placement and not
-    from the future, the wait begins at the last placement, which a leader timed: so it stays bounded whatever that
-    clock shows, and does not begin anew with every look.
+    The failure has its node's time. Where that can't be right, as a failure is no earlier than the placement before it
+    and not from the future, the wait begins at that placement, which a leader timed: so it stays bounded whatever that
+    clock shows, and does not begin anew with every look, nor with every placement since.
     """
     if deployment.failed_at is None or not deployment.unstable_starts:
         return None
-    latest, earliest = now + timedelta(seconds=CLOCKS_APART_S), deployment.placed_at
+    latest, earliest = now + timedelta(seconds=CLOCKS_APART_S), deployment.failed_after
     plausible = deployment.failed_at <= latest and (earliest is None or deployment.failed_at >= earliest)
-    since = deployment.failed_at if plausible else deployment.placed_at
+    since = deployment.failed_at if plausible else earliest
     if since is None or since > latest:
         return None
     doublings = min(deployment.unstable_starts - 1, 16)

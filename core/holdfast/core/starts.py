@@ -43,5 +43,10 @@ def count_failure(
     )
     failures = 1 if recovered else deployment.unstable_starts + 1
     return msgspec.structs.replace(
-        deployment, start_failures=failures, unstable_starts=failures, failed_at=now, message=message
+        deployment,
+        start_failures=failures,
+        unstable_starts=failures,
+        failed_at=now,
+        failed_after=deployment.placed_at,
+        message=message,
     )

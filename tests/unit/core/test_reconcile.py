@@ -255,6 +255,26 @@ def test_a_node_whose_clock_is_wrong_delays_a_start_by_the_back_off_all_the_same
     assert [type(proposal.payload) for proposal in cluster.plan().proposals] == [ev.ReplicaReplaced]
 
 
+@pytest.mark.parametrize("wrong_s", [0, 3600, -3600])
+def test_a_failed_start_holds_up_nothing_but_the_next_start_after_it(wrong_s: float) -> None:
+    replicas = 2 * ROUND_MAX + 10
+    cluster = Cluster(a=300, b=300)
+    cluster.deploy(replicas)
+    while cluster.live() < replicas:
+        cluster.step()
+    placed_at = cluster.now
+    cluster.passes(wrong_s)
+    for name in [one.id for one in cluster.state.replicas.values() if one.node == "a"][:6]:
+        cluster.fails(name)
+    assert deployment(cluster).unstable_starts == 6
+    cluster.now = placed_at
+    cluster.passes(START_BACKOFF_MAX_S)
+    cluster.settle()
+    cluster.step("b")
+    while cluster.live() < replicas:
+        assert cluster.step(), "replicas wait that are not to blame"
+
+
 # --- losses ---------------------------------------------------------------------------------------------
 
 
