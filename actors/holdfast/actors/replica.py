@@ -55,6 +55,9 @@ STALL_LOOK_MAX_S = 2.0
 STALL_LOOKS = 8
 """The engine is looked at so often within `engine_stall_timeout_s`, within these bounds (seconds)."""
 
+STOOD_STILL_S = 0.75
+"""A look that comes this late means that this process stood still, not the engine (seconds)."""
+
 STALL_STEPS = 64
 STALL_FACTOR = 10
 STALL_FIRST_S = 60.0
@@ -304,8 +307,8 @@ class Replica:
             now_s = loop.time()
             if self._step_began_s is None:
                 continue
-            if now_s - looked_s > 4 * look_s:
-                # This process stood still itself; the step gets its time again.
+            if now_s - looked_s > look_s + STOOD_STILL_S:
+                # The step gets its time again.
                 self._step_began_s = now_s
             elif now_s - self._step_began_s > self._step_may_take_s():
                 took_s = now_s - self._step_began_s

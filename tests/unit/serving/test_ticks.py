@@ -8,7 +8,7 @@ import random
 import pytest
 
 from holdfast.actors.engines.mock import MockEngine, MockSettings
-from holdfast.actors.replica import STALL_LOOK_S, EngineHung, Replica
+from holdfast.actors.replica import STALL_FIRST_STEPS, STALL_LOOK_S, EngineHung, Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
 from holdfast.core.config import EngineConfig
@@ -24,7 +24,7 @@ WATCHED_S = 100.0
 STALL_S = 2.0
 
 
-def specification(heartbeat_interval_s: float) -> ReplicaSpecification:
+def specification(heartbeat_interval_s: float, stall_s: float = STALL_S) -> ReplicaSpecification:
     return ReplicaSpecification(
         "test",
         "app.tiny.1",
@@ -33,7 +33,7 @@ def specification(heartbeat_interval_s: float) -> ReplicaSpecification:
         EngineConfig("mock"),
         5.0,
         heartbeat_interval_s=heartbeat_interval_s,
-        engine_stall_timeout_s=STALL_S,
+        engine_stall_timeout_s=stall_s,
     )
 
 
@@ -160,3 +160,26 @@ def test_an_engine_that_hangs_after_a_long_rest_is_noticed_in_its_time(monkeypat
     with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
         runner.run(scenario())
     assert looked > STALL_S / STALL_LOOK_S
+
+
+def test_an_engine_with_long_steps_is_not_blamed_for_what_its_process_stood_still() -> None:
+    step_s, still_s = 13.0, 6.0
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MemoryNetworkLoop)
+        replica = Replica(specification(1.0, 16.0), MockEngine(MockSettings(), "tiny", random.Random(1)))
+        replica._steps = STALL_FIRST_STEPS
+        replica._step_times_s.append(0.1)
+        replica._stepping.set()
+        replica._step_began_s = loop.time()
+        watching = asyncio.create_task(replica._watch_engine())
+        await asyncio.sleep(step_s / 2)
+        loop._jumping.now_s += still_s
+        await asyncio.sleep(step_s / 2)
+        assert not watching.done()
+        with pytest.raises(EngineHung):
+            await watching
+
+    with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
+        runner.run(scenario())
