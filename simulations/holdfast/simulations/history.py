@@ -301,7 +301,8 @@ class History:
     `narrating` tells whether notes are wanted: ask it before a text is put together. `unsynced_may_be_lost` is set
     where the servers acknowledge before the disk has it, so that a power failure may take what was acknowledged.
     `move_bound_s` is how long a stream may stay on a replica that stands still; 0: nothing is asked.
-    `ended_s` is when the run was over. `derived` is for checkers that keep what they have worked out.
+    `ended_s` is when the run was over, and `broken` why, if it raised. `derived` is for checkers that keep what they
+    have worked out.
     """
 
     def __init__(self, *, narrating: bool = False) -> None:
@@ -324,8 +325,13 @@ class History:
         self.notes: list[Note] = []
         self.settle: Settle | None = None
         self.ended_s = 0.0
+        self.broken = ""
         self.derived: dict[str, Any] = {}
         self._by_prompt: dict[str, Request] = {}
+
+    def broke_off(self, at_s: float, why: str) -> None:
+        """The run raised: it is over, and there is nothing to be judged but that."""
+        self.ended_s, self.broken, self.settle = at_s, why, None
 
     def process_began(
         self, at_s: float, name: str, role: str, host: str, pid: int, *, replica: str = "", parent: int = 0

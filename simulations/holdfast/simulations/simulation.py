@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import traceback
 from asyncio import events
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from holdfast.simulations.faults.kinds import KINDS, draw_faults
 from holdfast.simulations.history import History, Settle
 from holdfast.simulations.plan import Plan, Scenario, draw_knobs
 from holdfast.simulations.work.workload import Workload, draw_work
-from holdfast.simulations.world.guards import sealed
+from holdfast.simulations.world.guards import LeftTheSimulation, sealed
 from holdfast.simulations.world.world import World
 
 SETTLE_BOUND_S = 18.0
@@ -58,7 +59,10 @@ def draw_plan(seed: int, scenario: Scenario) -> Plan:
 def run(
     plan: Plan, *, narrating: bool = False, mutant: AbstractContextManager[object] | None = None
 ) -> tuple[Result, History]:
-    """Run a plan. `mutant` is entered for the time of the run: production code without one of its guards."""
+    """Run a plan. `mutant` is entered for the time of the run: production code without one of its guards.
+
+    A run that raises has a history as well, up to there, and that it broke off is its violation.
+    """
     began_s = perf_counter()
     world, history = World(str(plan.seed)), History(narrating=narrating)
     collecting = gc.isenabled()
@@ -67,6 +71,8 @@ def run(
         with mutant or nullcontext(), sealed(lambda: world.now_s), _logging(world, history):
             try:
                 _live(world, plan, history)
+            except (Exception, LeftTheSimulation):
+                history.broke_off(world.now_s, traceback.format_exc())
             finally:
                 trace_of_turns, turns = world.scheduler.trace, world.scheduler.turns
                 world.close()

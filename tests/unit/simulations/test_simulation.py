@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import msgspec
 import pytest
 
-from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD
+from holdfast.simulations import simulation
+from holdfast.simulations.checkers import BROKE_OFF
+from holdfast.simulations.faults import kinds as injecting
+from holdfast.simulations.faults.injection import Broken, Injector, Kind
+from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD, Fault
 from holdfast.simulations.running.campaign import Case, simulate
+from holdfast.simulations.running.narrate import narrate
+from holdfast.simulations.running.shrink import bug_of
 from holdfast.simulations.simulation import draw_plan, run
 
 SEEDS = (1, 2)
@@ -72,3 +79,27 @@ def test_seeds_with_faults_that_never_heal_break_no_invariant(seed: int) -> None
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_seeds_of_the_short_scenario_break_no_invariant(seed: int) -> None:
     assert run(draw_plan(seed, SCENARIOS["short"]))[0].violations == []
+
+
+def test_a_run_that_raises_is_told_up_to_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = draw_plan(1, SCENARIOS[STANDARD])
+    broken = plan.faults[3]
+
+    def inject(_injector: Injector, fault: Fault) -> Broken:
+        raise RuntimeError(f"nobody can break {fault.number}")
+
+    kinds = {**injecting.KINDS, broken.kind: Kind(inject)}
+    monkeypatch.setattr(simulation, "KINDS", kinds)
+    first = next(fault for fault in plan.faults if fault.kind == broken.kind)
+    result, history = run(plan, narrating=True)
+    (violation,) = result.violations
+    assert (violation.checker, violation.at_s) == (BROKE_OFF, first.at_s)
+    assert bug_of(violation) == f"{BROKE_OFF} RuntimeError"
+    assert any("starts as pid" in line.text for line in narrate(history, result.violations))
+    assert run(plan)[0].trace == result.trace
+
+
+def test_leaving_the_simulation_between_turns_is_a_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Injector, "_inject", lambda _injector, _fault: time.time())
+    (violation,) = run(draw_plan(1, SCENARIOS[STANDARD]))[0].violations
+    assert bug_of(violation) == f"{BROKE_OFF} holdfast.simulations.world.guards.LeftTheSimulation"

@@ -38,10 +38,15 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
 )
 """In the order in which they are reported: what users see first, then why."""
 
+BROKE_OFF: Final = "broke off"
+"""What is reported, and nothing else, of a run that raised: it has no end that could be judged."""
+
 VIOLATIONS_MAX: Final = 20
 """So many are told of one invariant; a run that broke one may have broken it hundreds of times."""
 
 
 def check_all(history: History) -> list[Violation]:
     """Everything that the run broke. The history must be complete: it is not read again after changes."""
+    if history.broken:
+        return [Violation(BROKE_OFF, history.ended_s, f"the run raised: {history.broken}")]
     return [violation for checker in CHECKERS for violation in checker(history)[:VIOLATIONS_MAX]]
