@@ -5,11 +5,13 @@ from __future__ import annotations
 from holdfast.actors.node import Node
 from holdfast.actors.wire import WRITE_BUFFER_MAX_BYTES
 from holdfast.actors.writer import OUTBOX_FACTS_MAX
+from holdfast.core.cluster import ReplicaStatus
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ORPHANS_MAX
 from holdfast.gateway.session import RESUMED_ORDINALS
 from holdfast.simulations.cluster.cluster import Cluster
 from holdfast.simulations.cluster.members import Member
+from holdfast.simulations.work.items import CHOICES_MAX
 
 INTERVAL_S = 1.5
 SETTLING_INTERVAL_S = 1.0
@@ -34,6 +36,9 @@ class Sampler:
         """A last look, at the end of the run."""
         self._look_at_all()
         self._note_folds()
+        for member, inside in self._living():
+            if isinstance(inside, GatewayProcess) and member.process is not None and not member.process.frozen:
+                self._links(member, inside)
 
     def _note_folds(self) -> None:
         now_s = self._cluster.world.now_s
@@ -63,6 +68,14 @@ class Sampler:
             (member, inside[member.name]) for member in self._cluster.members if member.alive and member.name in inside
         ]
 
+    def _links(self, member: Member, gateway: GatewayProcess) -> None:
+        """At rest a gateway has links to replicas that run, as far as it has read, and to no others."""
+        serving, state = gateway._serving, gateway._follower.state
+        running = [replica.id for replica in state.replicas.values() if replica.status is ReplicaStatus.RUNNING]
+        self._history.sample(
+            self._cluster.world.now_s, member.name, "links to replicas", len(serving._links), len(running)
+        )
+
     def _outbox(self, now_s: float, member: Member, inside: Node | GatewayProcess) -> None:
         self._history.sample(now_s, member.name, "outbox", len(inside._facts._outbox), OUTBOX_FACTS_MAX)
 
@@ -77,12 +90,15 @@ class Sampler:
                 # What another gateway began goes on here, room or none: it takes no more of the replica than before.
                 begun = sum(run.resumed_at is None for run in link._attempts.values())
                 history.sample(now_s, member.name, f"streams on {link.replica}", begun, bound)
+        process = member.process
+        assert process is not None
+        open_now = sum(one.pid == process.pid and one.ended_s is None for one in history.exchanges)
+        history.sample(now_s, member.name, "streams of requests", len(serving._pool_of), CHOICES_MAX * open_now)
         for link in serving._links.values():
             history.sample(now_s, member.name, "streams to fence", len(link._unfenced), ORPHANS_MAX)
         if settling:
             history.gateway_reaches(
                 now_s, member.name, tuple(link.replica for link in serving._links.values() if link.ready)
             )
-        assert member.process is not None
-        for end in self._cluster.world.network.ends_of(member.process):
+        for end in self._cluster.world.network.ends_of(process):
             history.sample(now_s, member.name, "unsent bytes", end.waiting_bytes, WRITE_BUFFER_MAX_BYTES)

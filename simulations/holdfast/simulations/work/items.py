@@ -34,6 +34,9 @@ DRAIN_GATEWAY: Final = "drain gateway"
 OPERATIONS: Final = (*(SCALE, UPDATE, DRAIN_NODE, DRAIN_GATEWAY) * 3, *(ROLL_BACK,) * 2, DELETE)
 """What operators do after the first deployment, as often as it stands here. There is no autoscaling to be simulated."""
 
+CHOICES_MAX: Final = 2
+"""So many choices are asked for at most."""
+
 WORK_FROM_S: Final = 3.0
 """Before that nobody asks for anything: the cluster starts."""
 
@@ -160,7 +163,7 @@ def _ask(rng: Random, number: int, at_s: float) -> Ask:
         deadline_s=rng.choice((6.0, 10.0, 14.0)),
         seed=seed,
         max_tokens=rng.choice((0, rng.randint(1, 8), rng.randint(8, 40), rng.randint(8, 40))),
-        n=rng.choice((1, 1, 1, 2)),
+        n=rng.choice((1, 1, 1, CHOICES_MAX)),
         logprobs=rng.choice((-1, -1, -1, 0, 2)),
         wants_usage=streamed and rng.random() < 0.3,
     )
