@@ -193,6 +193,9 @@ class ReplicaLink:
         self._connection.send(Attach(self._take(run), run.name, run.ordinal))
 
     def _take(self, run: StreamRun) -> int:
+        if not self._attempts and self._settings.heartbeat_interval_s > STALL_LOOK_S:
+            # With nothing here to look for, the next look would be at the next ping.
+            self._alarm.rouse()
         attempt = next(self._numbers)
         self._attempts[attempt] = run
         run.link, run.attempt = self, attempt

@@ -49,7 +49,14 @@ def test_a_name_that_is_no_command_is_refused(declared: dict[str, metadata.Entry
     assert "No such command 'simm'" in ended.stderr
 
 
-@pytest.mark.parametrize("points", [{}, {"sim": metadata.EntryPoint("sim", "holdfast.no_such_module:app", GROUP)}])
+@pytest.mark.parametrize(
+    "points",
+    [
+        {},
+        {"sim": metadata.EntryPoint("sim", "holdfast.no_such_module:app", GROUP)},
+        {"sim": metadata.EntryPoint("sim", "holdfast.gateway.cli:no_such_name", GROUP)},
+    ],
+)
 def test_an_installation_that_is_older_than_its_code_is_told_so(
     points: dict[str, metadata.EntryPoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -16,8 +18,10 @@ from holdfast.core.frames import PROTOCOL_VERSION, Heartbeat, Hello, Start
 from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineLoad, EngineRequest
 from holdfast.gateway.alarm import Alarm
+from holdfast.gateway.link import STALL_LOOK_S as LINK_STALL_LOOK_S
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_settings import LinkSettings
+from holdfast.gateway.session import StreamRun
 from tests.unit.support.memory_network import MemoryNetworkLoop
 
 WATCHED_S = 100.0
@@ -73,6 +77,39 @@ def test_a_link_looks_once_a_heartbeat_while_all_is_well(
 ) -> None:
     with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
         assert runner.run(looks(interval_s, monkeypatch)) == pytest.approx(a_second, rel=0.05)
+
+
+async def first_looks_for_stalls(interval_s: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long after a stream came to an idle link that looked for ones that stand still."""
+    looked: list[float] = []
+    monkeypatch.setattr(ReplicaLink, "_look_for_stalls", lambda _link, now_s: looked.append(now_s))
+    replica = Replica(specification(interval_s), MockEngine(MockSettings(), "tiny", random.Random(1)))
+    _server, address = await replica.listen()
+    running = asyncio.create_task(replica.run())
+    settings = LinkSettings("test", "g", heartbeat_interval_s=interval_s, heartbeat_timeout_s=8 * interval_s)
+    nothing = lambda *_args: None  # noqa: E731
+    link = ReplicaLink("app.tiny.1", address, 8, settings, random.Random(1), nothing, nothing)
+    linked = asyncio.create_task(link.run())
+    await asyncio.sleep(4.25 * interval_s)
+    looked.clear()
+    begun_s = asyncio.get_running_loop().time()
+    link._take(cast(StreamRun, SimpleNamespace()))
+    await asyncio.sleep(2.0)
+    link._attempts.clear()
+    for task in (linked, running):
+        task.cancel()
+    await asyncio.wait([linked, running])
+    return [now_s - begun_s for now_s in looked]
+
+
+@pytest.mark.parametrize("interval_s", [0.1, 1.0, 20.0])
+def test_a_stream_that_stands_still_is_looked_for_in_its_time_however_rare_heartbeats_are(
+    interval_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
+        looked = runner.run(first_looks_for_stalls(interval_s, monkeypatch))
+    assert looked[0] < LINK_STALL_LOOK_S
+    assert len(looked) >= 4
 
 
 class ReadLate(Alarm):

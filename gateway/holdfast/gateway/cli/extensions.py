@@ -33,7 +33,7 @@ class ExtensibleGroup(TyperGroup):
             return None if found else ctx.fail(f"No such command '{cmd_name}'. {_OLD}")
         try:
             command = typer.main.get_command(found[cmd_name].load())
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:
             return ctx.fail(f"{cmd_name}: {error}. {_OLD}")
         command.name = cmd_name
         return command
