@@ -143,7 +143,8 @@ class Term(msgspec.Struct, gc=False):
 class Fault(msgspec.Struct, gc=False):
     """An injected fault. `target` is a process's name, a host, a link (`a>b`) or a deployment.
 
-    `until_s` is when it was healed; None while it lasts. One that is over at once has `from_s`.
+    `until_s` is when it was healed; None while it lasts. One that is over at once has `from_s`. `struck` is False where
+    it turned out to have done nothing: nobody asked for what would have failed.
     """
 
     kind: str
@@ -151,6 +152,7 @@ class Fault(msgspec.Struct, gc=False):
     from_s: float
     until_s: float | None = None
     details: str = ""
+    struck: bool = True
 
 
 class Folded(msgspec.Struct, frozen=True):

@@ -82,7 +82,7 @@ def run(
     violations = check_all(history)
     trace = _trace(trace_of_turns, history)
     counts = _counts(turns, history)
-    faults = Counter(fault.kind for fault in history.faults)
+    faults = Counter(fault.kind for fault in history.faults if fault.struck)
     wall_s = perf_counter() - began_s
     return Result(plan.seed, plan.scenario.name, trace, violations, dict(faults), counts, wall_s), history
 
@@ -92,7 +92,8 @@ def _live(world: World, plan: Plan, history: History) -> None:
     cluster = Cluster(world, plan, history)
     cluster.start()
     Workload(cluster, plan.work).arm()
-    Injector(cluster, plan.faults, KINDS).arm()
+    injector = Injector(cluster, plan.faults, KINDS)
+    injector.arm()
     sampler = Sampler(cluster)
     sampler.arm()
     settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
@@ -101,6 +102,7 @@ def _live(world: World, plan: Plan, history: History) -> None:
         history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
     world.scheduler.run(plan.lasts_s)
     sampler.finish()
+    injector.finish()
     cluster.over = True
     history.ended_s = world.now_s
 

@@ -103,3 +103,22 @@ def test_leaving_the_simulation_between_turns_is_a_failure_too(monkeypatch: pyte
     monkeypatch.setattr(Injector, "_inject", lambda _injector, _fault: time.time())
     (violation,) = run(draw_plan(1, SCENARIOS[STANDARD]))[0].violations
     assert bug_of(violation) == f"{BROKE_OFF} holdfast.simulations.world.guards.LeftTheSimulation"
+
+
+def test_only_faults_that_did_something_are_counted() -> None:
+    plan = draw_plan(1, SCENARIOS["calm"])
+    kinds = ("log: acks lost", "log: stale reads", "launch failure", "engine out of memory", "freeze")
+    idle = tuple(Fault(number, 40.0 + 2 * number, kind, 1.0, 0.1, 0.1) for number, kind in enumerate(kinds))
+    plan = msgspec.structs.replace(
+        plan, faults=idle, work=plan.work[:1], knobs=msgspec.structs.replace(plan.knobs, log_servers=1)
+    )
+    result, history = run(plan)
+    assert [fault.kind for fault in history.faults if not fault.struck] == [
+        "log: acks lost",
+        "launch failure",
+        "engine out of memory",
+    ]
+    assert result.faults == {"freeze": 1}
+    three = msgspec.structs.replace(plan.knobs, log_servers=3)
+    busy = msgspec.structs.replace(plan, faults=(Fault(0, 0.0, "log: acks lost", 20.0, 0.1, 1.0), idle[1]), knobs=three)
+    assert run(busy)[0].faults == {"log: acks lost": 1, "log: stale reads": 1}

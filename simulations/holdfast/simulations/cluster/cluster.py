@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -111,6 +112,7 @@ class Cluster:
         self.replicas: dict[str, RunningReplica] = {}
         self.launch_failures: set[str] = set()
         self.load_failures: set[str] = set()
+        self.failed_starts: Counter[str] = Counter()
         self.inside: dict[str, Node | GatewayProcess] = {}
         self._settings: dict[str, Settings] = {}
         world.on_end = self._process_ended
@@ -202,7 +204,7 @@ class Cluster:
         assert process is not None
         stop = asyncio.Event()
         member.on_stop(stop)
-        launcher = SimLauncher(process, self._start_replica, lambda: member.host in self.launch_failures)
+        launcher = SimLauncher(process, self._start_replica, lambda: self._launch_fails(member.host))
         await be_node(
             self.settings_for(member.host),
             member.identity(),
@@ -234,9 +236,15 @@ class Cluster:
         due_s = self.world.now_s + settings.serving.request_timeout_s + settings.http.write_timeout_s
         return self.history.exchange(self.world.now_s, process.pid, due_s)
 
+    def _launch_fails(self, host: str) -> bool:
+        fails = host in self.launch_failures
+        self.failed_starts[host] += fails
+        return fails
+
     def _start_replica(self, node: SimProcess, name: str, specification: bytes) -> RunningReplica:
         replica = RunningReplica(name, node, self.knobs.load_s, self.history)
         replica.fails_to_load = node.host.name in self.load_failures
+        self.failed_starts[node.host.name] += replica.fails_to_load
         process = self.world.spawn(name, node.host.name, lambda process: replica.main(process, specification))
         life = self.began(process, REPLICA, replica=name, parent=node.pid)
         replica.started(process, life)

@@ -16,7 +16,7 @@ class OutOfMemory(RuntimeError):
 
 
 class BreakableEngine:
-    """As `Engine`. What it took in is noted in the history."""
+    """As `Engine`. What it took in is noted in the history. `ran_out` and `cut` tell whether these faults showed."""
 
     def __init__(self, engine: MockEngine, process: SimProcess, replica: str, history: History) -> None:
         self._engine = engine
@@ -26,6 +26,8 @@ class BreakableEngine:
         self.slow_s = 0.0
         self.out_of_memory = False
         self.cuts_answers = False
+        self.ran_out = False
+        self.cut = False
 
     @property
     def info(self) -> EngineInfo:
@@ -47,8 +49,10 @@ class BreakableEngine:
             await asyncio.sleep(self.slow_s)
         output = await self._engine.step()
         if self.out_of_memory:
+            self.ran_out = True
             raise OutOfMemory("out of memory: tried to allocate 2.00 GiB")
         if self.cuts_answers and output.tokens:
+            self.cut = True
             # A driver's bug: something of the last stream is missing where its key is not.
             self._process.rng.choice((output.tokens, output.texts, output.positions)).pop()
         return output

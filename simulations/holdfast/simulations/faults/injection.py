@@ -22,11 +22,15 @@ Mend = Callable[[], object]
 
 
 class Broken(NamedTuple):
-    """What a fault did. `mend` is None where it was over at once; `target` empty where there was nothing to break."""
+    """What a fault did. `mend` is None where it was over at once; `target` empty where there was nothing to break.
+
+    `struck` tells at the end of the run whether it ever did anything, where that is open when it is injected.
+    """
 
     target: str
     mend: Mend | None = None
     details: str = ""
+    struck: Callable[[], object] | None = None
 
 
 NOTHING = Broken("")
@@ -48,12 +52,18 @@ class Injector:
         self._kinds = kinds
         self._faults = faults
         self._mends: dict[Fault, tuple[Mend, Injected]] = {}
+        self._open: list[tuple[Callable[[], object], Injected]] = []
         self.core = frozenset(cluster.core)
 
     def arm(self) -> None:
         """Set the timers of all faults."""
         for fault in self._faults:
             self.cluster.world.scheduler.call_at(fault.at_s, self._inject, fault)
+
+    def finish(self) -> None:
+        """The run is over: note which faults never did anything."""
+        for struck, told in self._open:
+            told.struck = bool(struck())
 
     def rng(self, fault: Fault) -> Random:
         """What a fault draws while it lasts."""
@@ -66,6 +76,8 @@ class Injector:
             return
         now_s = self.cluster.world.now_s
         told = self.cluster.history.fault(now_s, fault.kind, broken.target, broken.details)
+        if broken.struck is not None:
+            self._open.append((broken.struck, told))
         if broken.mend is None:
             told.until_s = now_s
         elif self.cluster.plan.scenario.heals:

@@ -49,10 +49,10 @@ def _hang(injector: Injector, fault: Fault) -> Broken:
 
 def _out_of_memory(injector: Injector, fault: Fault) -> Broken:
     replica = _loaded(injector, fault)
-    if replica is None or replica.engine is None:
+    if replica is None or (engine := replica.engine) is None:
         return NOTHING
-    replica.engine.out_of_memory = True
-    return Broken(replica.name)
+    engine.out_of_memory = True
+    return Broken(replica.name, struck=lambda: engine.ran_out)
 
 
 def _slow_engine(injector: Injector, fault: Fault) -> Broken:
@@ -69,10 +69,10 @@ def _slow_engine(injector: Injector, fault: Fault) -> Broken:
 
 def _cut_answer(injector: Injector, fault: Fault) -> Broken:
     replica = _loaded(injector, fault)
-    if replica is None or replica.engine is None:
+    if replica is None or (engine := replica.engine) is None:
         return NOTHING
-    replica.engine.cuts_answers = True
-    return Broken(replica.name)
+    engine.cuts_answers = True
+    return Broken(replica.name, struck=lambda: engine.cut)
 
 
 MACHINE_KINDS = {

@@ -79,7 +79,9 @@ def _launches_fail(injector: Injector, fault: Fault) -> Broken:
         return NOTHING
     failing = injector.cluster.launch_failures if fault.amount < 0.5 else injector.cluster.load_failures
     failing.add(member.host)
-    return Broken(member.name, lambda: failing.discard(member.host))
+    starts = injector.cluster.failed_starts
+    before = starts[member.host]
+    return Broken(member.name, lambda: failing.discard(member.host), struck=lambda: starts[member.host] > before)
 
 
 PROCESS_KINDS = {

@@ -81,10 +81,23 @@ def _trouble(kind: str, max_s: float = 0.0) -> Callable[[Injector, Fault], Broke
     def inject(injector: Injector, fault: Fault) -> Broken:
         jetstream = injector.cluster.servers.jetstream
         part = PART_MIN + (1 - PART_MIN) * fault.amount
-        jetstream.trouble(kind, fault.lasts_s, injector.rng(fault), part=part, max_s=max_s * fault.pick)
-        return Broken("log", _over, f"{part:.0%}")
+        window = jetstream.trouble(kind, fault.lasts_s, injector.rng(fault), part=part, max_s=max_s * fault.pick)
+        return Broken("log", _over, f"{part:.0%}", lambda: window.struck)
 
     return inject
+
+
+STALE_MAX_S = 2.0
+"""A leader that was just elected answers as of before for up to so long, in seconds: less than reads may take."""
+
+
+def _read_stale(injector: Injector, fault: Fault) -> Broken:
+    """The leader steps down, and those that are elected from then on answer reads with what they had before."""
+    jetstream, rng = injector.cluster.servers.jetstream, injector.rng(fault)
+    if not jetstream.change_leader(rng):
+        return NOTHING
+    window = jetstream.trouble(jetstream_faults.STALE_READ, fault.lasts_s, rng, max_s=STALE_MAX_S)
+    return Broken("log", _over, "the leader steps down", lambda: window.struck)
 
 
 def _over() -> None:
@@ -147,7 +160,7 @@ LOG_KINDS = {
     "log: slow delivery": Kind(_trouble(jetstream_faults.SLOW_DELIVERY, LATE_MAX_S), 1.0, (0.5, 8.0)),
     "log: API mute": Kind(_trouble(jetstream_faults.MUTE_API), 0.5, (0.5, 6.0)),
     "log: no responders": Kind(_trouble(jetstream_faults.NO_RESPONDERS), 0.5, (0.5, 6.0)),
-    "log: stale reads": Kind(_trouble(jetstream_faults.STALE_READ, 2.0), 0.5, (4.0, 15.0)),
+    "log: stale reads": Kind(_read_stale, 0.5, (4.0, 15.0)),
     "log: pulls end": Kind(_consumers(_end_pulls), 1.0),
     "log: readers deleted": Kind(_consumers(_delete_consumers), 1.0),
     "log: slow readers stall": Kind(_consumers(_stall_consumers), 1.0, (0.5, 8.0)),

@@ -36,12 +36,16 @@ KINDS = (
 
 
 class Window(msgspec.Struct, gc=False):
-    """Until `until_s` (true time) it strikes `part` of what it could, and then takes up to `max_s`."""
+    """Until `until_s` (true time) it strikes `part` of what it could, and then takes up to `max_s`.
+
+    `struck` is how often it did.
+    """
 
     until_s: float
     rng: Random
     part: float = 1.0
     max_s: float = 0.0
+    struck: int = 0
 
 
 class Troubles:
@@ -64,6 +68,7 @@ class Troubles:
         for window in windows:
             if window.part >= 1 or window.rng.random() < window.part:
                 self.count(kind)
+                window.struck += 1
                 return window
         return None
 

@@ -126,7 +126,7 @@ class JetStream:
 
     # --- what goes wrong --------------------------------------------------------------------------------
 
-    def trouble(self, kind: str, for_s: float, rng: Random, *, part: float = 1.0, max_s: float = 0.0) -> None:
+    def trouble(self, kind: str, for_s: float, rng: Random, *, part: float = 1.0, max_s: float = 0.0) -> Window:
         """Let something go wrong from now on, for so long (seconds): a kind of `nats.faults` with a window.
 
         `ACK_LOST`, `REFUSED`, `REFUSED_YET_LANDS`, `FULL`, `NO_RESPONDERS`, `MUTE_API` (requests unanswered) strike
@@ -134,7 +134,9 @@ class JetStream:
         `SLOW_DELIVERY` take up to `max_s`. `STALE_READ`: a leader elected meanwhile answers reads as of before its
         election for up to `max_s`, which must be less than the log's `read_timeout_s`.
         """
-        self.troubles.open(kind, Window(self.world.now_s + for_s, rng, part, max_s))
+        window = Window(self.world.now_s + for_s, rng, part, max_s)
+        self.troubles.open(kind, window)
+        return window
 
     def end_pulls(self, rng: Random, part: float = 1.0) -> int:
         """End consumers' pulls before their time, with and without what was pending; how many pulls."""
