@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,23 @@ def test_scenarios_faults_and_bugs_are_listed(sim: Invoke) -> None:
     assert told["faults"]["standard"] == list(KINDS)
     listed = sim("list").stdout
     assert all(kind in listed for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["3", "--lasts-s", "1"],
+        ["3", "--scenario", "core", "--only-faults", "0", "--lasts-s", "2.5"],
+        ["start-held-back", "--lasts-s", "2"],
+        ["2", "--mutant", "token-once", "--only-work", "none", "--lasts-s", "1"],
+    ],
+)
+def test_a_report_tells_the_command_that_makes_its_run_again(chosen: list[str], tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    CliRunner().invoke(app, ["replay", *chosen, "--report", str(page)])
+    told = re.search(r"<code>holdfast sim replay (.*?)  # at (.*?)</code>", page.read_text())
+    assert told is not None
+    assert told[2]
+    again = CliRunner().invoke(app, ["replay", *told[1].split(), "--json"])
+    first = CliRunner().invoke(app, ["replay", *chosen, "--json"])
+    assert again.stdout.splitlines()[-1].split('"wall_s"')[0] == first.stdout.splitlines()[-1].split('"wall_s"')[0]

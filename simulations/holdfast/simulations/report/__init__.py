@@ -31,8 +31,8 @@ class Outcome(Protocol):
     def violations(self) -> list[Violation]: ...
 
 
-def render(history: History, result: Outcome) -> str:
-    """The page, as HTML."""
+def render(history: History, result: Outcome, command: str = "") -> str:
+    """The page, as HTML. `command` makes the run again; by default it is the seed's, with nothing left out."""
     drawing = Drawing(span(history))
     for section in sections(history):
         drawing.section(section)
@@ -41,20 +41,19 @@ def render(history: History, result: Outcome) -> str:
         drawing.settling(history.settle, goal_reached_s(history))
     drawing.violations(result.violations)
     title = f"Seed {result.seed}, {result.scenario}"
-    body = (
-        f"{_header(title, history, result)}{_violations(result.violations)}{LEGEND}{drawing.html()}{_tables(history)}"
-    )
+    header = _header(title, history, result, command)
+    body = f"{header}{_violations(result.violations)}{LEGEND}{drawing.html()}{_tables(history)}"
     return PAGE.format(title=escape(title), style=STYLE, script=SCRIPT, body=body)
 
 
-def _header(title: str, history: History, result: Outcome) -> str:
+def _header(title: str, history: History, result: Outcome, command: str) -> str:
     broken = len(result.violations)
     verdict = (
         f'<span class="bad">{broken} violation{"s" * (broken != 1)}</span>'
         if broken
         else '<span class="good">sound</span>'
     )
-    command = f"holdfast sim replay {result.seed} --scenario {result.scenario}"
+    command = command or f"holdfast sim replay {result.seed} --scenario {result.scenario}"
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(history))
     return (
         f"<header><h1>{escape(title)} {verdict}</h1><p><code>{escape(command)}</code> &middot; trace "

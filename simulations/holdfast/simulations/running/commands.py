@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,18 @@ class Chosen(msgspec.Struct, frozen=True):
 
         return removed(self.mutant)
 
+    def command(self) -> str:
+        """The command that makes the run again."""
+        named = {
+            "--scenario": (self.scenario or STANDARD) if self.what.isdecimal() and self.mutant is None else None,
+            "--only-faults": self.only_faults,
+            "--only-work": self.only_work,
+            "--lasts-s": None if self.lasts_s is None else f"{self.lasts_s:g}",
+            "--mutant": self.mutant,
+        }
+        options = [part for name, value in named.items() if value is not None for part in (name, value)]
+        return shlex.join(["holdfast", "sim", "replay", self.what, *options])
+
     def whole(self) -> Plan:
         """The plan before anything is left out of it. Raises `Misuse`."""
         if self.mutant is not None:
@@ -124,7 +137,8 @@ def replay(chosen: Chosen, report: Path | None, *, draws: bool, as_json: bool) -
     if report is not None:
         from holdfast.simulations.report import render
 
-        report.write_text(render(history, result), encoding="utf-8")
+        command = f"{chosen.command()}  # at {commit()}"
+        report.write_text(render(history, result, command), encoding="utf-8")
     if as_json:
         print_json(result, indent=0)
     else:
