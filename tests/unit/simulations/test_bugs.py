@@ -25,7 +25,7 @@ from tests.unit.simulations import (
     test_jetstream_storms,
 )
 
-ORDERS = 10
+ORDERS = 40
 """In so many orders of turns a plan is tried: the one in which it was found is another one as soon as any code changes.
 
 A plan that shows its bug in none of them has lost its worth: draw another one, with the mend taken out.
