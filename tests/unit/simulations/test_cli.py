@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,11 @@ def test_machines_get_one_object(sim: Invoke) -> None:
 
 def test_ctrl_c_ends_a_campaign_with_what_there_is_so_far(sim: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "simulate", fake_runs.interrupted)
-    ended = sim("run", "--seeds", "9", "--jobs", "1", "--json")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where all this runs in the background
+    try:
+        ended = sim("run", "--seeds", "9", "--jobs", "1", "--json")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.exit_code == 130
     told = json.loads(ended.stdout)
     assert (told["ran"], told["interrupted"]) == (1, True)
