@@ -300,8 +300,7 @@ class Settle(msgspec.Struct, frozen=True):
 class History:
     """Everything recorded of one run.
 
-    `narrating` tells whether notes are wanted: ask it before a text is put together. `unsynced_may_be_lost` is set
-    where the servers acknowledge before the disk has it, so that a power failure may take what was acknowledged.
+    `narrating` tells whether notes are wanted: ask it before a text is put together.
     `move_bound_s` is how long a stream may stay on a replica that stands still; 0: nothing is asked.
     `ended_s` is when the run was over, and `broken` why, if it raised. `derived` is for checkers that keep what they
     have worked out.
@@ -309,7 +308,6 @@ class History:
 
     def __init__(self, *, narrating: bool = False) -> None:
         self.narrating = narrating
-        self.unsynced_may_be_lost = False
         self.move_bound_s = 0.0
         self.processes: list[Process] = []
         self.appended: list[Appended] = []

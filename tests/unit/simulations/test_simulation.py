@@ -122,3 +122,18 @@ def test_only_faults_that_did_something_are_counted() -> None:
     three = msgspec.structs.replace(plan.knobs, log_servers=3)
     busy = msgspec.structs.replace(plan, faults=(Fault(0, 0.0, "log: acks lost", 20.0, 0.1, 1.0), idle[1]), knobs=three)
     assert run(busy)[0].faults == {"log: acks lost": 1, "log: stale reads": 1}
+
+
+def loses_power(seed: int, *, sync_always: bool) -> set[str]:
+    """The invariants that break where the log's only server loses its power again and again while a cluster starts."""
+    plan = draw_plan(seed, SCENARIOS["calm"])
+    faults = tuple(Fault(number, 0.9 + 1.3 * number, "log server power failure", 0.5, 0.0, 1.0) for number in range(6))
+    knobs = msgspec.structs.replace(plan.knobs, log_servers=1, sync_always=sync_always)
+    result, _history = run(msgspec.structs.replace(plan, faults=faults, knobs=knobs))
+    return {violation.checker for violation in result.violations}
+
+
+def test_acknowledged_events_are_lost_at_a_power_failure_unless_the_servers_sync_always() -> None:
+    seeds = range(1, 7)
+    assert "durability" in set().union(*(loses_power(seed, sync_always=False) for seed in seeds))
+    assert set().union(*(loses_power(seed, sync_always=True) for seed in seeds)) == set()

@@ -55,10 +55,6 @@ def _acknowledged(history: History, log: FinalLog) -> Iterator[Violation]:
         entry = stands.get(told.sequence)
         if entry is not None and entry.message_id == told.message_id and entry.at_s <= told.at_s:
             continue
-        if history.unsynced_may_be_lost and any(
-            told.sequence > loss.after and told.at_s <= loss.at_s for loss in history.lost
-        ):
-            continue
         there = f"{entry.message_id}, of {entry.at_s:.3f} s," if entry is not None else "nothing"
         message = f"{told.process} was told that {told.message_id} stands at sequence {told.sequence}; {there} does"
         yield Violation(DURABILITY, told.at_s, message)
@@ -95,13 +91,12 @@ def _same_everywhere(history: History, log: FinalLog) -> Iterator[Violation]:
     for seen in history.folded:
         sequence = seen.state.sequence
         if sequence >= len(log.states):
-            if not history.unsynced_may_be_lost:
-                message = f"{seen.actor} has folded up to sequence {sequence}; the log ends at {len(log.records)}"
-                yield Violation(FOLD, seen.at_s, message)
+            message = f"{seen.actor} has folded up to sequence {sequence}; the log ends at {len(log.records)}"
+            yield Violation(FOLD, seen.at_s, message)
             continue
         if sequence not in hashes:
             hashes[sequence] = state_hash(log.states[sequence])
-        if state_hash(seen.state) != hashes[sequence] and not (history.lost and history.unsynced_may_be_lost):
+        if state_hash(seen.state) != hashes[sequence]:
             differs = ", ".join(_differences(log.states[sequence], seen.state))
             message = f"at sequence {sequence} the state of {seen.actor} is not the fold of the log: {differs} differ"
             yield Violation(FOLD, seen.at_s, message)

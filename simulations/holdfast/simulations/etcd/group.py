@@ -114,8 +114,7 @@ class Group:
 
     def through(self, source: Voter, target: Voter) -> bool:
         """Whether what one member says reaches another one now."""
-        ours, theirs = source.process.host, target.process.host
-        return ours is theirs or (theirs.up and self.world.network.lets_through(ours.name, theirs.name))
+        return self.world.network.passes(source.process.host.name, target.process.host.name)
 
     def carry(self, source: Voter, target: Voter, call: Callable[..., None], *args: Any) -> None:
         """Tell another member something, if it gets through now."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from holdfast.simulations.world.scheduler import Handle, Lane, Scheduler
 
 if TYPE_CHECKING:
-    from holdfast.simulations.world.network import SimServer
     from holdfast.simulations.world.process import SimProcess
+    from holdfast.simulations.world.transport import SimServer
 
 
 class SimTask(asyncio.Task[Any]):
@@ -101,13 +101,17 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self, protocol_factory: Callable[[], asyncio.Protocol], host: str, port: int
     ) -> SimServer:
         """Listen on this process's host."""
-        return self._process.world.network.create_server(self._process, protocol_factory, port)
+        from holdfast.simulations.world.transport import serve  # it is made of what is made of loops
+
+        return serve(self._process, protocol_factory, port)
 
     async def create_connection(  # type: ignore[override]
         self, protocol_factory: Callable[[], asyncio.Protocol], host: str, port: int
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
         """Connect. Raises `ConnectionRefusedError`; waits while nothing gets through."""
-        return await self._process.world.network.create_connection(self._process, protocol_factory, host, port)
+        from holdfast.simulations.world.transport import connect
+
+        return await connect(self._process, protocol_factory, host, port)
 
     def add_signal_handler(  # type: ignore[override]
         self, sig: int, callback: Callable[..., object], *args: Any
