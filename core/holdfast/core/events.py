@@ -20,7 +20,7 @@ from holdfast.core.errors import CorruptLog, UnknownEventVersion
 from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GENESIS = "0" * 64
 """What stands for the previous hash in a subject's first event."""
 
@@ -325,8 +325,10 @@ def digest(data: bytes) -> str:
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPCASTERS: dict[int, Upcaster] = {}
-"""From a schema version to the function that lifts a raw event of it to the next version."""
+UPCASTERS: dict[int, Upcaster] = {1: lambda raw: raw}
+"""From a schema version to the function that lifts a raw event of it to the next version.
+
+2 has more types of events, and fields that have defaults: an event of 1 means today what it meant then."""
 
 
 def decode_record(entry: LogEntry) -> Record:

@@ -22,7 +22,7 @@ from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import FrameError
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 FRAME_BYTES_MAX = 32 * 1024 * 1024
 """A frame larger than this is a violation: no request body is larger, and no step comes near."""
 
@@ -56,12 +56,14 @@ class Start(Frame, frozen=True):
 
     `stream` is the name by which it can be found and attached to; one without a name ends with its connection.
     `ordinal` counts the stream's attempts from 1, over all gateways: of two copies the higher one is right.
+    `trace` is the attempt's place in a trace (W3C `traceparent`), empty if nobody traces it.
     """
 
     attempt: int
     request: EngineRequest
     stream: str = ""
     ordinal: int = 1
+    trace: str = ""
 
 
 class Stop(Frame, frozen=True):

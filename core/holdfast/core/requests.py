@@ -116,10 +116,14 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
-    """What an engine is busy with. `step` counts up with every step that the engine did."""
+    """What an engine is busy with. `step` counts up with every step that the engine did.
+
+    `prefill_tokens_waiting`: tokens of prompts that were taken in and not yet read into the KV cache.
+    """
 
     running: int
     waiting: int
     kv_blocks_used: int
     kv_blocks: int
     step: int
+    prefill_tokens_waiting: int = 0

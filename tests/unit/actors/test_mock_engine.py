@@ -81,6 +81,19 @@ async def test_a_stream_that_has_all_its_tokens_already_ends_without_another() -
 
 
 @virtual_time
+async def test_prompts_wait_to_be_read_until_their_first_token_or_until_they_are_dropped() -> None:
+    engine = engine_of(ttft_ms=50, streams_max=2)
+    for key, prompt in enumerate(("one two three", "one two", "one")):
+        await engine.admit(key, request_of(prompt))
+    assert engine.load().prefill_tokens_waiting == 6
+    engine.drop(1)
+    assert engine.load().prefill_tokens_waiting == 4
+    while not (await engine.step()).keys:
+        pass
+    assert engine.load().prefill_tokens_waiting == 0
+
+
+@virtual_time
 async def test_prompts_of_every_form_are_told_apart() -> None:
     requests = [
         EngineRequest(messages=[{"role": "user", "content": "hi"}]),

@@ -119,6 +119,11 @@ def lift(monkeypatch: pytest.MonkeyPatch) -> Callable[[Lift], None]:
     return register
 
 
+def test_an_event_of_the_first_schema_means_what_it_did() -> None:
+    data = msgspec.json.encode(raw_event(schema=1))
+    assert record_of(data).event == record_of(msgspec.json.encode(raw_event())).event
+
+
 def test_an_old_event_is_lifted_to_what_it_means_today(lift: Callable[[Lift], None]) -> None:
     lift(lambda raw: {**raw, "payload": {"type": "NodeLeft", "node": raw["payload"]["name"]}})
     data = msgspec.json.encode(raw_event(schema=0, payload={"type": "NodeGone", "name": "a"}))

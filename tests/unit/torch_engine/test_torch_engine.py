@@ -160,9 +160,10 @@ async def test_streams_wait_for_a_slot_and_more_are_refused(engine: TorchEngine)
     with pytest.raises(RequestRefused) as info:
         await engine.admit(4, request(max_tokens=4))
     assert info.value.code == "engine_overloaded"
+    assert engine.load().prefill_tokens_waiting == 3 * len(PROMPT)
     recorder = Recorder()
     recorder.take(await engine.step())
-    assert engine.load() == EngineLoad(running=2, waiting=1, kv_blocks_used=2, kv_blocks=8, step=1)
+    assert engine.load() == EngineLoad(2, 1, kv_blocks_used=2, kv_blocks=8, step=1, prefill_tokens_waiting=len(PROMPT))
     await run_to_end(engine, recorder)
     assert [len(recorder.streams[key].tokens) for key in (1, 2, 3)] == [4, 4, 4]
     assert engine.load() == EngineLoad(running=0, waiting=0, kv_blocks_used=0, kv_blocks=8, step=8)

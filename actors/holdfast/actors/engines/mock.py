@@ -66,7 +66,19 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Stream:
     """One admitted stream. `base` is the hash that its words follow from."""
 
-    __slots__ = ("base", "blocks", "crashes", "due_s", "end", "finish", "kills", "logprobs", "position", "stalls")
+    __slots__ = (
+        "base",
+        "blocks",
+        "crashes",
+        "due_s",
+        "end",
+        "finish",
+        "kills",
+        "logprobs",
+        "position",
+        "prefill",
+        "stalls",
+    )
 
     def __init__(self, base: int, request: EngineRequest, end: int, finish: str, blocks: int, due_s: float) -> None:
         self.base = base
@@ -75,6 +87,7 @@ class _Stream:
         self.finish = finish
         self.blocks = blocks
         self.due_s = due_s
+        self.prefill = 0
         self.logprobs = request.logprobs
         self.crashes = False
         self.kills: frozenset[int] = frozenset()
@@ -135,6 +148,7 @@ class MockEngine:
         self._running: dict[int, _Stream] = {}
         self._waiting: deque[tuple[int, _Stream]] = deque()
         self._blocks_used = 0
+        self._prefill_tokens = 0
         self._steps = 0
         self._going = asyncio.Event()
         self._going.set()
@@ -170,6 +184,8 @@ class MockEngine:
         stream.crashes = self._settings.faults and CRASH_MARKER in text
         stream.kills = frozenset(at for at in kills if at > stream.position)
         stream.stalls = self._settings.faults and STALL_MARKER in text and not request.accepted
+        stream.prefill = prompt_tokens + stream.position
+        self._prefill_tokens += stream.prefill
         self._waiting.append((key, stream))
         self._promote()
         return prompt_tokens
@@ -179,7 +195,9 @@ class MockEngine:
         stream = self._running.pop(key, None)
         if stream is not None:
             self._blocks_used -= stream.blocks
+            self._prefill_tokens -= stream.prefill
         else:
+            self._prefill_tokens -= sum(stream.prefill for other, stream in self._waiting if other == key)
             self._waiting = deque(item for item in self._waiting if item[0] != key)
         self._promote()
 
@@ -199,7 +217,12 @@ class MockEngine:
     def load(self) -> EngineLoad:
         """As `Engine.load`."""
         return EngineLoad(
-            len(self._running), len(self._waiting), self._blocks_used, self._settings.kv_blocks, self._steps
+            len(self._running),
+            len(self._waiting),
+            self._blocks_used,
+            self._settings.kv_blocks,
+            self._steps,
+            self._prefill_tokens,
         )
 
     async def close(self) -> None:
@@ -257,6 +280,9 @@ class MockEngine:
 
     def _advance(self, output: StepOutput, key: int, stream: _Stream) -> None:
         position = stream.position
+        if stream.prefill:
+            self._prefill_tokens -= stream.prefill
+            stream.prefill = 0
         if position >= stream.end:
             output.finished.append((key, stream.finish))
             return

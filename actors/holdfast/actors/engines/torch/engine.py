@@ -72,6 +72,7 @@ class TorchEngine:
         self._arrivals: list[Stream] = []
         self._tile_tokens = settings.tile_tokens
         self._steps = 0
+        self._prefill_tokens = 0
         self._config = read_config(directory)
         self._tokenizer = ModelTokenizer(directory / "tokenizer.json")
         context = min(self._config.context_tokens_max, settings.kv_blocks * settings.block_tokens)
@@ -124,6 +125,7 @@ class TorchEngine:
         """Forget a stream and free its KV blocks; unknown keys are no error."""
         self._arrivals = [stream for stream in self._arrivals if stream.key != key]
         self._scheduler.drop(key)
+        self._prefill_tokens = self._scheduler.prefill_tokens_waiting
 
     async def step(self) -> StepOutput:
         """One token for each stream whose prompt is through, and some prefill for the others.
@@ -133,6 +135,7 @@ class TorchEngine:
         arrivals, self._arrivals = self._arrivals, []
         for stream in arrivals:
             self._scheduler.admit(stream)
+            self._prefill_tokens += stream.missing
         return await self._in_thread(self._step)
 
     def load(self) -> EngineLoad:
@@ -142,6 +145,7 @@ class TorchEngine:
             kv_blocks_used=self._pool.used,
             kv_blocks=self._pool.blocks,
             step=self._steps,
+            prefill_tokens_waiting=self._prefill_tokens + sum(stream.missing for stream in self._arrivals),
         )
 
     async def close(self) -> None:
@@ -166,6 +170,8 @@ class TorchEngine:
             output.logprobs = []
         for stream, one in drawn:
             self._deliver(stream, one, output)
+        # The scheduler is this thread's while a step is done: others read what it came to.
+        self._prefill_tokens = self._scheduler.prefill_tokens_waiting
         self._steps += 1
         return output
 

@@ -80,6 +80,12 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def prefill_tokens_waiting(self) -> int:
+        """Tokens of prompts, and of earlier attempts, that the KV cache has not seen."""
+        running = sum(stream.missing for stream in self._running.values() if stream.missing > 1)
+        return running + sum(stream.missing for stream in self._waiting)
+
     def check_room(self, arriving: int = 0) -> None:
         """Raises `RequestRefused` (`engine_overloaded`) when no further stream may wait beside those `arriving`."""
         if self.running + self.waiting + arriving >= self._streams_max + self._waiting_max:
