@@ -47,7 +47,7 @@ def busy(cluster: Cluster) -> dict[str, int]:
     found = {}
     for name, labels, value in _metrics(cluster):
         replica = _REPLICA.search(labels)
-        if name == "holdfast_replica_in_flight" and value and replica is not None:
+        if name == "holdfast_replica_inflight_requests" and value and replica is not None:
             found[replica[1]] = int(value)
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from starlette.types import Message, Receive, Scope, Send
 
+from holdfast.actors.metrics import Ledger
 from holdfast.gateway.backend import Backend
 from holdfast.gateway.exchange import KeyRing, request_id_of
 from holdfast.gateway.generate import CHAT, COMPLETIONS, Generator
@@ -24,9 +25,11 @@ __all__ = ["App", "HttpSettings", "create_app"]
 class App:
     """The ASGI application. `metrics.in_flight` tells a drain how many requests have no end yet."""
 
-    def __init__(self, backend: Backend, settings: HttpSettings, gateway: str, machine: Machine) -> None:
+    def __init__(
+        self, backend: Backend, settings: HttpSettings, gateway: str, machine: Machine, ledger: Ledger | None
+    ) -> None:
         self._entropy = machine.entropy
-        self.metrics = Metrics(gateway)
+        self.metrics = Metrics(gateway, ledger)
         keys = KeyRing(settings)
         self._stamp = (b"x-holdfast-gateway", gateway.encode())
         self._pages = create_pages(backend, settings, gateway, self.metrics, keys)
@@ -74,6 +77,10 @@ def create_app(
     settings: HttpSettings | None = None,
     gateway: str = "gateway",
     machine: Machine | None = None,
+    ledger: Ledger | None = None,
 ) -> App:
-    """The HTTP side over `backend`. One per gateway, whose name is `gateway`; needs a loop only to serve."""
-    return App(backend, settings or HttpSettings(), gateway, machine or Machine())
+    """The HTTP side over `backend`. One per gateway, whose name is `gateway`; needs a loop only to serve.
+
+    What happens is counted in `ledger`, which the gateway's `/metrics` shows.
+    """
+    return App(backend, settings or HttpSettings(), gateway, machine or Machine(), ledger)

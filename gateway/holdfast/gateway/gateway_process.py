@@ -22,7 +22,7 @@ from holdfast.gateway.machine import Machine
 from holdfast.gateway.problems import HttpRefusal, Problem
 from holdfast.gateway.reporting import Planes, ReportingServing, WatchedLeases, WatchedLog
 from holdfast.gateway.serving import RETRY_AFTER_S
-from holdfast.gateway.serving_metrics import ServingMetrics
+from holdfast.gateway.serving_metrics import show_serving
 from holdfast.gateway.settings import GatewayProcessSettings, Settings
 from holdfast.gateway.version import VERSION
 
@@ -92,10 +92,11 @@ class GatewayProcess:
             self._facts.note,
             settings.node.heartbeat_interval_s,
         )
-        app = create_app(self._serving, settings.http, identity.name, machine)
-        app.metrics.registry.register(ServingMetrics(self._serving))
+        ledger = self._serving.ledger
+        app = create_app(self._serving, settings.http, identity.name, machine, ledger)
+        show_serving(self._serving)
         self._planes = self._serving.planes = Planes({"log": log, "leases": leases}, rng, machine.clock)
-        app.metrics.registry.register(self._planes)
+        self._planes.shown_in(ledger)
         self._http = door(app, settings.gateway)
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -93,8 +93,7 @@ class Meter:
     def ended(self, usage: Usage) -> None:
         """The session is over, well or not."""
         if self._model is not None:
-            self._model.prompt_tokens += usage.prompt_tokens
-            self._model.completion_tokens += usage.completion_tokens
+            self._model.used(usage.prompt_tokens, usage.completion_tokens)
             self._model.durations.observe(self._now_s() - self._began)
 
 

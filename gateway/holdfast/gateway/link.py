@@ -96,6 +96,8 @@ class ReplicaLink:
         self.info: EngineInfo | None = None
         self.retired = False
         self.kv_used = 0.0
+        self.stepped_s = 0.0
+        """When the last step came from the replica (time of the loop)."""
         self._settings = settings
         self._rng = rng
         self._on_capacity = on_capacity
@@ -198,7 +200,7 @@ class ReplicaLink:
             self._alarm.rouse()
         attempt = next(self._numbers)
         self._attempts[attempt] = run
-        run.link, run.attempt = self, attempt
+        run.link, run.attempt, run.began_s = self, attempt, asyncio.get_running_loop().time()
         return attempt
 
     def end(self, run: StreamRun) -> None:
@@ -375,6 +377,7 @@ class ReplicaLink:
     def _on_body(self, connection: Connection, body: bytes) -> None:
         frame = decode_from_replica(body)
         if type(frame) is Step:
+            self.stepped_s = connection.last_received_s
             self._on_step(frame)
         elif isinstance(frame, Heartbeat):
             self._on_heartbeat(connection, frame)

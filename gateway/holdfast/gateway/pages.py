@@ -15,11 +15,12 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from holdfast.actors.metrics import CONTENT_TYPE
 from holdfast.core.errors import UnknownModel
 from holdfast.gateway.backend import Backend, ModelInfo
 from holdfast.gateway.exchange import KeyRing
 from holdfast.gateway.http_settings import HttpSettings
-from holdfast.gateway.metrics import CONTENT_TYPE, Metrics
+from holdfast.gateway.metrics import Metrics
 from holdfast.gateway.openai import HealthReport, Model, ModelList
 from holdfast.gateway.openapi import document
 from holdfast.gateway.problems import HttpRefusal, Problem, method_not_allowed, not_found, problem_of

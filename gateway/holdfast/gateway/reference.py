@@ -1,6 +1,6 @@
 """Writes `docs/configuration.md` from the settings themselves: `python -m holdfast.gateway.reference`.
 
-A test holds the file against this, so that the reference can't drift from the code.
+It writes `docs/metrics.md` too. Tests hold the files against this, so that the reference can't drift from the code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from holdfast.actors.engines.mock import MockSettings
 from holdfast.actors.engines.torch.settings import TorchSettings
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
+from holdfast.gateway import metrics_reference
 from holdfast.gateway.settings import Settings
 
 TARGET = Path("docs/configuration.md")
@@ -135,4 +136,5 @@ def _escaped(text: str) -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(reference())
-    print(f"wrote {TARGET}")
+    metrics_reference.TARGET.write_text(metrics_reference.reference())
+    print(f"wrote {TARGET} and {metrics_reference.TARGET}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from holdfast.actors.clock import SystemClock
+from holdfast.actors.metric_families import PLANE_DOWN_SINCE, PLANE_UP
+from holdfast.actors.metrics import Ledger
 from holdfast.core.errors import LeasesUnavailable, LogUnavailable
 from holdfast.core.ports import Clock, Leases, Log
 from holdfast.gateway.backend import Health
@@ -87,7 +87,7 @@ class Probe:
         return min((at for at in (unanswered_s, self._failed_s, unconnected_s) if at is not None), default=None)
 
 
-class Planes(Collector):
+class Planes:
     """Which of the planes are up: for people in `/health`, and for Prometheus."""
 
     def __init__(self, planes: Mapping[str, AskedPlane], rng: random.Random, clock: Clock) -> None:
@@ -107,18 +107,13 @@ class Planes(Collector):
             for name, since in self._down_since().items()
         }
 
-    def collect(self) -> Iterator[Metric]:
-        """Called by the registry at every scrape."""
-        text = "Whether the plane's servers answer this gateway."
-        up = GaugeMetricFamily("holdfast_plane_up", text, labels=["plane"])
-        text = "When the plane's servers ceased to answer, in seconds since 1970; not there while they do."
-        down_since = GaugeMetricFamily("holdfast_plane_down_since_timestamp_seconds", text, labels=["plane"])
-        for name, since in self._down_since().items():
-            up.add_metric([name], since is None)
-            if since is not None:
-                down_since.add_metric([name], since.timestamp())
-        yield up
-        yield down_since
+    def shown_in(self, ledger: Ledger) -> None:
+        """Have a gateway's ledger read them."""
+        ledger.read(PLANE_UP, lambda: [((name,), since is None) for name, since in self._down_since().items()])
+        ledger.read(
+            PLANE_DOWN_SINCE,
+            lambda: [((name,), since.timestamp()) for name, since in self._down_since().items() if since is not None],
+        )
 
     def _down_since(self) -> dict[str, datetime | None]:
         now, now_s = self._clock.now(), asyncio.get_running_loop().time()

@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 
 from holdfast.actors.follower import Follower
+from holdfast.actors.metric_families import GATEWAY, HEALTH_TRANSITIONS, REJECTIONS, RESUMPTIONS
+from holdfast.actors.metrics import Ledger
 from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.errors import NoReplica, Overloaded, RequestRefused, StreamLost, UnknownModel
@@ -40,6 +42,7 @@ from holdfast.core.stream import StreamStatus
 from holdfast.gateway.backend import Health, ModelInfo, Resumption
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_settings import LinkSettings
+from holdfast.gateway.moves import CANCELLED, LOST_AGAIN, Move
 from holdfast.gateway.pool import Pool
 from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings
@@ -81,7 +84,9 @@ class Serving:
         rng: random.Random,
         report: Callable[[Fact, str | None], str | None] = lambda _fact, _cause: None,
         heartbeat_interval_s: float = 0.1,
+        ledger: Ledger | None = None,
     ) -> None:
+        self.ledger = ledger or Ledger(GATEWAY)
         self._follower = follower
         self._settings = settings
         self._rng = rng
@@ -109,8 +114,6 @@ class Serving:
         self._idle.set()
         self.draining = False
         self.migrations: Counter[tuple[str, str]] = Counter()
-        self.rejections: Counter[tuple[str, str]] = Counter()
-        self.resumptions: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
         """Keep links to all running replicas until cancelled."""
@@ -153,7 +156,7 @@ class Serving:
         free = pool.config.max_queued_requests - waiting
         # Where somebody waits already, whatever for, new requests wait as well: room is not theirs.
         if len(choices) > free and (pool.queue or len(choices) > free + pool.places):
-            self.rejections[model, "queue_full"] += 1
+            self.ledger.add(REJECTIONS, model, "queue_full")
             raise Overloaded(
                 f"{waiting} requests wait for a replica of `{model}` already; at most "
                 f"{pool.config.max_queued_requests} may.",
@@ -325,11 +328,11 @@ class Serving:
             if pool.closed:
                 run.fail(UnknownModel(pool.config.name))
             elif found is not None:
-                self.resumptions[pool.config.name, "attached"] += 1
+                self.ledger.add(RESUMPTIONS, pool.config.name, "attached")
                 ordinal, link = found
                 link.attach(run, ordinal)
             else:
-                self.resumptions[pool.config.name, "refused" if pool.erratic else "redrawn"] += 1
+                self.ledger.add(RESUMPTIONS, pool.config.name, "refused" if pool.erratic else "redrawn")
                 self._place(run, pool)
 
         run.search = Search(run, base_max, pool.searches, done)
@@ -377,8 +380,15 @@ class Serving:
             self._suspicions[link.replica] = told
         for pool in self._pools.values():
             pool.stop_searching(link)
+        self._turned(link, "suspected", reason)
+
+    def _turned(self, link: ReplicaLink, to: str, reason: str) -> None:
+        replica = self._follower.state.replicas.get(link.replica)
+        if replica is not None:
+            self.ledger.add(HEALTH_TRANSITIONS, replica.deployment, to, reason)
 
     def _trusted(self, link: ReplicaLink, suspected_s: float) -> None:
+        self._turned(link, "trusted", "heard_again")
         cause = self._suspicions.pop(link.replica, None)
         if link.retired or cause is None:
             return
@@ -393,10 +403,13 @@ class Serving:
     def _migrate(self, runs: list[StreamRun], cause: StreamLost) -> None:
         """These lost their replica: on to another."""
         for run in runs:
-            run.link = None
+            link, run.link = run.link, None
             had_begun = run.stream.status is StreamStatus.RUNNING
             run.stream.lost(cause)
             pool = self._pool_of.get(run)
+            if had_begun and pool is not None and link is not None:
+                run.end_move(LOST_AGAIN)
+                run.move = Move(self.ledger, pool.config.name, cause.kind, max(link.stepped_s, run.began_s))
             if run.stream.status is not StreamStatus.WAITING or pool is None or pool.closed:
                 run.fail(cause)
                 continue
@@ -413,7 +426,7 @@ class Serving:
         return 0 < limit < (run.stream.prompt_tokens or 0) + len(run.stream.accepted)
 
     def _give_up(self, run: StreamRun, pool: Pool) -> None:
-        self.rejections[pool.config.name, "no_replica"] += 1
+        self.ledger.add(REJECTIONS, pool.config.name, "no_replica")
         waited_s = self._settings.replica_wait_s
         message = f"No replica of `{pool.config.name}` could take the request within {waited_s:g} seconds."
         run.fail(NoReplica(message, RETRY_AFTER_S))
@@ -421,6 +434,7 @@ class Serving:
     def _withdraw(self, run: StreamRun) -> None:
         """The client is done with it, or gone."""
         self._pool_of.pop(run, None)
+        run.end_move(CANCELLED)
         if not self._pool_of:
             self._idle.set()
         if run.link is not None:

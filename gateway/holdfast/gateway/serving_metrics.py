@@ -1,53 +1,24 @@
-"""What a gateway's serving side shows to Prometheus, read when it is asked for."""
+"""What a gateway's serving side shows when Prometheus asks: its replicas and queues as they stand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
+from holdfast.actors.metric_families import KV_USAGE, QUEUED, REPLICA_INFLIGHT, REPLICAS_READY, REPLICAS_WANTED
+from holdfast.actors.metrics import Samples
 from holdfast.gateway.serving import Serving
 
 
-class ServingMetrics(Collector):
-    """Queues, replicas, migrations, rejections and resumptions. Register it beside the HTTP side's metrics."""
+def show_serving(serving: Serving) -> None:
+    """Have the serving side's ledger read it."""
+    ledger = serving.ledger
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def in_flight() -> Samples:
+        return [((pool.model, at), streams) for pool in serving.pools() for at, streams in pool.in_flight.items()]
 
-    def collect(self) -> Iterator[Metric]:
-        """Called by the registry at every scrape."""
-        yield from self._pools()
-        yield self._counted(
-            "holdfast_migrations", "Streams moved to another replica.", "cause", self._serving.migrations
-        )
-        yield self._counted("holdfast_rejections", "Requests turned away.", "reason", self._serving.rejections)
-        yield self._counted(
-            "holdfast_resumptions", "Streams of other gateways gone on with.", "outcome", self._serving.resumptions
-        )
+    def kv_usage() -> Samples:
+        return [((pool.model, at), used) for pool in serving.pools() for at, used in pool.kv_used.items()]
 
-    def _pools(self) -> Iterator[Metric]:
-        model, replica = ["model"], ["model", "replica"]
-        ready = GaugeMetricFamily("holdfast_replicas_ready", "Replicas that take streams.", labels=model)
-        wanted = GaugeMetricFamily("holdfast_replicas_wanted", "Replicas that there should be.", labels=model)
-        queued = GaugeMetricFamily("holdfast_queue_length", "Streams that wait for a replica.", labels=model)
-        in_flight = GaugeMetricFamily(
-            "holdfast_replica_in_flight", "This gateway's streams on a replica.", labels=replica
-        )
-        kv_used = GaugeMetricFamily("holdfast_replica_kv_used_ratio", "KV cache in use, 0 to 1.", labels=replica)
-        for pool in self._serving.pools():
-            ready.add_metric([pool.model], pool.replicas_ready)
-            wanted.add_metric([pool.model], pool.replicas_wanted)
-            queued.add_metric([pool.model], pool.queued)
-            for name, streams in pool.in_flight.items():
-                in_flight.add_metric([pool.model, name], streams)
-                kv_used.add_metric([pool.model, name], pool.kv_used[name])
-        yield from (ready, wanted, queued, in_flight, kv_used)
-
-    @staticmethod
-    def _counted(name: str, text: str, label: str, counts: dict[tuple[str, str], int]) -> Metric:
-        family = CounterMetricFamily(name, text, labels=["model", label])
-        for (model, value), count in counts.items():
-            family.add_metric([model, value], count)
-        return family
+    ledger.read(REPLICAS_READY, lambda: [((pool.model,), pool.replicas_ready) for pool in serving.pools()])
+    ledger.read(REPLICAS_WANTED, lambda: [((pool.model,), pool.replicas_wanted) for pool in serving.pools()])
+    ledger.read(QUEUED, lambda: [((pool.model,), pool.queued) for pool in serving.pools()])
+    ledger.read(REPLICA_INFLIGHT, in_flight)
+    ledger.read(KV_USAGE, kv_usage)

@@ -14,6 +14,7 @@ from holdfast.core.errors import DeadlineExceeded, RequestRefused
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import Stream, StreamStatus
 from holdfast.gateway.backend import Delta, Resumption
+from holdfast.gateway.moves import FAILED, Move
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -33,15 +34,18 @@ class StreamRun:
     `queue` is where it waits, `waiting` ends that wait, and `waiting_since_s` is when it began: a replica
     that turns it away does not begin it anew. `name` is what replicas keep its tokens under, if they should,
     `ordinal` counts its attempts over all gateways, `avoid` is where it stood still, `resumed_at` is how many tokens
-    the client has from another gateway, and `search` looks for the replica that holds it.
+    the client has from another gateway, and `search` looks for the replica that holds it. `began_s` is when its last
+    attempt began, and `move` is there from the loss of a replica to the next token.
     """
 
     __slots__ = (
         "_session",
         "attempt",
         "avoid",
+        "began_s",
         "choice",
         "link",
+        "move",
         "name",
         "ordinal",
         "queue",
@@ -66,6 +70,8 @@ class StreamRun:
         self.stops = stops
         self.link: ReplicaLink | None = None
         self.attempt = 0
+        self.began_s = 0.0
+        self.move: Move | None = None
         self.reported = False
         self.queue: deque[StreamRun] | None = None
         self.waiting: asyncio.TimerHandle | None = None
@@ -87,6 +93,8 @@ class StreamRun:
         """A token came in for the current attempt."""
         stream = self.stream
         stream.token(position, token, text, logprob)
+        if self.move is not None:
+            self._resumed(self.move)
         if self.stops and stream.ended and self.link is not None:
             link, self.link = self.link, None
             link.end(self)
@@ -96,12 +104,15 @@ class StreamRun:
         """The engine is done with it."""
         self.link = None
         self.stream.finished(reason)
+        if self.move is not None:
+            self._resumed(self.move)
         self._session.wake()
 
     def refused(self, refusal: RequestRefused) -> None:
         """The engine won't take it."""
         self.link = None
         self.stream.refused(refusal)
+        self.end_move(FAILED)
         self._session.wake()
 
     def fail(self, cause: Exception) -> None:
@@ -111,7 +122,18 @@ class StreamRun:
         if link is not None:
             link.end(self)
         self.stream.fail(cause)
+        self.end_move(FAILED)
         self._session.wake()
+
+    def end_move(self, outcome: str) -> None:
+        """It moves no longer, if it did."""
+        move, self.move = self.move, None
+        if move is not None:
+            move.ended(outcome)
+
+    def _resumed(self, move: Move) -> None:
+        self.move = None
+        move.resumed(asyncio.get_running_loop().time())
 
 
 class StreamSession:

@@ -365,15 +365,15 @@ async def test_metrics_count_requests_by_outcome_and_tokens(app: App, backend: F
     await ask(app, CHAT, chat())
     text = (await ask(app, "/metrics", method="GET")).body.decode()
     for line in (
-        'holdfast_http_requests_total{model="tiny",outcome="ok",route="/v1/chat/completions"} 1.0',
-        'holdfast_http_requests_total{model="",outcome="refused",route="/v1/chat/completions"} 2.0',
-        'holdfast_http_requests_total{model="",outcome="overloaded",route="/v1/chat/completions"} 1.0',
+        'holdfast_requests_total{model="tiny",outcome="ok",route="/v1/chat/completions"} 1.0',
+        'holdfast_requests_total{model="",outcome="refused",route="/v1/chat/completions"} 2.0',
+        'holdfast_requests_total{model="",outcome="overloaded",route="/v1/chat/completions"} 1.0',
         'holdfast_prompt_tokens_total{model="tiny"} 2.0',
-        'holdfast_completion_tokens_total{model="tiny"} 5.0',
+        'holdfast_generation_tokens_total{model="tiny"} 5.0',
         'holdfast_time_to_first_token_seconds_count{model="tiny"} 1.0',
         'holdfast_inter_token_latency_seconds_count{model="tiny"} 1.0',
-        'holdfast_http_request_duration_seconds_count{model="tiny"} 1.0',
-        "holdfast_http_in_flight 0.0",
+        'holdfast_request_duration_seconds_count{model="tiny"} 1.0',
+        "holdfast_inflight_requests 0.0",
         'holdfast_gateway_info{gateway_id="gateway"} 1.0',
     ):
         assert line in text.splitlines()

@@ -56,9 +56,7 @@ async def test_the_answer_is_dated_by_the_machines_clock() -> None:
 
 async def test_durations_are_measured_by_the_machines_clock() -> None:
     (_, text), *_ = await answers(machine(1))
-    (line,) = [
-        line for line in text.decode().splitlines() if line.startswith("holdfast_http_request_duration_seconds_sum")
-    ]
+    (line,) = [line for line in text.decode().splitlines() if line.startswith("holdfast_request_duration_seconds_sum")]
     assert float(line.split()[-1]) == pytest.approx(int(float(line.split()[-1]))), "whole ticks of the given clock"
     assert float(line.split()[-1]) > 0
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from holdfast.actors.engines.mock import MockEngine, mock_text
+from holdfast.actors.metric_families import RESUMPTIONS
 from holdfast.core.errors import RequestRefused
 from holdfast.core.requests import EngineInfo, EngineRequest
 from holdfast.gateway.backend import Resumption
@@ -67,7 +68,8 @@ async def resume(gateway: Serving, answer: Answer, *choices: EngineRequest, stop
 
 
 def outcomes(gateway: Serving) -> dict[str, int]:
-    return {outcome: count for (_model, outcome), count in gateway.resumptions.items()}
+    counts = {one: int(gateway.ledger.value(RESUMPTIONS, MODEL, one)) for one in ("attached", "redrawn", "refused")}
+    return {outcome: count for outcome, count in counts.items() if count}
 
 
 async def test_another_gateway_attaches_to_the_stream_and_goes_on_at_the_next_token(site: Site) -> None:

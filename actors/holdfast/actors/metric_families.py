@@ -1,0 +1,137 @@
+"""Every metric that there is, by the kind of process that has it. `docs/metrics.md` is written from here.
+
+Names are the field's where it has one (vLLM's and Dynamo's, after their prefix), units are Prometheus' base units. To
+add one: declare it in its section, and have somebody who holds the process's `Ledger` do `ledger.add(FAMILY, *labels)`
+or `ledger.observe(FAMILY, seconds, *labels)` where it happens, or `ledger.read(FAMILY, reader)` once. Labels are
+never what clients choose freely: no request ids, no keys of tenants.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.actors.metrics import Section
+
+TTFT_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ITL_BOUNDS_S: Final = (
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0
+)  # fmt: skip
+DURATION_BOUNDS_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+PAUSE_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+# --- gateways, requests ---------------------------------------------------------------------------------
+
+GATEWAY = Section("Gateways")
+
+GATEWAY_INFO = GATEWAY.gauge("holdfast_gateway_info", "This gateway; always 1.", "gateway_id")
+REQUESTS = GATEWAY.counter(
+    "holdfast_requests",
+    "Requests for tokens that ended: `ok`, `refused`, `overloaded`, `deadline`, `cancelled` (by the client), "
+    "`slow_client`, `failed`. `model` is empty for those refused before they reached a deployed model.",
+    "route", "model", "outcome",
+    unit="requests",
+    alert='sum(rate(holdfast_requests_total{outcome="failed"}[5m])) / sum(rate(holdfast_requests_total[5m])) > 0.01',
+)  # fmt: skip
+INFLIGHT = GATEWAY.gauge("holdfast_inflight_requests", "Requests for tokens that have no end yet.", unit="requests")
+TTFT = GATEWAY.histogram(
+    "holdfast_time_to_first_token_seconds",
+    "From the request's arrival to its first token.",
+    "model",
+    bounds=TTFT_BOUNDS_S,
+    alert="histogram_quantile(0.99, sum by (le, model) (rate(holdfast_time_to_first_token_seconds_bucket[5m]))) > 2",
+)
+ITL = GATEWAY.histogram(
+    "holdfast_inter_token_latency_seconds",
+    "Between tokens; those of one write count as spread evenly over the time since the last one.",
+    "model",
+    bounds=ITL_BOUNDS_S,
+    alert="histogram_quantile(0.99, sum by (le, model) (rate(holdfast_inter_token_latency_seconds_bucket[5m]))) > 0.25",
+)
+REQUEST_DURATION = GATEWAY.histogram(
+    "holdfast_request_duration_seconds", "From the request's arrival to its end.", "model", bounds=DURATION_BOUNDS_S
+)
+PROMPT_TOKENS = GATEWAY.counter("holdfast_prompt_tokens", "Tokens of prompts taken in.", "model", unit="tokens")
+GENERATION_TOKENS = GATEWAY.counter("holdfast_generation_tokens", "Tokens generated.", "model", unit="tokens")
+
+# --- gateways, queues and replicas ----------------------------------------------------------------------
+
+REPLICAS_READY = GATEWAY.gauge(
+    "holdfast_replicas_ready",
+    "Replicas that take streams from this gateway.",
+    "model",
+    unit="replicas",
+    alert="holdfast_replicas_ready < holdfast_replicas_wanted",
+)
+REPLICAS_WANTED = GATEWAY.gauge("holdfast_replicas_wanted", "Replicas that there should be.", "model", unit="replicas")
+QUEUED = GATEWAY.gauge("holdfast_queued_requests", "Streams that wait for a replica.", "model", unit="streams")
+REPLICA_INFLIGHT = GATEWAY.gauge(
+    "holdfast_replica_inflight_requests", "This gateway's streams on a replica.", "model", "replica", unit="streams"
+)
+KV_USAGE = GATEWAY.gauge(
+    "holdfast_replica_kv_cache_usage_ratio",
+    "Part of the replica's KV cache in use, 0 to 1, as its last heartbeat says.",
+    "model", "replica",
+    unit="ratio",
+    alert="avg by (model) (holdfast_replica_kv_cache_usage_ratio) > 0.95",
+)  # fmt: skip
+
+# --- gateways, rejections (turned away, queue ages, ejections) -------------------------------------------
+
+REJECTIONS = GATEWAY.counter(
+    "holdfast_rejections",
+    "Requests turned away: `queue_full`, or `no_replica` had room in time.",
+    "model", "reason",
+    unit="requests",
+    alert="sum by (model, reason) (rate(holdfast_rejections_total[5m])) > 1",
+)  # fmt: skip
+
+# --- gateways, migrations --------------------------------------------------------------------------------
+
+MIGRATIONS = GATEWAY.counter(
+    "holdfast_migrations",
+    "Streams that left a replica, by why (`lost`: its connection broke; `silent`, `deaf`, `stuck`, `stalled`) and by "
+    "what came of it: `resumed` elsewhere, `lost_again` before it brought a token, `failed`, or `cancelled` meanwhile.",
+    "model", "cause", "outcome",
+    unit="streams",
+    alert='sum by (model) (rate(holdfast_migrations_total{outcome="failed"}[5m])) > 0',
+)  # fmt: skip
+MIGRATION_PAUSE = GATEWAY.histogram(
+    "holdfast_migration_pause_seconds",
+    "For how long a stream that moved brought nothing: from the last step that its old replica told of to the "
+    "first token of the new one. Noticing, queueing and reading the prompt again are in it.",
+    "model", "cause",
+    bounds=PAUSE_BOUNDS_S,
+    alert="histogram_quantile(0.99, sum by (le) (rate(holdfast_migration_pause_seconds_bucket[15m]))) > 2",
+)  # fmt: skip
+RESUMPTIONS = GATEWAY.counter(
+    "holdfast_resumptions",
+    "Streams of other gateways gone on with: `attached` to where they run, `redrawn`, or `refused`.",
+    "model", "outcome",
+    unit="streams",
+)  # fmt: skip
+
+# --- gateways, health ------------------------------------------------------------------------------------
+
+HEALTH_TRANSITIONS = GATEWAY.counter(
+    "holdfast_replica_health_transitions",
+    "Replicas that this gateway came to suspect, or to trust again: `to` is `suspected` or `trusted`; `reason` is "
+    "`silent`, `deaf` or `stuck`, or `heard_again`.",
+    "model", "to", "reason",
+    unit="transitions",
+    alert='sum by (model) (increase(holdfast_replica_health_transitions_total{to="suspected"}[10m])) > 5',
+)  # fmt: skip
+
+# --- gateways, what they know ----------------------------------------------------------------------------
+
+PLANE_UP = GATEWAY.gauge(
+    "holdfast_plane_up",
+    "1 while the servers of the `log`, or of the `leases`, answer this gateway; 0 while they do not.",
+    "plane",
+    alert="min by (plane) (holdfast_plane_up) == 0",
+)
+PLANE_DOWN_SINCE = GATEWAY.gauge(
+    "holdfast_plane_down_since_timestamp_seconds",
+    "When the plane's servers ceased to answer, in seconds since 1970; not there while they do.",
+    "plane",
+    unit="seconds",
+)
