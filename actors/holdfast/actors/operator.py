@@ -5,10 +5,18 @@ from __future__ import annotations
 from holdfast.actors.follower import Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.writer import EventAppender
-from holdfast.core.cluster import ClusterState
-from holdfast.core.config import ApplicationConfig
+from holdfast.core.cluster import ClusterState, Drain, PendingDrain, ReplicaStatus
+from holdfast.core.config import ApplicationConfig, DrainMode
+from holdfast.core.drains import drain_key
 from holdfast.core.errors import InvalidConfig, WrongLastSequence
-from holdfast.core.events import DeleteRequested, DeployRequested, Fact
+from holdfast.core.events import (
+    DeleteRequested,
+    DeployRequested,
+    DrainRequested,
+    DrainTarget,
+    Fact,
+    UndrainRequested,
+)
 from holdfast.core.ports import Clock, Log
 
 APPEND_TRIES_MAX = 10
@@ -46,6 +54,28 @@ class Operator:
         await self._append(DeleteRequested(application))
         return True
 
+    async def drain(
+        self, kind: DrainTarget, name: str, mode: DrainMode | None = None, deadline_s: float | None = None
+    ) -> bool:
+        """Ask for a drain, as in `DrainRequested`, unless it is what there is; whether it had to be asked for.
+
+        Raises `InvalidConfig` when there is nobody of that kind and name; `LogFull`, `LogUnavailable`.
+        """
+        await self._follower.catch_up()
+        now = _drain_of(self._follower.state, kind, name)
+        if now is not None and (now.mode, now.deadline_s) == (mode, deadline_s):
+            return False
+        await self._append(DrainRequested(kind, name, mode, deadline_s))
+        return True
+
+    async def undrain(self, kind: DrainTarget, name: str) -> bool:
+        """Ask for the end of a drain, if there is one; whether it had to be asked for. Raises as `drain`."""
+        await self._follower.catch_up()
+        if _drain_of(self._follower.state, kind, name) is None:
+            return False
+        await self._append(UndrainRequested(kind, name))
+        return True
+
     async def _append(self, fact: Fact) -> None:
         event = self._appender.event(fact, None)
         for attempt in range(APPEND_TRIES_MAX):
@@ -65,6 +95,24 @@ def is_deployed(state: ClusterState, application: ApplicationConfig) -> bool:
         return False
     goal = [deployment.config for deployment in deployed.deployments.values()]
     return goal == list(application.deployments)
+
+
+def drainable(state: ClusterState) -> dict[DrainTarget, list[str]]:
+    """Who can be drained, and undrained, by kind: the names of all nodes and gateways, and of replicas that live."""
+    replicas = [replica.id for replica in state.replicas.values() if replica.status is not ReplicaStatus.EXITED]
+    return {"node": list(state.nodes), "replica": replicas, "gateway": list(state.gateways)}
+
+
+def _drain_of(state: ClusterState, kind: DrainTarget, name: str) -> Drain | PendingDrain | None:
+    """How it is drained, or will be once what was asked for is decided."""
+    if name not in drainable(state)[kind]:
+        raise InvalidConfig(f"there is no {kind} {name!r}")
+    pending = state.drain_requests.get(drain_key(kind, name))
+    if pending is not None:
+        return pending if pending.wanted else None
+    if kind == "node":
+        return state.nodes[name].drain
+    return state.gateways[name].drain if kind == "gateway" else state.replicas[name].drain
 
 
 def _is_wanted(state: ClusterState, application: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 import msgspec
 
-from holdfast.core.config import ApplicationConfig, DeploymentConfig
-from holdfast.core.events import GENESIS
+from holdfast.core.config import ApplicationConfig, DeploymentConfig, DrainMode
+from holdfast.core.events import GENESIS, DrainTarget
 from holdfast.core.requests import EngineInfo
 
 
@@ -46,8 +46,36 @@ class Losses(msgspec.Struct, frozen=True):
         return 0 <= (now - self.since).total_seconds() < LOSS_INTERVAL_S
 
 
+class Drain(msgspec.Struct, frozen=True):
+    """Who is taken out of use, by the decision `event` of `since`. `mode` and `deadline_s` as in `DrainRequested`."""
+
+    event: str
+    since: datetime
+    mode: DrainMode | None = None
+    deadline_s: float | None = None
+
+    @property
+    def ends(self) -> datetime | None:
+        """When it is over at the latest, by the clock of the leader that decided."""
+        return None if self.deadline_s is None else self.since + timedelta(seconds=self.deadline_s)
+
+
+class PendingDrain(msgspec.Struct, frozen=True):
+    """A drain that an operator asked for, or its end, and that is not decided yet."""
+
+    event: str
+    kind: DrainTarget
+    name: str
+    wanted: bool
+    mode: DrainMode | None = None
+    deadline_s: float | None = None
+
+
 class NodeState(msgspec.Struct, frozen=True):
-    """A node as the log knows it. `event` is the id of the last event that changed its status."""
+    """A node as the log knows it. `event` is the id of the last event that changed its status.
+
+    `drain` outlasts the node's incarnations.
+    """
 
     id: str
     incarnation: str
@@ -57,10 +85,11 @@ class NodeState(msgspec.Struct, frozen=True):
     version: str
     slots: int
     event: str
+    drain: Drain | None = None
 
 
 class GatewayState(msgspec.Struct, frozen=True):
-    """A gateway as the log knows it."""
+    """A gateway as the log knows it. `drain` outlasts its incarnations; `drained`: this one has done as it says."""
 
     id: str
     incarnation: str
@@ -70,6 +99,8 @@ class GatewayState(msgspec.Struct, frozen=True):
     url: str
     version: str
     event: str
+    drain: Drain | None = None
+    drained: bool = False
 
 
 class DeploymentState(msgspec.Struct, frozen=True):
@@ -109,7 +140,8 @@ class ReplicaState(msgspec.Struct, frozen=True):
     """A replica from its placement until it is gone and replaced. `event` is the last event about its life.
 
     `ready_at` is when it first was ready, by its node's clock. `suspected_by` are the gateways that hear nothing from
-    it just now.
+    it just now. One with a `drain` goes on until it is replaced. `stop_mode` and `stop_deadline_s` are how it was told
+    to stop, where that is not as its deployment has it.
     """
 
     id: str
@@ -126,6 +158,9 @@ class ReplicaState(msgspec.Struct, frozen=True):
     ready_at: datetime | None = None
     message: str = ""
     suspected_by: tuple[str, ...] = ()
+    drain: Drain | None = None
+    stop_mode: DrainMode | None = None
+    stop_deadline_s: float | None = None
 
     @property
     def live(self) -> bool:
@@ -163,6 +198,7 @@ class ClusterState(msgspec.Struct, frozen=True):
     applications: Mapping[str, ApplicationState] = {}
     replicas: Mapping[str, ReplicaState] = {}
     requests: Mapping[str, PendingRequest] = {}
+    drain_requests: Mapping[str, PendingDrain] = {}
     heads: Mapping[str, Head] = {}
     numbered: dict[str, int] = {}
     losses: Losses | None = None
@@ -170,7 +206,7 @@ class ClusterState(msgspec.Struct, frozen=True):
 
     def live_nodes(self) -> Iterator[NodeState]:
         """Nodes that can be given replicas."""
-        return (node for node in self.nodes.values() if node.status is MemberStatus.ALIVE)
+        return (node for node in self.nodes.values() if node.status is MemberStatus.ALIVE and node.drain is None)
 
     def replicas_of(self, application: str, deployment: str) -> Iterator[ReplicaState]:
         """All replicas of a deployment that the cluster has not done with, oldest first."""

@@ -20,6 +20,10 @@ NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN.removesuffix("$") + r"\Z")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
+DrainMode = Literal["finish", "migrate"]
+"""What becomes of the streams of who is told to go: they may end where they are, until a deadline, and then go
+elsewhere; or they go elsewhere at once."""
+
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which engine a deployment's replicas run, and the engine's own arguments (checked by the engine)."""
@@ -34,7 +38,7 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `name` is what clients give as `model`. `max_ongoing_requests` bounds the streams that one gateway has in
     flight on one replica, but for those that it takes over from another gateway. `max_queued_requests` bounds those
     that wait in one gateway for a replica; more are rejected. `graceful_shutdown_timeout_s` is how long a replica that
-    is told to stop may finish its streams.
+    is told to stop may finish its streams, before they migrate; with `drain` "migrate" they do so at once.
     A replica whose engine has had work for `engine_stall_timeout_s`, and for far longer than its steps take, without
     making a step is ended and replaced: set it above the longest prefill step of a large model on slow hardware, whose
     other steps are short.
@@ -46,6 +50,7 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_ongoing_requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
     max_queued_requests: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 512
     graceful_shutdown_timeout_s: Seconds = 5.0
+    drain: DrainMode = "finish"
     engine_stall_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 2.0
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from holdfast.core.config import ApplicationConfig
+from holdfast.core.config import ApplicationConfig, DrainMode
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import CorruptLog, UnknownEventVersion
 from holdfast.core.ports import LogEntry
@@ -79,6 +79,13 @@ class LeaderDeposed(Fact, frozen=True):
     by_epoch: int | None
 
 
+class ReplicaDraining(Fact, frozen=True):
+    """Somebody else than its node told the replica to stop (SIGTERM or SIGINT): it ends once its streams have."""
+
+    replica: str
+    node: str
+
+
 class ReplicaStarted(Fact, frozen=True):
     """The node started the replica's process."""
 
@@ -137,6 +144,16 @@ class GatewayLeft(Fact, frozen=True):
     gateway: str
 
 
+class GatewayDrained(Fact, frozen=True):
+    """A gateway that was told to drain, by the decision that is the cause, has no open request any more.
+
+    `turned_away` were told to go on at another gateway.
+    """
+
+    gateway: str
+    turned_away: int
+
+
 class ReplicaSuspected(Fact, frozen=True):
     """A gateway moved `streams` away from the replica and routes around it: it is "silent" (it sends nothing), "deaf"
     (it does not hear this gateway) or "stuck" (its engine makes no steps). `silence_s`: how long there was no word.
@@ -187,6 +204,30 @@ class DeleteRequested(Fact, frozen=True):
     application: str
 
 
+DrainTarget = Literal["node", "replica", "gateway"]
+
+
+class DrainRequested(Fact, frozen=True):
+    """An operator asks that a node, a replica or a gateway be taken out of use. The controller decides.
+
+    `mode` None: as the deployment, or the gateway, is configured. `deadline_s`: all is over so long after the decision,
+    whether or not there was a replacement; None: streams get the time that they are configured to have, and who has to
+    be replaced first waits for that.
+    """
+
+    kind: DrainTarget
+    name: str
+    mode: DrainMode | None = None
+    deadline_s: float | None = None
+
+
+class UndrainRequested(Fact, frozen=True):
+    """An operator asks that what was drained be used again."""
+
+    kind: DrainTarget
+    name: str
+
+
 # --- decisions ------------------------------------------------------------------------------------------
 
 
@@ -232,10 +273,31 @@ class ReplicaReplaced(Decision, frozen=True):
 
 
 class ReplicaStopOrdered(Decision, frozen=True):
-    """The replica shall finish its streams and end."""
+    """The replica shall finish its streams, or see them migrate, and end. None: as the deployment has it."""
 
     replica: str
     reason: str
+    mode: DrainMode | None = None
+    deadline_s: float | None = None
+
+
+class DrainOrdered(Decision, frozen=True):
+    """This node, replica or gateway is taken out of use, as in `DrainRequested`.
+
+    Nodes and gateways stay drained, whatever becomes of their processes, until the drain is lifted.
+    """
+
+    kind: DrainTarget
+    name: str
+    mode: DrainMode | None = None
+    deadline_s: float | None = None
+
+
+class DrainLifted(Decision, frozen=True):
+    """What was drained is used again."""
+
+    kind: DrainTarget
+    name: str
 
 
 class NodeLost(Decision, frozen=True):
@@ -259,18 +321,22 @@ FactTypes = (
     | NodeStopping
     | NodeLeft
     | LeaderDeposed
+    | ReplicaDraining
     | ReplicaStarted
     | ReplicaReady
     | ReplicaExited
     | GatewayJoined
     | GatewayStopping
     | GatewayLeft
+    | GatewayDrained
     | ReplicaSuspected
     | ReplicaTrusted
     | StreamsMigrated
     | StreamsFenced
     | DeployRequested
     | DeleteRequested
+    | DrainRequested
+    | UndrainRequested
 )
 DecisionTypes = (
     LeaderElected
@@ -279,6 +345,8 @@ DecisionTypes = (
     | ReplicaPlaced
     | ReplicaReplaced
     | ReplicaStopOrdered
+    | DrainOrdered
+    | DrainLifted
     | NodeLost
     | GatewayLost
 )

@@ -19,10 +19,12 @@ from holdfast.core.cluster import (
     ClusterState,
     DeploymentState,
     MemberStatus,
+    PendingDrain,
     ReplicaState,
     ReplicaStatus,
 )
 from holdfast.core.config import ApplicationConfig
+from holdfast.core.drains import Leaving, leaving, nodes_left
 from holdfast.core.placement import Vacancies, occupancy
 
 START_BACKOFF_FIRST_S = 0.5
@@ -80,6 +82,7 @@ _Replicas = Mapping[tuple[str, str], list[ReplicaState]]
 def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
     """The next decisions. One round's decisions are all derived from `state`; append them in order."""
     goals = [_decide_request(request.application, request.event) for request in state.requests.values()]
+    goals += [_decide_drain(request) for request in state.drain_requests.values()]
     look_again: list[datetime] = []
     losses = [*_lost_nodes(state, evidence, now, look_again), *_lost_gateways(state, evidence)]
     if goals or losses:
@@ -96,6 +99,12 @@ def _decide_request(application: ApplicationConfig | str, cause: str) -> Proposa
     if isinstance(application, str):
         return Proposal(ev.ApplicationDeleted(application), cause)
     return Proposal(ev.ApplicationDeployed(application), cause)
+
+
+def _decide_drain(request: PendingDrain) -> Proposal:
+    if not request.wanted:
+        return Proposal(ev.DrainLifted(request.kind, request.name), request.event)
+    return Proposal(ev.DrainOrdered(request.kind, request.name, request.mode, request.deadline_s), request.event)
 
 
 def _lost_nodes(
@@ -152,9 +161,10 @@ def _converge_all(
     state: ClusterState, replicas: _Replicas, now: datetime, look_again: list[datetime]
 ) -> Iterator[Proposal]:
     vacancies: Vacancies | None = None
+    nodes = nodes_left(state)
     for application in state.applications.values():
         for deployment in application.deployments.values():
-            standing = _standing(deployment, replicas.get((application.name, deployment.config.name), ()))
+            standing = _standing(deployment, replicas.get((application.name, deployment.config.name), ()), nodes)
             missing = standing.missing(deployment.config.num_replicas)
             if missing > 0:
                 retry_at = _retry_at(deployment, now)
@@ -162,35 +172,55 @@ def _converge_all(
                     look_again.append(retry_at)
                 else:
                     vacancies = vacancies or Vacancies(state, occupancy(state))
-                    yield from _fill(application, deployment, standing.exited, missing, vacancies)
+                    yield from _fill(application, deployment, standing, missing, vacancies)
             yield from _stop_surplus(deployment, standing)
+            yield from _stop_leaving(deployment, standing, now, look_again)
             if missing <= 0:
                 for replica in standing.exited:
                     yield Proposal(ev.ReplicaStopOrdered(replica.id, "it is no longer needed"), replica.event)
 
 
 class _Standing(msgspec.Struct, frozen=True):
-    """A deployment's replicas, oldest first: those of its current revision, of earlier ones, and those that ended."""
+    """A deployment's replicas, oldest first: those of its current revision, of earlier ones, and those that ended.
+
+    Those that shall go for another reason, whatever their revision, are `leaving` and in none of the others.
+    """
 
     current: list[ReplicaState] = []
     outdated: list[ReplicaState] = []
     exited: list[ReplicaState] = []
+    leaving: list[tuple[ReplicaState, Leaving]] = []
+
+    @property
+    def running(self) -> int:
+        """How many of those that stay serve already."""
+        return sum(replica.status is ReplicaStatus.RUNNING for replica in self.current)
 
     def missing(self, wanted: int) -> int:
         """How many to start now."""
         missing = wanted - len(self.current)
         if self.outdated:
-            # A rolling update: one more than wanted at a time, so that capacity never falls.
-            missing = min(missing, 1 - sum(replica.status is ReplicaStatus.STARTING for replica in self.current))
+            # A rolling update: one more than wanted at a time, so that capacity never falls; who leaves is replaced
+            # beside that, for whoever sends them away waits.
+            at_once = max(1, len(self.leaving))
+            missing = min(missing, at_once - (len(self.current) - self.running))
         return missing
 
+    def spare(self, wanted: int) -> int:
+        """How many of those that go can go now: those that stay and run are enough without them."""
+        return max(0, self.running + len(self.outdated) + len(self.leaving) - wanted)
 
-def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState]) -> _Standing:
+
+def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nodes: Mapping[str, Leaving]) -> _Standing:
     standing = _Standing()
     for replica in replicas:
         if replica.status is ReplicaStatus.EXITED:
             standing.exited.append(replica)
-        elif replica.status is not ReplicaStatus.STOPPING:
+        elif replica.status is ReplicaStatus.STOPPING:
+            continue
+        elif (why := leaving(replica, nodes)) is not None:
+            standing.leaving.append((replica, why))
+        else:
             (standing.current if replica.revision == deployment.revision else standing.outdated).append(replica)
     return standing
 
@@ -217,11 +247,13 @@ def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
 def _fill(
     application: ApplicationState,
     deployment: DeploymentState,
-    exited: list[ReplicaState],
+    standing: _Standing,
     missing: int,
     vacancies: Vacancies,
 ) -> Iterator[Proposal]:
     """New replicas, those that exited replaced by name first. Stops when no node has room."""
+    exited = standing.exited
+    cause = standing.leaving[0][1].cause if standing.leaving else deployment.event
     for number in range(missing):
         gone = exited[number] if number < len(exited) else None
         node = vacancies.take(avoid=gone.node if gone else None)
@@ -230,17 +262,44 @@ def _fill(
         name = f"{application.name}.{deployment.config.name}.{deployment.replicas_placed + number + 1}"
         where = (name, application.name, deployment.config.name, node.id, node.incarnation)
         if gone is None:
-            yield Proposal(ev.ReplicaPlaced(*where), deployment.event)
+            yield Proposal(ev.ReplicaPlaced(*where), cause)
         else:
             yield Proposal(ev.ReplicaReplaced(*where, replaces=gone.id, reason=gone.message), gone.event)
 
 
 def _stop_surplus(deployment: DeploymentState, standing: _Standing) -> Iterator[Proposal]:
-    """Stop what is too many: outdated replicas as current ones get ready, then the newest of the current."""
-    wanted, current, outdated = deployment.config.num_replicas, standing.current, standing.outdated
-    if outdated:
-        running = sum(replica.status is ReplicaStatus.RUNNING for replica in current)
-        for replica in outdated[: max(0, running + len(outdated) - wanted)]:
+    """Stop what is too many: outdated replicas as current ones get ready, then the newest of the current.
+
+    Those that leave for another reason go first.
+    """
+    wanted = deployment.config.num_replicas
+    if standing.outdated:
+        spare = max(0, standing.spare(wanted) - len(standing.leaving))
+        for replica in _unused_first(standing.outdated)[:spare]:
             yield Proposal(ev.ReplicaStopOrdered(replica.id, "a newer revision runs"), deployment.event)
-    for replica in current[wanted:]:
+    for replica in standing.current[wanted:]:
         yield Proposal(ev.ReplicaStopOrdered(replica.id, "fewer replicas are wanted"), deployment.event)
+
+
+def _stop_leaving(
+    deployment: DeploymentState, standing: _Standing, now: datetime, look_again: list[datetime]
+) -> Iterator[Proposal]:
+    """Stop who leaves as the others are enough, or because the time for that is over."""
+    if not standing.leaving:
+        return
+    why = {replica.id: leaving for replica, leaving in standing.leaving}
+    going = _unused_first(replica for replica, _why in standing.leaving)
+    spare = standing.spare(deployment.config.num_replicas)
+    for number, replica in enumerate(going):
+        leaving = why[replica.id]
+        if number < spare or leaving.expired(now):
+            reason = f"{leaving.reason}, and {'it is replaced' if number < spare else 'its time is over'}"
+            stop = ev.ReplicaStopOrdered(replica.id, reason, leaving.mode, leaving.left_s(now))
+            yield Proposal(stop, leaving.cause)
+        elif leaving.ends is not None:
+            look_again.append(leaving.ends)
+
+
+def _unused_first(replicas: Iterable[ReplicaState]) -> list[ReplicaState]:
+    """Those that do not serve yet before those that do, each oldest first: nobody misses them."""
+    return sorted(replicas, key=lambda replica: replica.status is ReplicaStatus.RUNNING)

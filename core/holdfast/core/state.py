@@ -28,6 +28,12 @@ from holdfast.core.cluster import (
     ReplicaStatus,
 )
 from holdfast.core.config import DeploymentConfig
+from holdfast.core.drains import (
+    drain_lifted,
+    drain_ordered,
+    drain_requested,
+    gateway_drained,
+)
 from holdfast.core.errors import CorruptLog
 from holdfast.core.sharing import SharedMap, with_entry, without_entry
 from holdfast.core.starts import count_failure, start_failed, was_stable
@@ -91,6 +97,7 @@ def _node_joined(state: ClusterState, event: ev.Event, fact: ev.NodeJoined) -> C
         fact.version,
         fact.slots,
         event.id,
+        before.drain if before is not None else None,
     )
     state = _drop_replicas_on(state, fact.node, event.id, f"node {fact.node} restarted")
     return msgspec.structs.replace(state, nodes=with_entry(state.nodes, node.id, node))
@@ -227,11 +234,20 @@ def _replica_stop_ordered(state: ClusterState, event: ev.Event, decision: ev.Rep
         return state
     if replica.status is ReplicaStatus.EXITED:
         return msgspec.structs.replace(state, replicas=without_entry(state.replicas, replica.id))
-    return _change_replica(state, event, replica.id, status=ReplicaStatus.STOPPING, message=decision.reason)
+    how = {"stop_mode": decision.mode, "stop_deadline_s": decision.deadline_s}
+    return _change_replica(state, event, replica.id, status=ReplicaStatus.STOPPING, message=decision.reason, **how)
+
+
+def _replica_draining(state: ClusterState, event: ev.Event, fact: ev.ReplicaDraining) -> ClusterState:
+    if _told_of(state, event, fact) is None:
+        return state
+    return _change_replica(state, event, fact.replica, status=ReplicaStatus.STOPPING, message="it was told to stop")
 
 
 def _told_of(
-    state: ClusterState, event: ev.Event, fact: ev.ReplicaStarted | ev.ReplicaReady | ev.ReplicaExited
+    state: ClusterState,
+    event: ev.Event,
+    fact: ev.ReplicaStarted | ev.ReplicaReady | ev.ReplicaExited | ev.ReplicaDraining,
 ) -> ReplicaState | None:
     """The replica, if the fact about it comes from the node incarnation that it was placed on."""
     replica = state.replicas.get(fact.replica)
@@ -291,6 +307,7 @@ def _gateway_joined(state: ClusterState, event: ev.Event, fact: ev.GatewayJoined
         fact.url,
         fact.version,
         event.id,
+        before.drain if before is not None else None,
     )
     state = _without_suspicions_of(state, gateway.id, state.replicas.values())
     return msgspec.structs.replace(state, gateways=with_entry(state.gateways, gateway.id, gateway))
@@ -446,10 +463,16 @@ _REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], Cluste
     ev.ReplicaPlaced: _replica_placed,
     ev.ReplicaReplaced: _replica_replaced,
     ev.ReplicaStopOrdered: _replica_stop_ordered,
+    ev.ReplicaDraining: _replica_draining,
+    ev.DrainRequested: drain_requested,
+    ev.UndrainRequested: drain_requested,
+    ev.DrainOrdered: drain_ordered,
+    ev.DrainLifted: drain_lifted,
     ev.GatewayJoined: _gateway_joined,
     ev.GatewayStopping: _gateway_stopping,
     ev.GatewayLeft: _gateway_left,
     ev.GatewayLost: _gateway_lost,
+    ev.GatewayDrained: gateway_drained,
     ev.ReplicaSuspected: _replica_suspected,
     ev.ReplicaTrusted: _replica_trusted,
     ev.StreamsMigrated: _for_people,

@@ -20,9 +20,11 @@ from holdfast.core.cluster import (
     GatewayState,
     MemberStatus,
     NodeState,
+    ReplicaState,
     ReplicaStatus,
 )
 from holdfast.core.config import ApplicationConfig
+from holdfast.core.drains import Leaving, leaving, nodes_left
 from holdfast.core.placement import occupancy
 from holdfast.core.reconcile import START_FAILURES_FATAL
 
@@ -46,9 +48,23 @@ class DeploymentStatus(StrEnum):
     UNHEALTHY = "UNHEALTHY"
 
 
-class GatewayStatus(StrEnum):
-    """UNHEALTHY: its lease is missing. DRAINED: it ended in order."""
+class NodeStatus(StrEnum):
+    """As `MemberStatus`. DRAINING: by an operator, and replicas are still there; DRAINED: none is."""
 
+    ALIVE = "ALIVE"
+    DRAINING = "DRAINING"
+    DRAINED = "DRAINED"
+    STOPPING = "STOPPING"
+    LEFT = "LEFT"
+    LOST = "LOST"
+
+
+class GatewayStatus(StrEnum):
+    """STARTING: it holds a lease, and has not joined yet. UNHEALTHY: its lease is missing. DRAINING: it takes nothing
+    new, and lets go of what it has; DRAINED: it has done so, by an operator's wish, or ended in order.
+    """
+
+    STARTING = "STARTING"
     HEALTHY = "HEALTHY"
     UNHEALTHY = "UNHEALTHY"
     DRAINING = "DRAINING"
@@ -71,11 +87,21 @@ class LeaderHeld(msgspec.Struct, frozen=True):
     epoch: int
 
 
+class GatewayHeld(msgspec.Struct, frozen=True):
+    """A gateway's process, as its lease tells of it."""
+
+    name: str
+    incarnation: str
+    pid: int
+    host: str
+
+
 class LeaseView(msgspec.Struct, frozen=True):
-    """What the leases say: the incarnations that hold one, and who leads."""
+    """What the leases say: the incarnations that hold one, who leads, and which gateways' processes there are."""
 
     incarnations: frozenset[str]
     leader: LeaderHeld | None
+    gateways: tuple[GatewayHeld, ...] = ()
 
 
 class ControllerReport(msgspec.Struct, frozen=True):
@@ -93,7 +119,7 @@ class NodeReport(msgspec.Struct, frozen=True):
 
     id: str
     pid: int
-    status: MemberStatus
+    status: NodeStatus
     host: str
     slots: int
     replicas: int
@@ -174,22 +200,32 @@ def report(state: ClusterState, leases: LeaseView | None) -> ClusterReport:
     return ClusterReport(
         controller=_controller(state, leases),
         nodes=[_node(node, used[node.id], leases) for node in _in_order(state.nodes)],
-        gateways=[_gateway(gateway, leases) for gateway in _in_order(state.gateways)],
-        replicas=[
-            ReplicaReport(
-                replica.id,
-                replica.application,
-                replica.deployment,
-                replica.node,
-                replica.pid or None,
-                replica.status,
-                replica.address or None,
-                replica.message,
-            )
-            for replica in _in_order(state.replicas)
-        ],
+        gateways=_gateways(state, leases),
+        replicas=_replicas(state),
         applications=_applications(state),
     )
+
+
+def _replicas(state: ClusterState) -> list[ReplicaReport]:
+    nodes = nodes_left(state)
+    return [
+        ReplicaReport(
+            replica.id,
+            replica.application,
+            replica.deployment,
+            replica.node,
+            replica.pid or None,
+            replica.status,
+            replica.address or None,
+            replica.message or _why_it_leaves(replica, nodes),
+        )
+        for replica in _in_order(state.replicas)
+    ]
+
+
+def _why_it_leaves(replica: ReplicaState, nodes: Mapping[str, Leaving]) -> str:
+    why = leaving(replica, nodes) if replica.live else None
+    return f"{why.reason}: it goes once it is replaced" if why is not None else ""
 
 
 # --- members --------------------------------------------------------------------------------------------
@@ -221,8 +257,15 @@ def _lease_missing(member: NodeState | GatewayState, leases: LeaseView | None) -
 
 
 def _node(node: NodeState, used: int, leases: LeaseView | None) -> NodeReport:
-    message = "its lease is missing" if _lease_missing(node, leases) else ""
-    return NodeReport(node.id, node.pid, node.status, node.host, node.slots, used, node.version, message)
+    status, message = NodeStatus(node.status), ""
+    if node.drain is not None and node.status is MemberStatus.ALIVE:
+        status = NodeStatus.DRAINING if used else NodeStatus.DRAINED
+        message = (
+            f"{used} replica{'s' if used > 1 else ''} to go" if used else "takes no replicas until it is undrained"
+        )
+    if _lease_missing(node, leases):
+        message = "its lease is missing"
+    return NodeReport(node.id, node.pid, status, node.host, node.slots, used, node.version, message)
 
 
 _GATEWAY_STATUS = {
@@ -233,8 +276,25 @@ _GATEWAY_STATUS = {
 }
 
 
+def _gateways(state: ClusterState, leases: LeaseView | None) -> list[GatewayReport]:
+    """Those that joined, and those whose lease says that they are about to."""
+    found = {name: _gateway(gateway, leases) for name, gateway in state.gateways.items()}
+    for held in leases.gateways if leases is not None else ():
+        known = state.gateways.get(held.name)
+        if known is None or (known.incarnation != held.incarnation and not _taking_part(known)):
+            message = "it has not joined yet"
+            url, version = (known.url, known.version) if known is not None else ("", "")
+            found[held.name] = GatewayReport(
+                held.name, held.pid, GatewayStatus.STARTING, url, held.host, version, message
+            )
+    return _in_order(found)
+
+
 def _gateway(gateway: GatewayState, leases: LeaseView | None) -> GatewayReport:
     status, message = _GATEWAY_STATUS[gateway.status], ""
+    if gateway.drain is not None and gateway.status is MemberStatus.ALIVE:
+        status = GatewayStatus.DRAINED if gateway.drained else GatewayStatus.DRAINING
+        message = "takes no requests until it is undrained"
     if gateway.status is MemberStatus.LOST:
         message = "its lease ended"
     elif _lease_missing(gateway, leases):
@@ -287,8 +347,12 @@ def _deployment(state: ClusterState, application: ApplicationState, deployment: 
     replicas = list(state.replicas_of(application.name, deployment.config.name))
     wanted = deployment.config.num_replicas
     running = sum(replica.status is ReplicaStatus.RUNNING for replica in replicas)
+    nodes = nodes_left(state)
     settled = all(
-        replica.status is ReplicaStatus.RUNNING and replica.revision == deployment.revision for replica in replicas
+        replica.status is ReplicaStatus.RUNNING
+        and replica.revision == deployment.revision
+        and leaving(replica, nodes) is None
+        for replica in replicas
     )
     status, message = DeploymentStatus.UPDATING, f"{running} of {wanted} replicas run"
     if deployment.start_failures >= START_FAILURES_FATAL:
@@ -296,11 +360,29 @@ def _deployment(state: ClusterState, application: ApplicationState, deployment: 
         message = f"{deployment.start_failures} starts in a row failed: {deployment.message or 'no reason given'}"
     elif settled and running == wanted:
         status, message = DeploymentStatus.HEALTHY, ""
-    elif len(replicas) < wanted and not _room(state):
-        message += "; no node has room for more"
+    elif not _room(state):
+        message += _waits_for_room(state, deployment, replicas)
     return DeploymentReport(
         status, message, application.deployed_at.timestamp(), deployment.config.engine.kind, wanted, running
     )
+
+
+def _waits_for_room(state: ClusterState, deployment: DeploymentState, replicas: list[ReplicaState]) -> str:
+    """What is not done because no node has a free slot, for people; empty where nothing waits for one."""
+    live = [replica for replica in replicas if replica.live]
+    nodes = nodes_left(state)
+    going = [replica for replica in live if leaving(replica, nodes) is not None]
+    staying = [replica for replica in live if replica not in going]
+    current = [replica for replica in staying if replica.revision == deployment.revision]
+    if len(current) >= deployment.config.num_replicas:
+        return ""
+    if len(current) < len(staying):
+        return f"; {len(staying) - len(current)} of an earlier revision wait for a free slot to be replaced first"
+    if going:
+        why = leaving(going[0], nodes)
+        names = ", ".join(replica.id for replica in going)
+        return f"; {why.reason if why else ''}, and no node has room for what replaces {names}"
+    return "; no node has room for more" if len(replicas) < deployment.config.num_replicas else ""
 
 
 def _room(state: ClusterState) -> bool:

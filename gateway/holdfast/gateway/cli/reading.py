@@ -13,11 +13,11 @@ import httpx
 import msgspec
 
 from holdfast.actors.follower import Follower
-from holdfast.actors.identity import LEADER_KEY
+from holdfast.actors.identity import LEADER_KEY, members_at
 from holdfast.core.cluster import ClusterState
 from holdfast.core.errors import LogUnavailable
 from holdfast.core.ports import KeyValue, LeaseInfo, LeasesStatus, LogStatus
-from holdfast.core.status import LeaderHeld, LeaseView
+from holdfast.core.status import GatewayHeld, LeaderHeld, LeaseView
 from holdfast.gateway.processes import open_leases
 from holdfast.gateway.settings import Settings
 from holdfast.store.etcd import EtcdLeases
@@ -131,7 +131,17 @@ def lease_view(picture: LeasePicture) -> LeaseView:
             )
         elif "incarnation" in holder:
             incarnations.add(str(holder["incarnation"]))
-    return LeaseView(frozenset(incarnations), leader)
+    return LeaseView(frozenset(incarnations), leader, _gateways_of(picture))
+
+
+def _gateways_of(picture: LeasePicture) -> tuple[GatewayHeld, ...]:
+    alive = members_at([item.key for item in picture.keys], "gateway")
+    found = []
+    for holder in map(holder_of, picture.keys):
+        member = (str(holder.get("holder", "")), str(holder.get("incarnation", "")))
+        if member in alive:
+            found.append(GatewayHeld(*member, int(holder.get("pid", 0)), str(holder.get("host", ""))))
+    return tuple(found)
 
 
 def holder_of(item: KeyValue) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from holdfast.actors.node import STOP_MARGIN_S
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.core import events as ev
 from holdfast.core.cluster import LOSS_INTERVAL_S, ClusterState, MemberStatus, ReplicaState, ReplicaStatus
+from holdfast.core.drains import leaving, nodes_left
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.violation import Violation
@@ -158,7 +159,8 @@ def _started(history: History, log: FinalLog, placed: dict[str, tuple[float, str
 def capacity(history: History) -> list[Violation]:
     """No node has more replicas than slots, in the log or as processes; no deployment more than it may have.
 
-    That is as many of its current revision as are wanted, and during an update one more to start at a time.
+    That is as many of its current revision as are wanted, and during an update one more to start at a time; those that
+    shall leave their node, or are drained, are replaced beside that.
     """
     log = final_log(history)
     return [*_by_log(log), *_by_processes(history, log)]
@@ -187,12 +189,14 @@ def _too_many(state: ClusterState, application: str, name: str) -> str | None:
     deployment = goal.deployments.get(name) if goal is not None else None
     if deployment is None:
         return None
-    live = [replica for replica in state.replicas_of(application, name) if replica.live]
+    nodes = nodes_left(state)
+    everybody = [replica for replica in state.replicas_of(application, name) if replica.live]
+    live = [replica for replica in everybody if leaving(replica, nodes) is None]
     current = [replica for replica in live if replica.revision == deployment.revision]
     if len(current) > deployment.config.num_replicas:
         return f"{name} has {len(current)} replicas, and {deployment.config.num_replicas} are wanted"
     starting = sum(replica.status is ReplicaStatus.STARTING for replica in current)
-    if len(live) > len(current) and starting > 1:
+    if len(live) > len(current) and starting > max(1, len(everybody) - len(live)):
         return f"{name} is being updated, and {starting} new replicas start at once"
     return None
 

@@ -1,0 +1,127 @@
+"""Drains: who is on the way out by an operator's wish, and which replicas shall go because of it.
+
+A node or gateway that is drained stays so by its name, through restarts of its process and changes of leader, until
+the drain is lifted: somebody who takes a machine down must not find it in use again because it was restarted. A
+replica's drain ends with the replica. Who is drained goes on serving until there is a replacement, or until the
+deadline; a gateway, which nothing has to replace, takes nothing new at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from holdfast.core import events as ev
+from holdfast.core.cluster import ClusterState, Drain, MemberStatus, PendingDrain, ReplicaState, ReplicaStatus
+from holdfast.core.config import DrainMode
+from holdfast.core.sharing import with_entry, without_entry
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """Why a replica shall go, once it is replaced or by `ends`; `cause` is the event that said so."""
+
+    reason: str
+    cause: str
+    mode: DrainMode | None = None
+    ends: datetime | None = None
+
+    def expired(self, now: datetime) -> bool:
+        """Whether it shall go now, replaced or not."""
+        return self.ends is not None and now >= self.ends
+
+    def left_s(self, now: datetime) -> float | None:
+        """How much of the deadline is left, in seconds; None without one."""
+        return None if self.ends is None else max(0.0, round((self.ends - now).total_seconds(), 3))
+
+
+def nodes_left(state: ClusterState) -> Mapping[str, Leaving]:
+    """The nodes whose replicas shall go elsewhere."""
+    found = {}
+    for node in state.nodes.values():
+        if node.status is MemberStatus.STOPPING:
+            found[node.id] = Leaving(f"node {node.id} stops", node.event)
+        elif node.drain is not None and node.status is MemberStatus.ALIVE:
+            found[node.id] = _by(node.drain, f"node {node.id} is drained")
+    return found
+
+
+def leaving(replica: ReplicaState, nodes: Mapping[str, Leaving]) -> Leaving | None:
+    """Why this replica shall go, if it shall; `nodes` are those of `nodes_left`."""
+    if replica.drain is not None:
+        return _by(replica.drain, "it is drained")
+    return nodes.get(replica.node) if nodes else None
+
+
+def _by(drain: Drain, reason: str) -> Leaving:
+    return Leaving(reason, drain.event, drain.mode, drain.ends)
+
+
+# --- the fold -------------------------------------------------------------------------------------------
+
+
+def drain_requested(
+    state: ClusterState, event: ev.Event, fact: ev.DrainRequested | ev.UndrainRequested
+) -> ClusterState:
+    """An operator's wish waits for its decision; of several about the same the last one counts."""
+    if isinstance(fact, ev.DrainRequested):
+        pending = PendingDrain(event.id, fact.kind, fact.name, True, fact.mode, fact.deadline_s)
+    else:
+        pending = PendingDrain(event.id, fact.kind, fact.name, False)
+    requests = with_entry(state.drain_requests, drain_key(fact.kind, fact.name), pending)
+    return msgspec.structs.replace(state, drain_requests=requests)
+
+
+def drain_ordered(state: ClusterState, event: ev.Event, decision: ev.DrainOrdered) -> ClusterState:
+    """Who is not there, or not any more, can't be drained."""
+    drain = Drain(event.id, event.time, decision.mode, decision.deadline_s)
+    return _set_drain(_without_decided(state, event, decision), decision, drain)
+
+
+def drain_lifted(state: ClusterState, event: ev.Event, decision: ev.DrainLifted) -> ClusterState:
+    """As if there had been no drain; a replica that was told to stop by then stops all the same."""
+    return _set_drain(_without_decided(state, event, decision), decision, None)
+
+
+def gateway_drained(state: ClusterState, event: ev.Event, fact: ev.GatewayDrained) -> ClusterState:
+    """One that answers to an earlier drain, or comes from an earlier process, tells nothing."""
+    gateway = state.gateways.get(fact.gateway)
+    if gateway is None or gateway.incarnation != event.incarnation or gateway.drain is None:
+        return state
+    if gateway.drain.event != event.cause:
+        return state
+    changed = msgspec.structs.replace(gateway, drained=True)
+    return msgspec.structs.replace(state, gateways=with_entry(state.gateways, gateway.id, changed))
+
+
+def drain_key(kind: str, name: str) -> str:
+    """Under what `ClusterState.drain_requests` has who is drained."""
+    return f"{kind}/{name}"
+
+
+def _without_decided(state: ClusterState, event: ev.Event, decision: ev.DrainOrdered | ev.DrainLifted) -> ClusterState:
+    """The requests without the one that this decides. One that came in between waits for its own decision."""
+    key = drain_key(decision.kind, decision.name)
+    pending = state.drain_requests.get(key)
+    if pending is None or pending.event != event.cause:
+        return state
+    return msgspec.structs.replace(state, drain_requests=without_entry(state.drain_requests, key))
+
+
+def _set_drain(state: ClusterState, decision: ev.DrainOrdered | ev.DrainLifted, drain: Drain | None) -> ClusterState:
+    name = decision.name
+    changes: dict[str, Any] = {"drain": drain}
+    if decision.kind == "node" and name in state.nodes:
+        node = msgspec.structs.replace(state.nodes[name], **changes)
+        return msgspec.structs.replace(state, nodes=with_entry(state.nodes, name, node))
+    if decision.kind == "gateway" and name in state.gateways:
+        gateway = msgspec.structs.replace(state.gateways[name], drained=False, **changes)
+        return msgspec.structs.replace(state, gateways=with_entry(state.gateways, name, gateway))
+    if decision.kind == "replica" and name in state.replicas:
+        replica = state.replicas[name]
+        if replica.status is not ReplicaStatus.EXITED:
+            replica = msgspec.structs.replace(replica, **changes)
+            return msgspec.structs.replace(state, replicas=with_entry(state.replicas, name, replica))
+    return state
