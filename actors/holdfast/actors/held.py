@@ -8,6 +8,7 @@ for the garbage collector, and what they take is known.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -24,6 +25,9 @@ KEEP_S = 600.0
 CROWDED_KEEP_S = 15.0
 """How long one without a gateway goes on while others wait for room in the engine (seconds): longer than a client
 takes to come back with backoff. Gateways that end again and again must not fill the engine for nobody."""
+
+OVERTIME_S = 1.0
+"""A gateway ends a stream when its request's time is over. One that does not is taken for dead so much later."""
 
 KEPT_BYTES_MAX = 64 * 1024 * 1024
 KEPT_OVERHEAD_BYTES = 256
@@ -131,12 +135,12 @@ class Peer:
 class Held:
     """A stream that runs. `peer` is None while it is detached, since `detached_s`; `gateway` had it last.
 
-    `record` keeps a token and its text, if the stream has a name.
+    `record` keeps a token and its text, if the stream has a name. At `until_s` its request's time is over.
     """
 
-    __slots__ = ("attempt", "detached_s", "gateway", "key", "name", "peer", "record", "tokens")
+    __slots__ = ("attempt", "detached_s", "gateway", "key", "name", "peer", "record", "tokens", "until_s")
 
-    def __init__(self, key: int, name: str, peer: Peer, attempt: int, tokens: Tokens) -> None:
+    def __init__(self, key: int, name: str, peer: Peer, attempt: int, tokens: Tokens, until_s: float) -> None:
         self.key = key
         self.name = name
         self.peer: Peer | None = peer
@@ -145,6 +149,18 @@ class Held:
         self.tokens = tokens
         self.record: Callable[[tuple[int, str]], None] = tokens.drawn.append if name else _ignore
         self.detached_s = 0.0
+        self.until_s = until_s
+
+    def is_late(self, now_s: float, detached_since_s: float) -> bool:
+        """Whether it goes on for nobody: its request is over, or nobody has asked for it since that time."""
+        if self.peer is None:
+            return self.detached_s <= detached_since_s or self.until_s <= now_s
+        return self.until_s + OVERTIME_S <= now_s
+
+
+def until_s(timeout_s: float, now_s: float) -> float:
+    """When a request is over that may take so long from now (seconds; 0 is no limit)."""
+    return now_s + timeout_s if timeout_s > 0 else math.inf
 
 
 def _ignore(_drawn: tuple[int, str]) -> None:
@@ -172,7 +188,7 @@ class HeldStreams:
         self._with_logprobs = 0
         self._lineup = _Lineup([], [], [], [])
 
-    def begin(self, key: int, peer: Peer, start: Start, prompt_tokens: int) -> bool:
+    def begin(self, key: int, peer: Peer, start: Start, prompt_tokens: int, until_s: float = math.inf) -> bool:
         """The engine took a stream in; whether it is kept. Another copy of the same name is worth nothing any more.
 
         Unless that one is a later attempt that somebody waits for: this one was held up on the way, and is refused.
@@ -189,7 +205,7 @@ class HeldStreams:
         request = start.request
         logprobs: list[TokenLogprob | None] | None = [] if request.logprobs >= 0 else None
         tokens = Tokens(start.ordinal, prompt_tokens, list(request.accepted), [], logprobs)
-        held = Held(key, start.stream, peer, start.attempt, tokens)
+        held = Held(key, start.stream, peer, start.attempt, tokens, until_s)
         self.by_key[key] = peer.attempts[start.attempt] = held
         self._with_logprobs += logprobs is not None
         if start.stream:
@@ -227,7 +243,7 @@ class HeldStreams:
         held = self._names.get(name)
         return self.shelf.get(name) if held is None else held.tokens
 
-    def attach(self, peer: Peer, attempt: int, name: str, ordinal: int) -> bool:
+    def attach(self, peer: Peer, attempt: int, name: str, ordinal: int, until_s: float = math.inf) -> bool:
         """Send all that is held of the stream, and go on with it for this gateway; whether there is one.
 
         It is attempt `ordinal` then: a gateway that was slow to notice that its client has gone has an earlier one.
@@ -242,6 +258,7 @@ class HeldStreams:
                 return True
             tokens.ordinal = max(tokens.ordinal, ordinal)
             self._hand_over(held, peer, attempt)
+            held.until_s = until_s
         peer.connection.send(Admitted(attempt, tokens.prompt_tokens))
         for frame in tokens.replay(attempt):
             peer.connection.send(frame)
@@ -260,12 +277,13 @@ class HeldStreams:
         self._changed()
 
     def expire(self, now_s: float, *, crowded: bool) -> bool:
-        """Drop what nobody asked for in time, which is shorter when `crowded`; whether the engine has any to drop."""
+        """Drop what nobody asked for in time, which is shorter when `crowded`, and what is beyond its request's time.
+
+        Whether the engine has any to drop.
+        """
         self.shelf.expire(now_s)
-        if not self._detached:
-            return False
-        begun_s = now_s - (min(self._keep_s, CROWDED_KEEP_S) if crowded else self._keep_s)
-        late = [held for held in self.by_key.values() if held.peer is None and held.detached_s <= begun_s]
+        since_s = now_s - (min(self._keep_s, CROWDED_KEEP_S) if crowded else self._keep_s)
+        late = [held for held in self.by_key.values() if held.is_late(now_s, since_s)]
         for held in late:
             self._remove(held)
         return bool(late)

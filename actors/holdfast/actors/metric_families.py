@@ -26,11 +26,18 @@ GATEWAY = Section("Gateways")
 GATEWAY_INFO = GATEWAY.gauge("holdfast_gateway_info", "This gateway; always 1.", "gateway_id")
 REQUESTS = GATEWAY.counter(
     "holdfast_requests",
-    "Requests for tokens that ended: `ok`, `refused`, `overloaded`, `deadline`, `cancelled` (by the client), "
+    "Requests for tokens that ended: `ok`, `refused`, `overloaded`, `deadline`, `cancelled` (499), "
     "`slow_client`, `failed`. `model` is empty for those refused before they reached a deployed model.",
     "route", "model", "outcome",
     unit="requests",
     alert='sum(rate(holdfast_requests_total{outcome="failed"}[5m])) / sum(rate(holdfast_requests_total[5m])) > 0.01',
+)  # fmt: skip
+CANCELLATIONS = GATEWAY.counter(
+    "holdfast_cancellations",
+    "Requests that were ended before their end, by why: `stop` and `kill` (by their id), `client` (it left), "
+    "`slow_client` (it took nothing), `deadline`, or `parent` (with the request that they belong to).",
+    "model", "cause",
+    unit="requests",
 )  # fmt: skip
 INFLIGHT = GATEWAY.gauge("holdfast_inflight_requests", "Requests for tokens that have no end yet.", unit="requests")
 TTFT = GATEWAY.histogram(

@@ -15,9 +15,10 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
-from holdfast.actors.held import HeldStreams, Peer
+from holdfast.actors.held import HeldStreams, Peer, until_s
 from holdfast.actors.specification import Fenced, ReplicaSpecification, Report
 from holdfast.actors.wire import Connection
 from holdfast.core.errors import HoldfastError, PeerViolation, RequestRefused, WrongReplica
@@ -89,6 +90,14 @@ def _check(output: StepOutput) -> None:
         )
 
 
+class _Arrived(NamedTuple):
+    """An attempt that waits for its prompt to be read. At `until_s`, of the loop's time, its request is over."""
+
+    peer: Peer
+    start: Start
+    until_s: float
+
+
 class Replica:
     """Serves one engine on the wire until told to stop. What the log should know goes to `report`."""
 
@@ -104,7 +113,7 @@ class Replica:
         self._peers: dict[Connection, Peer] = {}
         self._held = HeldStreams()
         self._fenced: Counter[str] = Counter()
-        self._starts: deque[tuple[Peer, Start]] = deque()
+        self._starts: deque[_Arrived] = deque()
         self._admitting: tuple[Peer, int] | None = None
         self._arrived = asyncio.Event()
         self._live: set[int] = set()
@@ -183,9 +192,14 @@ class Replica:
             held = self._held.find(frame.stream)
             found = Found(frame.question, held.ordinal, len(held.accepted)) if held else Found(frame.question, 0, 0)
             peer.connection.send(found)
-        elif isinstance(frame, Attach) and not self._held.attach(peer, frame.attempt, frame.stream, frame.ordinal):
+        elif isinstance(frame, Attach):
+            self._attach(peer, frame)
+
+    def _attach(self, peer: Peer, attach: Attach) -> None:
+        due_s = until_s(attach.timeout_s, peer.connection.loop.time())
+        if not self._held.attach(peer, attach.attempt, attach.stream, attach.ordinal, due_s):
             message = "the replica does not hold the stream"
-            peer.connection.send(Refused(frame.attempt, UNKNOWN_STREAM, message, None, True))
+            peer.connection.send(Refused(attach.attempt, UNKNOWN_STREAM, message, None, True))
 
     def _greet(self, connection: Connection, hello: Hello) -> None:
         mine = (PROTOCOL_VERSION, self._specification.cluster, self._specification.replica)
@@ -206,16 +220,14 @@ class Replica:
             peer.connection.send(Refused(start.attempt, "replica_unavailable", reason, None, True))
             return
         self._idle.clear()
-        self._starts.append((peer, start))
+        self._starts.append(_Arrived(peer, start, until_s(start.timeout_s, peer.connection.loop.time())))
         self._arrived.set()
 
     def _stop(self, peer: Peer, attempt: int) -> None:
         if self._admitting == (peer, attempt):
             self._admitting = None
         if not self._held.stop(peer, attempt):
-            self._starts = deque(
-                (other, start) for other, start in self._starts if other is not peer or start.attempt != attempt
-            )
+            self._starts = deque(one for one in self._starts if one.peer is not peer or one.start.attempt != attempt)
         self._work.set()
 
     def _fence(self, peer: Peer, fence: Fence) -> None:
@@ -224,9 +236,7 @@ class Replica:
         waiting = set(fence.attempts)
         if self._admitting is not None and self._admitting[0] is peer and self._admitting[1] in waiting:
             self._admitting = None
-        self._starts = deque(
-            (other, start) for other, start in self._starts if other is not peer or start.attempt not in waiting
-        )
+        self._starts = deque(one for one in self._starts if one.peer is not peer or one.start.attempt not in waiting)
         if running:
             self._fenced[peer.gateway] += running
         self._work.set()
@@ -238,7 +248,7 @@ class Replica:
         if peer is None:
             return
         self._held.lost(peer, connection.loop.time())
-        self._starts = deque((other, start) for other, start in self._starts if other is not peer)
+        self._starts = deque(one for one in self._starts if one.peer is not peer)
         self._work.set()
         if not self._peers:
             self._deserted.set()
@@ -251,7 +261,7 @@ class Replica:
             await self._arrived.wait()
             self._arrived.clear()
             while self._starts:
-                await self._admit(*self._starts.popleft())
+                await self._admit(self._starts.popleft())
                 self._work.set()
 
     async def _step_loop(self) -> None:
@@ -278,8 +288,9 @@ class Replica:
             await self._deliver(output)
             live.difference_update(key for key, _ in output.finished)
 
-    async def _admit(self, peer: Peer, start: Start) -> None:
+    async def _admit(self, arrived: _Arrived) -> None:
         """Let the engine take the attempt in, or tell why not."""
+        peer, start = arrived.peer, arrived.start
         self._keys += 1
         key = self._keys
         self._admitting = (peer, start.attempt)
@@ -291,7 +302,7 @@ class Replica:
         else:
             self._live.add(key)
             wanted = peer.connection in self._peers and self._admitting is not None
-            if wanted and self._held.begin(key, peer, start, prompt_tokens):
+            if wanted and self._held.begin(key, peer, start, prompt_tokens, arrived.until_s):
                 peer.connection.send(Admitted(start.attempt, prompt_tokens))
         finally:
             self._admitting = None

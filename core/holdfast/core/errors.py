@@ -116,6 +116,17 @@ class DeadlineExceeded(WorldFailure):
     """The request did not end within its time; what it had got until then was delivered."""
 
 
+class RequestCancelled(HoldfastError):
+    """Somebody had the request ended at once: by its id, or with the request that it belongs to.
+
+    `code` is the error's: `request_cancelled` or `parent_cancelled`.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class StreamLost(WorldFailure):
     """A stream lost its replica; where it reaches a client, more often than it may migrate."""
 

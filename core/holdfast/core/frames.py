@@ -57,6 +57,7 @@ class Start(Frame, frozen=True):
     `stream` is the name by which it can be found and attached to; one without a name ends with its connection.
     `ordinal` counts the stream's attempts from 1, over all gateways: of two copies the higher one is right.
     `trace` is the attempt's place in a trace (W3C `traceparent`), empty if nobody traces it.
+    After `timeout_s` seconds nobody waits for the stream any more, whatever became of its gateway; 0 is no limit.
     """
 
     attempt: int
@@ -64,6 +65,7 @@ class Start(Frame, frozen=True):
     stream: str = ""
     ordinal: int = 1
     trace: str = ""
+    timeout_s: float = 0.0
 
 
 class Stop(Frame, frozen=True):
@@ -93,12 +95,13 @@ class Find(Frame, frozen=True):
 class Attach(Frame, frozen=True):
     """Send all tokens of a stream that the replica holds, and go on with it, for this gateway alone.
 
-    It is the stream's attempt `ordinal` from now on, as in `Start`.
+    It is the stream's attempt `ordinal` from now on, and `timeout_s` is its time, as in `Start`.
     """
 
     attempt: int
     stream: str
     ordinal: int
+    timeout_s: float = 0.0
 
 
 class Ping(Frame, frozen=True):

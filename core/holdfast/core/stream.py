@@ -36,7 +36,7 @@ class StreamStatus(StrEnum):
 
 
 _LEGAL = {
-    StreamStatus.WAITING: {StreamStatus.RUNNING, StreamStatus.FAILED},
+    StreamStatus.WAITING: {StreamStatus.RUNNING, StreamStatus.FINISHED, StreamStatus.FAILED},
     StreamStatus.RUNNING: {StreamStatus.WAITING, StreamStatus.FINISHED, StreamStatus.FAILED},
     StreamStatus.FINISHED: set[StreamStatus](),
     StreamStatus.FAILED: set[StreamStatus](),
@@ -148,6 +148,13 @@ class Stream:
         if self.status is StreamStatus.RUNNING:
             self._release(len(self._held))
             self.finish_reason = reason
+            self._become(StreamStatus.FINISHED)
+
+    def stop(self) -> None:
+        """End it well with what it has, unless it has ended: nobody wants more."""
+        if not self.ended:
+            self._release(len(self._held))
+            self.finish_reason = FINISH_STOP
             self._become(StreamStatus.FINISHED)
 
     def lost(self, cause: Exception) -> None:

@@ -7,33 +7,56 @@ task must be a real one, which a client that has gone cancels.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from starlette.types import Message, Receive, Scope, Send
 
+from holdfast.actors.metric_families import CANCELLATIONS
 from holdfast.actors.metrics import Ledger
 from holdfast.gateway.backend import Backend
 from holdfast.gateway.exchange import KeyRing, request_id_of
 from holdfast.gateway.generate import CHAT, COMPLETIONS, Generator
 from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.kinship import Kinship
 from holdfast.gateway.machine import Machine
 from holdfast.gateway.metrics import Metrics
 from holdfast.gateway.pages import create_pages
+from holdfast.gateway.peers import Peers
 from holdfast.gateway.problems import problem_of
+from holdfast.gateway.request_pages import RequestPages
+from holdfast.gateway.requests import Requests
 
 __all__ = ["App", "HttpSettings", "create_app"]
 
 
 class App:
-    """The ASGI application. `metrics.in_flight` tells a drain how many requests have no end yet."""
+    """The ASGI application. `metrics.in_flight` tells a drain how many requests have no end yet.
+
+    `requests` are those that are open. `kinship.run()` tells other gateways of those that were cancelled.
+    """
 
     def __init__(
-        self, backend: Backend, settings: HttpSettings, gateway: str, machine: Machine, ledger: Ledger | None
+        self,
+        backend: Backend,
+        settings: HttpSettings,
+        gateway: str,
+        machine: Machine,
+        ledger: Ledger | None,
+        gateways: Callable[[], Mapping[str, str]],
     ) -> None:
         self._entropy = machine.entropy
+        self.requests = Requests(gateway)
+        peers = Peers(gateway, gateways, machine.ask)
+        self.kinship = Kinship(self.requests, peers)
         self.metrics = Metrics(gateway, ledger)
+        self.metrics.ledger.read(CANCELLATIONS, self.requests.cancellations.items)
         keys = KeyRing(settings)
         self._stamp = (b"x-holdfast-gateway", gateway.encode())
-        self._pages = create_pages(backend, settings, gateway, self.metrics, keys)
-        self._generator = Generator(backend, settings, self.metrics, keys, self._stamp, machine)
+        pages = RequestPages(self.requests, self.kinship, peers, keys)
+        self._pages = create_pages(backend, settings, gateway, self.metrics, keys, pages)
+        self._generator = Generator(
+            backend, settings, self.metrics, keys, self._stamp, machine, self.requests, self.kinship
+        )
         self._forms = {form.route: form for form in (CHAT, COMPLETIONS)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,9 +101,11 @@ def create_app(
     gateway: str = "gateway",
     machine: Machine | None = None,
     ledger: Ledger | None = None,
+    gateways: Callable[[], Mapping[str, str]] = dict,
 ) -> App:
     """The HTTP side over `backend`. One per gateway, whose name is `gateway`; needs a loop only to serve.
 
-    What happens is counted in `ledger`, which the gateway's `/metrics` shows.
+    What happens is counted in `ledger`, which the gateway's `/metrics` shows. `gateways()` are the URLs of all
+    gateways that may live, by name.
     """
-    return App(backend, settings or HttpSettings(), gateway, machine or Machine(), ledger)
+    return App(backend, settings or HttpSettings(), gateway, machine or Machine(), ledger, gateways)

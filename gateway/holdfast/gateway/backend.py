@@ -80,6 +80,24 @@ class Session(Protocol):
         """Tokens accepted so far over all choices."""
         ...
 
+    @property
+    def timeout_s(self) -> float:
+        """How long it may take from when it is entered, in seconds."""
+        ...
+
+    @property
+    def replicas(self) -> list[str]:
+        """Where its streams run now; empty while all of them wait."""
+        ...
+
+    def stop(self) -> None:
+        """End it well with what there is: engines are told at once, `next` gives the rest with a finish reason."""
+        ...
+
+    def fail(self, cause: Exception) -> None:
+        """End it at once: engines are told, and `next` raises `cause` after what was accepted."""
+        ...
+
 
 class Backend(Protocol):
     """Serves models."""

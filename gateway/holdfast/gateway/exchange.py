@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import math
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
@@ -20,7 +22,7 @@ from holdfast.gateway.problems import (
     unsupported_media_type,
 )
 
-_SANE_ID: Final = re.compile(rb"[!-~]{1,128}")
+SANE_ID: Final = re.compile(rb"[!-~]{1,128}")
 _JSON: Final = (b"content-type", b"application/json")
 _EVENTS: Final = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 LINGER_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -33,7 +35,7 @@ class ClientGone(Exception):
 
 def request_id_of(given: bytes | None, entropy: Entropy) -> bytes:
     """The client's own request id if it is sane (at most 128 visible ASCII characters), else a new one."""
-    if given is not None and _SANE_ID.fullmatch(given):
+    if given is not None and SANE_ID.fullmatch(given):
         return given
     return b"req_" + entropy(12).hex().encode()
 
@@ -42,17 +44,43 @@ class KeyRing:
     """The API keys, as hashes. Comparing takes the same time whichever key it is, or none."""
 
     def __init__(self, settings: HttpSettings) -> None:
-        self._hashes = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
+        self._admins = [_digest(key.get_secret_value().encode()) for key in settings.admin_keys]
+        self._hashes = [_digest(key.get_secret_value().encode()) for key in settings.api_keys] + self._admins
 
     def check(self, authorization: bytes | None) -> None:
         """Raises `HttpRefusal` (401) unless the header carries one of the keys, or there are none."""
-        if not self._hashes:
-            return
-        scheme, _, token = (authorization or b"").partition(b" ")
-        digest = hashlib.sha256(token.strip()).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._hashes]
-        if scheme.lower() != b"bearer" or True not in matches:
+        if self._hashes and not _is_one_of(self._hashes, authorization):
             raise unauthorized(given=bool(authorization))
+
+    @property
+    def closed(self) -> bool:
+        """Whether a key is asked for at all."""
+        return bool(self._hashes)
+
+    def owner(self, authorization: bytes | None) -> str:
+        """Whose the requests are that come with this: everybody's (empty) where no key is asked for."""
+        return tenant_of(authorization) if self.closed else ""
+
+    def sees(self, authorization: bytes | None) -> str | None:
+        """Whose requests who sends this may see and cancel: its own, or with an admin's key anybody's (None)."""
+        return None if _is_one_of(self._admins, authorization) else self.owner(authorization)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _is_one_of(hashes: Sequence[bytes], authorization: bytes | None) -> bool:
+    scheme, _, token = (authorization or b"").partition(b" ")
+    digest = _digest(token.strip())
+    matches = [hmac.compare_digest(digest, known) for known in hashes]
+    return scheme.lower() == b"bearer" and True in matches
+
+
+def tenant_of(authorization: bytes | None) -> str:
+    """Whose request it is: 12 hex digits of the hash of its API key, which tell nobody the key; empty without one."""
+    _scheme, _, token = (authorization or b"").partition(b" ")
+    return _digest(token.strip()).hex()[:12] if token.strip() else ""
 
 
 class Exchange:
@@ -79,19 +107,23 @@ class Exchange:
         self._settings = settings
         self._stamp = stamp
 
-    async def body(self) -> bytes:
-        """The whole body. Raises `HttpRefusal` if it is too long, too slow or not JSON; `ClientGone`."""
+    async def body(self, left_s: float = math.inf) -> bytes:
+        """The whole body, within `left_s` seconds at most.
+
+        Raises `HttpRefusal` if it is too long, too slow or not JSON; `ClientGone`.
+        """
         content_type = self.headers.get(b"content-type")
         if content_type is not None and not _is_json(content_type):
             raise unsupported_media_type(content_type.decode("latin-1"))
         length = self.headers.get(b"content-length", b"0")
         if length.isdigit() and len(length) < 20 and int(length) > self._settings.body_bytes_max:
             raise body_too_large(self._settings.body_bytes_max)
+        timeout_s = min(left_s, self._settings.body_timeout_s)
         try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await self._read(await self._receive())
         except TimeoutError:
-            raise body_too_slow(self._settings.body_timeout_s) from None
+            raise body_too_slow(timeout_s) from None
 
     async def _read(self, message: Message) -> bytes:
         parts: list[bytes] = []

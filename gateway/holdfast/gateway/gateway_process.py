@@ -93,7 +93,7 @@ class GatewayProcess:
             settings.node.heartbeat_interval_s,
         )
         ledger = self._serving.ledger
-        app = create_app(self._serving, settings.http, identity.name, machine, ledger)
+        app = self._app = create_app(self._serving, settings.http, identity.name, machine, ledger, self._gateways)
         show_serving(self._serving)
         self._planes = self._serving.planes = Planes({"log": log, "leases": leases}, rng, machine.clock)
         self._planes.shown_in(ledger)
@@ -112,6 +112,7 @@ class GatewayProcess:
             known = self._follower.state.gateways.get(self._identity.name)
             await check_name_free(self._leases, self._identity, known)
             tasks += [group.create_task(self._serving.run()), group.create_task(self._planes.run())]
+            tasks.append(group.create_task(self._app.kinship.run()))
             http = group.create_task(self._http.run())
             await self._http.listening()
             joined = self._joined = self._join()
@@ -144,6 +145,12 @@ class GatewayProcess:
             except LogUnavailable as error:
                 logger.warning("can't read the log yet: %s", error)
                 await asyncio.sleep(CATCH_UP_RETRY_S)
+
+    def _gateways(self) -> dict[str, str]:
+        """Where the gateways are that may live, by the log."""
+        alive = (MemberStatus.ALIVE, MemberStatus.STOPPING)
+        gateways = self._follower.state.gateways.values()
+        return {gateway.id: gateway.url for gateway in gateways if gateway.status in alive}
 
     def _join(self) -> str:
         return self._facts.record(self._joining(), None)

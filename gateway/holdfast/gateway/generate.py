@@ -17,10 +17,13 @@ from holdfast.gateway.asking import Asked, ask_chat, ask_completion
 from holdfast.gateway.backend import Backend, Delta, Session
 from holdfast.gateway.exchange import ClientGone, Exchange, KeyRing
 from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.kinship import Kinship
 from holdfast.gateway.machine import Entropy, Machine
 from holdfast.gateway.metrics import Metrics, ModelMetrics
 from holdfast.gateway.openai import Usage
 from holdfast.gateway.problems import problem_of
+from holdfast.gateway.request_headers import request_of
+from holdfast.gateway.requests import Requests
 from holdfast.gateway.resuming import Resume, resume_of, resumed, resumption_of
 from holdfast.gateway.sse import CompletionEncoder, Encoder, Head
 from holdfast.gateway.tool_stream import chat_encoder
@@ -108,6 +111,8 @@ class Generator:
         keys: KeyRing,
         stamp: tuple[bytes, bytes],
         machine: Machine,
+        requests: Requests,
+        kinship: Kinship,
     ) -> None:
         self._backend = backend
         self._settings = settings
@@ -115,28 +120,34 @@ class Generator:
         self._keys = keys
         self._stamp = stamp
         self._machine = machine
+        self._requests = requests
+        self._kinship = kinship
 
     async def serve(self, form: Form, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange from beginning to end; whatever goes wrong becomes an answer, or an event."""
         entropy = self._machine.entropy
         meter = Meter(self._machine.monotonic_s)
         exchange = Exchange(scope, receive, send, self._settings, self._stamp, entropy)
-        model = ""
+        model, request = "", None
         self._metrics.in_flight += 1
         try:
             self._keys.check(exchange.headers.get(b"authorization"))
+            request = request_of(exchange, self._keys)
             resume = resume_of(exchange.headers, form.id_prefix)
-            asked = form.ask(await exchange.body(), self._settings, entropy)
+            asked = form.ask(await exchange.body(request.left_s()), self._settings, entropy)
             if resume is not None:
                 asked = resumed(asked, resume)
             answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed, entropy)
+            await self._kinship.adopt(request)
             session = self._backend.open(
                 asked.model,
                 asked.choices,
                 stops=asked.stops,
+                timeout_s=request.left_s(),
                 name=answer if asked.stream else "",
                 resumption=resumption_of(asked, resume) if resume is not None else None,
             )
+            self._requests.opened(request, answer, asked.model, session)
             model = asked.model
             meter.accepted(self._metrics.model(model))
             async with DisconnectWatch(receive, exchange, self._settings.write_timeout_s) as watch:
@@ -155,6 +166,8 @@ class Generator:
             raise
         finally:
             self._metrics.in_flight -= 1
+            if request is not None:
+                meter.outcome = self._requests.ended(request, meter.outcome)
             self._metrics.ended(form.route, model, meter.outcome)
 
     async def _run(

@@ -16,6 +16,10 @@ class HttpSettings(BaseModel):
         default=(),
         description="Keys of which a client must send one as `Authorization: Bearer <key>` on `/v1`. None: open.",
     )
+    admin_keys: tuple[SecretStr, ...] = Field(
+        default=(),
+        description="API keys that may also see and cancel all requests (`/v1/requests`), not only those of their own.",
+    )
     body_bytes_max: Annotated[int, Field(ge=1)] = Field(
         default=4 * 1024 * 1024, description="The longest request body, in bytes. A longer one gets 413."
     )

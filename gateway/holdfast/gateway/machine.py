@@ -16,6 +16,7 @@ from starlette.types import Scope
 from holdfast.actors.clock import SystemClock
 from holdfast.core.ports import Clock
 from holdfast.gateway.cutting import cut_client
+from holdfast.gateway.peers import Ask, ask_by_httpx
 
 Entropy = Callable[[int], bytes]
 """Gives so many random bytes, which nobody can guess."""
@@ -27,7 +28,7 @@ class Machine:
 
     `clock` is for what people see, `monotonic_s` measures durations more finely than a loop's own time does.
     `entropy` is for ids that must not be guessed, `rng` for jitter and for the choice of a replica. `cut_client`
-    resets the connection that an exchange came on.
+    resets the connection that an exchange came on, `ask` calls another gateway.
     """
 
     clock: Clock = field(default_factory=SystemClock)
@@ -35,3 +36,4 @@ class Machine:
     entropy: Entropy = os.urandom
     rng: random.Random = field(default_factory=random.Random)
     cut_client: Callable[[Scope], None] = cut_client
+    ask: Ask = ask_by_httpx

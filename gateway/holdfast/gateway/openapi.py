@@ -30,13 +30,15 @@ _ERRORS = {
     401: "The API key is missing or wrong.",
     404: "There is no such model or route.",
     405: "The route exists, but not with this method.",
-    408: "The deadline passed before the first token, or the body took too long to arrive.",
+    408: "The body took too long to arrive.",
     413: "The body is longer than the gateway takes.",
     415: "The body is said not to be JSON.",
+    499: "The request was cancelled, by its id or with the one that it belongs to.",
     500: "A fault of the server's. Its log has the details under the request's id.",
     503: "Overloaded, no replica, or the stream lost its replicas. `Retry-After` is in seconds, where it helps.",
+    504: "The request's time was over before its first token.",
 }
-_GENERATE_ERRORS = (400, 401, 404, 408, 413, 415, 500, 503)
+_GENERATE_ERRORS = (400, 401, 404, 408, 413, 415, 499, 500, 503, 504)
 _TYPES = (ChatRequest, CompletionRequest, ChatCompletion, Completion, Model, ModelList, HealthReport, ErrorBody)
 _STREAM_NOTE = (
     "With `stream: true` the answer is `text/event-stream`: one event per token, each with an `id` of the form "

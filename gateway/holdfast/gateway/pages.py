@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from holdfast.actors.metrics import CONTENT_TYPE
-from holdfast.core.errors import UnknownModel
+from holdfast.core.errors import RequestRefused, UnknownModel
 from holdfast.gateway.backend import Backend, ModelInfo
 from holdfast.gateway.exchange import KeyRing
 from holdfast.gateway.http_settings import HttpSettings
@@ -24,6 +24,7 @@ from holdfast.gateway.metrics import Metrics
 from holdfast.gateway.openai import HealthReport, Model, ModelList
 from holdfast.gateway.openapi import document
 from holdfast.gateway.problems import HttpRefusal, Problem, method_not_allowed, not_found, problem_of
+from holdfast.gateway.request_pages import RequestPages
 
 DOCS_PAGE: Final = """<!DOCTYPE html>
 <html lang="en">
@@ -44,7 +45,14 @@ DOCS_PAGE: Final = """<!DOCTYPE html>
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_pages(backend: Backend, settings: HttpSettings, gateway: str, metrics: Metrics, keys: KeyRing) -> Starlette:
+def create_pages(
+    backend: Backend,
+    settings: HttpSettings,
+    gateway: str,
+    metrics: Metrics,
+    keys: KeyRing,
+    requests: RequestPages,
+) -> Starlette:
     """The Starlette application for everything but the generating routes, which it knows only as POST-only."""
     pages = _Pages(backend, settings, gateway, metrics, keys)
     get = ["GET"]
@@ -53,6 +61,9 @@ def create_pages(backend: Backend, settings: HttpSettings, gateway: str, metrics
         Route("/v1/completions", pages.unreachable, methods=["POST"]),
         Route("/v1/models", pages.models, methods=get),
         Route("/v1/models/{model:path}", pages.model, methods=get),
+        Route("/v1/requests", requests.list, methods=get),
+        Route("/v1/requests/{id:path}", requests.cancel, methods=["DELETE"]),
+        Route("/v1/requests/{id:path}", requests.adopt, methods=["POST"], include_in_schema=False),
         Route("/health", pages.health, methods=get),
         Route("/live", pages.live, methods=get),
         Route("/metrics", pages.metrics, methods=get),
@@ -63,7 +74,13 @@ def create_pages(backend: Backend, settings: HttpSettings, gateway: str, metrics
         Mount("/docs/static", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path)),
     ]
     app = Starlette(
-        routes=routes, exception_handlers={HTTPException: _http_error, HttpRefusal: _error, UnknownModel: _error}
+        routes=routes,
+        exception_handlers={
+            HTTPException: _http_error,
+            HttpRefusal: _error,
+            UnknownModel: _error,
+            RequestRefused: _error,
+        },
     )
     app.router.redirect_slashes = False
     return app

@@ -17,12 +17,19 @@ from holdfast.core.errors import (
     HoldfastError,
     NoReplica,
     Overloaded,
+    RequestCancelled,
     RequestRefused,
     StreamLost,
     UnknownModel,
 )
 
 log = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a request whose client did not want its answer any more. No RFC has one."""
+
+OUTCOMES = {408: "slow_client", CLIENT_CLOSED_REQUEST: "cancelled", 504: "deadline"}
+"""What requests that ended in these are called in the metrics."""
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -57,8 +64,9 @@ class Problem:
     @property
     def outcome(self) -> str:
         """The request's outcome in the metrics."""
-        if self.status == 408:
-            return "deadline"
+        named = OUTCOMES.get(self.status)
+        if named is not None:
+            return named
         if self.status < 500:
             return "refused"
         return "overloaded" if self.retry_after_s is not None else "failed"
@@ -104,7 +112,8 @@ def body_too_large(bytes_max: int) -> HttpRefusal:
 
 def body_too_slow(timeout_s: float) -> HttpRefusal:
     """408: the body did not arrive in time."""
-    return HttpRefusal(Problem(408, f"The request body did not arrive within {timeout_s:g} s.", "request_timeout"))
+    message = f"The request body did not arrive within {round(timeout_s, 2):g} s."
+    return HttpRefusal(Problem(408, message, "request_timeout"))
 
 
 def unsupported_media_type(given: str) -> HttpRefusal:
@@ -141,7 +150,9 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         case Overloaded():
             return Problem(503, str(error), "overloaded", retry_after_s=error.retry_after_s)
         case DeadlineExceeded():
-            return Problem(408, str(error), "deadline_exceeded")
+            return Problem(504, str(error), "deadline_exceeded")
+        case RequestCancelled():
+            return Problem(CLIENT_CLOSED_REQUEST, str(error), error.code)
         case StreamLost():
             return Problem(503, str(error), "stream_lost")
     log.error("request %s: unexpected error", request_id, exc_info=error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from holdfast.core.errors import DeadlineExceeded, RequestRefused
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import Stream, StreamStatus
 from holdfast.gateway.backend import Delta, Resumption
-from holdfast.gateway.moves import FAILED, Move
+from holdfast.gateway.moves import CANCELLED, FAILED, Move
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -117,13 +118,28 @@ class StreamRun:
 
     def fail(self, cause: Exception) -> None:
         """It can't go on."""
+        self._leave()
+        self.stream.fail(cause)
+        self.end_move(FAILED)
+        self._session.wake()
+
+    def stop(self) -> None:
+        """Nobody wants more: it ends well with what it has."""
+        self._leave()
+        self.stream.stop()
+        self.end_move(CANCELLED)
+        self._session.wake()
+
+    @property
+    def left_s(self) -> float:
+        """How long its request may still take, in seconds, rounded up to milliseconds."""
+        return self._session.left_s
+
+    def _leave(self) -> None:
         self.leave_queue()
         link, self.link = self.link, None
         if link is not None:
             link.end(self)
-        self.stream.fail(cause)
-        self.end_move(FAILED)
-        self._session.wake()
 
     def end_move(self, outcome: str) -> None:
         """It moves no longer, if it did."""
@@ -161,14 +177,14 @@ class StreamSession:
             self._runs.append(run)
         self._submit = submit
         self._withdraw = withdraw
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._deadline: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
 
     async def __aenter__(self) -> StreamSession:
         loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(self._timeout_s, self._expire)
+        self._deadline = loop.call_later(self.timeout_s, self._expire)
         for run in self._runs:
             self._submit(run)
         return self
@@ -207,6 +223,30 @@ class StreamSession:
         return self._runs[choice].stream.prompt_tokens or 0
 
     @property
+    def replicas(self) -> list[str]:
+        """As `Session.replicas`."""
+        return sorted({run.link.replica for run in self._runs if run.link is not None})
+
+    @property
+    def left_s(self) -> float:
+        """As `StreamRun.left_s`."""
+        if self._deadline is None:
+            return self.timeout_s
+        return max(0.001, math.ceil((self._deadline.when() - asyncio.get_running_loop().time()) * 1000) / 1000)
+
+    def stop(self) -> None:
+        """As `Session.stop`."""
+        for run in self._runs:
+            if not run.stream.ended:
+                run.stop()
+
+    def fail(self, cause: Exception) -> None:
+        """As `Session.fail`."""
+        for run in self._runs:
+            if not run.stream.ended:
+                run.fail(cause)
+
+    @property
     def completion_tokens(self) -> int:
         """As `Session.completion_tokens`."""
         return sum(len(run.stream.accepted) for run in self._runs)
@@ -232,9 +272,7 @@ class StreamSession:
         return deltas
 
     def _expire(self) -> None:
-        for run in self._runs:
-            if not run.stream.ended:
-                run.fail(DeadlineExceeded(f"The request did not end within {self._timeout_s:g} seconds."))
+        self.fail(DeadlineExceeded(f"The request did not end within {round(self.timeout_s, 2):g} seconds."))
 
 
 def _stream_name(name: str, number: int, choice: EngineRequest) -> str:

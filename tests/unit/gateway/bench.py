@@ -139,6 +139,14 @@ class PreparedSession:
         self._tokens = tokens
         self.prompt_tokens = 9
         self.completion_tokens = 0
+        self.timeout_s = 600.0
+        self.replicas: list[str] = []
+
+    def stop(self) -> None:
+        """Nobody does."""
+
+    def fail(self, cause: Exception) -> None:
+        """Nobody does."""
 
     def prompt_tokens_of(self, choice: int) -> int:
         """As `prompt_tokens`: there is one prompt."""

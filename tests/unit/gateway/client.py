@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from holdfast.gateway.app import App
 
@@ -85,12 +86,17 @@ async def ask(
 
 
 async def converse(
-    app: App, path: str, parts: list[bytes], headers: Mapping[str, str] | None = None, method: str = "POST"
+    app: App,
+    path: str,
+    parts: list[bytes],
+    headers: Mapping[str, str] | None = None,
+    method: str = "POST",
+    leaves: asyncio.Event | None = None,
 ) -> Answer:
-    """As `ask`, with a body in parts."""
+    """As `ask`, with a body in parts. The client goes away when it `leaves`, if it does."""
     answer = Answer(0, {}, [])
     left = list(parts)
-    over = asyncio.Event()
+    over = leaves or asyncio.Event()
 
     async def receive() -> dict[str, Any]:
         if left:
@@ -112,10 +118,10 @@ async def converse(
         "http_version": "1.1",
         "method": method,
         "scheme": "http",
-        "path": path,
+        "path": unquote(path.partition("?")[0]),
         "raw_path": path.encode(),
         "root_path": "",
-        "query_string": b"",
+        "query_string": path.partition("?")[2].encode(),
         "server": ("test", 80),
         "client": ("test", 1),
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()],

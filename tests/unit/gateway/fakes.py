@@ -135,6 +135,20 @@ class FakeSession:
     def completion_tokens(self) -> int:
         return sum(len(stream.accepted) for stream in self._streams)
 
+    @property
+    def timeout_s(self) -> float:
+        return 600.0
+
+    @property
+    def replicas(self) -> list[str]:
+        return ["fake.1"]
+
+    def stop(self) -> None:
+        raise AssertionError("the fake backend's requests are not cancelled")
+
+    def fail(self, cause: Exception) -> None:
+        raise AssertionError("the fake backend's requests are not cancelled")
+
     def _advance(self, choice: int) -> Delta | None:
         stream = self._streams[choice]
         if self._told[choice]:

@@ -135,7 +135,7 @@ async def test_a_body_that_does_not_come_is_408(backend: FakeBackend) -> None:
         connection.head(CHAT, "content-length: 100")
         connection.writer.write(b"{")
         assert b" 408 " in await connection.reader.readuntil(b"\r\n\r\n")
-    assert 'outcome="deadline"' in await outcomes(app)
+    assert 'outcome="slow_client"' in await outcomes(app)
 
 
 async def test_a_client_that_goes_while_sending_is_not_an_error(

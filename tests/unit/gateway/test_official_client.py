@@ -147,7 +147,7 @@ async def test_a_wrong_key_raises_an_authentication_error(client: openai.AsyncOp
     [
         (Overloaded("full", 1), 503, "overloaded"),
         (NoReplica("none", 1), 503, "no_replica"),
-        (DeadlineExceeded("late"), 408, "deadline_exceeded"),
+        (DeadlineExceeded("late"), 504, "deadline_exceeded"),
         (RequestRefused("too long", code="context_length_exceeded", param="messages"), 400, "context_length_exceeded"),
     ],
 )

@@ -229,7 +229,7 @@ def test_a_client_may_take_its_time_to_go_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("no_replica", 503), ("deadline_exceeded", 408), ("stream_lost", 503), ("overloaded", 503)]
+    ("code", "status"), [("no_replica", 503), ("deadline_exceeded", 504), ("stream_lost", 503), ("overloaded", 503)]
 )
 def test_errors_that_the_api_documents_are_ends(code: str, status: int) -> None:
     request = asked(9, response_id="")

@@ -36,7 +36,7 @@ END_MARGIN_S: Final = 2.0
 
 ALLOWED_ERRORS: Final = frozenset(
     {
-        (408, "deadline_exceeded"),
+        (504, "deadline_exceeded"),
         (408, "request_timeout"),
         (503, "overloaded"),
         (503, "no_replica"),
