@@ -113,6 +113,10 @@ class DeploymentState(msgspec.Struct, frozen=True):
     the last did at `failed_at`, by its node's clock, and the last placement before that was at `failed_after`, by the
     leader's. `unstable_starts` counts failures until a replica has stayed ready for that long, and sets the pause
     before the next start. `start_failures` is the same number while no replica has got ready since, and 0 once one has.
+
+    A breakdown (`breakdowns.py`) is the end of a replica that was ready and then failed by itself, or was found
+    unhealthy. `breakdowns` counts those in a row, the last with `breakdown_message`: of replicas later than number
+    `broken_after`, until one has been well for long enough. `ran` says whether one of this revision ever was ready.
     """
 
     config: DeploymentConfig
@@ -125,6 +129,10 @@ class DeploymentState(msgspec.Struct, frozen=True):
     failed_after: datetime | None = None
     placed_at: datetime | None = None
     message: str = ""
+    breakdowns: int = 0
+    broken_after: int = 0
+    breakdown_message: str = ""
+    ran: bool = False
 
 
 class ApplicationState(msgspec.Struct, frozen=True):
@@ -140,8 +148,9 @@ class ReplicaState(msgspec.Struct, frozen=True):
     """A replica from its placement until it is gone and replaced. `event` is the last event about its life.
 
     `ready_at` is when it first was ready, by its node's clock. `suspected_by` are the gateways that hear nothing from
-    it just now. One with a `drain` goes on until it is replaced. `stop_mode` and `stop_deadline_s` are how it was told
-    to stop, where that is not as its deployment has it.
+    it just now. `unhealthy` is what its node found wrong with it (a `ReplicaUnhealthy.kind`), empty while it is well.
+    One with a `drain` goes on until it is replaced. `stop_mode` and `stop_deadline_s` are how it was told to stop,
+    where that is not as its deployment has it.
     """
 
     id: str
@@ -161,11 +170,17 @@ class ReplicaState(msgspec.Struct, frozen=True):
     drain: Drain | None = None
     stop_mode: DrainMode | None = None
     stop_deadline_s: float | None = None
+    unhealthy: str = ""
 
     @property
     def live(self) -> bool:
         """Whether it runs or is about to, and is meant to go on."""
         return self.status in (ReplicaStatus.STARTING, ReplicaStatus.RUNNING)
+
+    @property
+    def number(self) -> int:
+        """Its number among all replicas that its deployment ever placed, from 1."""
+        return int(self.id.rpartition(".")[2])
 
 
 class Head(msgspec.Struct, frozen=True):

@@ -25,10 +25,19 @@ DrainMode = Literal["finish", "migrate"]
 elsewhere; or they go elsewhere at once."""
 
 
-class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which engine a deployment's replicas run, and the engine's own arguments (checked by the engine)."""
+IMPORT_PATH_PATTERN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+"""Where an engine's class is: `package.module:Class`."""
 
-    kind: Literal["mock", "torch"]
+Limit = Annotated[float, msgspec.Meta(ge=0.1, le=86_400)]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which engine a deployment's replicas run, and the engine's own arguments (checked by the engine).
+
+    Kind `class` is a class of the user's own: the argument `import_path` names it, the others go to its constructor.
+    """
+
+    kind: Literal["mock", "torch", "class"]
     arguments: dict[str, Any] = {}
 
 
@@ -41,7 +50,12 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is told to stop may finish its streams, before they migrate; with `drain` "migrate" they do so at once.
     A replica whose engine has had work for `engine_stall_timeout_s`, and for far longer than its steps take, without
     making a step is ended and replaced: set it above the longest prefill step of a large model on slow hardware, whose
-    other steps are short.
+    other steps are short. Its first steps, while devices warm up and kernels are compiled, may each take
+    `engine_first_step_timeout_s`.
+    The engine's own `check_health`, if it has one, is called every `health_check_period_s`. A replica where it fails,
+    or takes longer than `health_check_timeout_s`, `health_check_failures` times in a row is unhealthy, and is replaced.
+    With `canary`, a replica must make a token from `canary_prompt` before it is ready, and again whenever it has made
+    none for `canary_wait_s`: one that does not within `canary_timeout_s` is unhealthy.
     """
 
     name: Name
@@ -51,7 +65,15 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queued_requests: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 512
     graceful_shutdown_timeout_s: Seconds = 5.0
     drain: DrainMode = "finish"
-    engine_stall_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 2.0
+    engine_stall_timeout_s: Limit = 2.0
+    engine_first_step_timeout_s: Limit = 60.0
+    health_check_period_s: Limit = 10.0
+    health_check_timeout_s: Limit = 30.0
+    health_check_failures: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 3
+    canary: bool = True
+    canary_wait_s: Limit = 10.0
+    canary_timeout_s: Limit = 3.0
+    canary_prompt: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)] = "Hello"
 
 
 class ApplicationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +93,20 @@ def parse_application(text: bytes | str) -> ApplicationConfig:
     for name in names:
         if names.count(name) > 1:
             raise InvalidConfig(f"application: two deployments are named {name!r}; names must differ")
+    for deployment in application.deployments:
+        if deployment.engine.kind == "class":
+            check_import_path(deployment.engine.arguments)
     return application
+
+
+def check_import_path(arguments: dict[str, Any]) -> str:
+    """Where an engine of kind `class` has its class. Raises `InvalidConfig`."""
+    path = arguments.get("import_path")
+    if not isinstance(path, str) or not re.fullmatch(IMPORT_PATH_PATTERN, path):
+        raise InvalidConfig(
+            f'engine of kind class: the argument "import_path" must be "package.module:Class", not {path!r}'
+        )
+    return path
 
 
 def check_name(what: str, name: str) -> str:

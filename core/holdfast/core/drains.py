@@ -21,12 +21,16 @@ from holdfast.core.sharing import with_entry, without_entry
 
 
 class Leaving(msgspec.Struct, frozen=True):
-    """Why a replica shall go, once it is replaced or by `ends`; `cause` is the event that said so."""
+    """Why a replica shall go, once it is replaced or by `ends`; `cause` is the event that said so.
+
+    One that `makes_room` goes before that where nobody has room for its replacement.
+    """
 
     reason: str
     cause: str
     mode: DrainMode | None = None
     ends: datetime | None = None
+    makes_room: bool = False
 
     def expired(self, now: datetime) -> bool:
         """Whether it shall go now, replaced or not."""

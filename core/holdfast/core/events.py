@@ -119,6 +119,29 @@ class ReplicaExited(Fact, frozen=True):
     message: str
 
 
+# --- facts about health ---------------------------------------------------------------------------------
+
+
+class ReplicaUnhealthy(Fact, frozen=True):
+    """The node found that the replica is sick though its process lives: it is to be replaced.
+
+    `kind` is "check_health" (the engine's own check failed), "canary" (it made no token for the node), or "silent" (it
+    does not answer). `message` says how, with the last exception where there is one.
+    """
+
+    replica: str
+    node: str
+    kind: str
+    message: str
+
+
+class ReplicaHealthy(Fact, frozen=True):
+    """The replica passes its checks again, or has passed them for long enough that what failed before it is over."""
+
+    replica: str
+    node: str
+
+
 # --- facts of gateways and operators --------------------------------------------------------------------
 
 
@@ -325,6 +348,8 @@ FactTypes = (
     | ReplicaStarted
     | ReplicaReady
     | ReplicaExited
+    | ReplicaUnhealthy
+    | ReplicaHealthy
     | GatewayJoined
     | GatewayStopping
     | GatewayLeft

@@ -41,6 +41,10 @@ LOSS_FRACTION_MAX = 0.2
 """At most this part of the replicas, but at least one node's, is given up on lease evidence in `LOSS_INTERVAL_S`.
 Nodes whose process was seen to end count, and are given up regardless."""
 
+UNHEALTHY_FRACTION_MAX = 0.2
+"""At most this part of a deployment's replicas, but at least one, is being taken out for its health at a time: a check
+that fails everywhere must not take everything down."""
+
 ROUND_MAX = 100
 """So many decisions are taken in one round: what happens while they are appended is looked at before the next."""
 
@@ -212,7 +216,8 @@ class _Standing(msgspec.Struct, frozen=True):
 
 
 def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nodes: Mapping[str, Leaving]) -> _Standing:
-    standing = _Standing()
+    replicas, standing = list(replicas), _Standing()
+    budget = _health_budget(deployment, replicas)
     for replica in replicas:
         if replica.status is ReplicaStatus.EXITED:
             standing.exited.append(replica)
@@ -220,9 +225,19 @@ def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nod
             continue
         elif (why := leaving(replica, nodes)) is not None:
             standing.leaving.append((replica, why))
+        elif replica.unhealthy and budget > 0 and replica.revision == deployment.revision:
+            reason = f"it is unhealthy: {replica.message}"
+            standing.leaving.append((replica, Leaving(reason, replica.event, makes_room=True)))
+            budget -= 1
         else:
             (standing.current if replica.revision == deployment.revision else standing.outdated).append(replica)
     return standing
+
+
+def _health_budget(deployment: DeploymentState, replicas: list[ReplicaState]) -> int:
+    """How many more unhealthy replicas may be taken out: those that are stopping count until they are gone."""
+    going = sum(bool(replica.unhealthy) and replica.status is ReplicaStatus.STOPPING for replica in replicas)
+    return max(1, int(deployment.config.num_replicas * UNHEALTHY_FRACTION_MAX)) - going
 
 
 def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
@@ -232,14 +247,16 @@ def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
     and not from the future, the wait begins at that placement, which a leader timed: so it stays bounded whatever that
     clock shows, and does not begin anew with every look, nor with every placement since.
     """
-    if deployment.failed_at is None or not deployment.unstable_starts:
+    # The first breakdown is answered at once: what broke down had run.
+    row = max(deployment.unstable_starts, deployment.breakdowns - 1)
+    if deployment.failed_at is None or row <= 0:
         return None
     latest, earliest = now + timedelta(seconds=CLOCKS_APART_S), deployment.failed_after
     plausible = deployment.failed_at <= latest and (earliest is None or deployment.failed_at >= earliest)
     since = deployment.failed_at if plausible else earliest
     if since is None or since > latest:
         return None
-    doublings = min(deployment.unstable_starts - 1, 16)
+    doublings = min(row - 1, 16)
     backoff_s = min(START_BACKOFF_FIRST_S * 2**doublings, START_BACKOFF_MAX_S)
     return since + timedelta(seconds=backoff_s)
 
@@ -251,13 +268,14 @@ def _fill(
     missing: int,
     vacancies: Vacancies,
 ) -> Iterator[Proposal]:
-    """New replicas, those that exited replaced by name first. Stops when no node has room."""
+    """New replicas, those that exited replaced by name first. Stops when no node has room, but for what can make it."""
     exited = standing.exited
     cause = standing.leaving[0][1].cause if standing.leaving else deployment.event
     for number in range(missing):
         gone = exited[number] if number < len(exited) else None
         node = vacancies.take(avoid=gone.node if gone else None)
         if node is None:
+            yield from _make_room(standing)
             return
         name = f"{application.name}.{deployment.config.name}.{deployment.replicas_placed + number + 1}"
         where = (name, application.name, deployment.config.name, node.id, node.incarnation)
@@ -298,6 +316,15 @@ def _stop_leaving(
             yield Proposal(stop, leaving.cause)
         elif leaving.ends is not None:
             look_again.append(leaving.ends)
+
+
+def _make_room(standing: _Standing) -> Iterator[Proposal]:
+    """Who serves nothing, or badly, goes before its replacement is there, where that would find no room."""
+    for replica, why in standing.leaving:
+        if why.makes_room:
+            stop = ev.ReplicaStopOrdered(replica.id, f"{why.reason}, and it makes room for its replacement")
+            yield Proposal(stop, why.cause)
+            return
 
 
 def _unused_first(replicas: Iterable[ReplicaState]) -> list[ReplicaState]:

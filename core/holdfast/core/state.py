@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core import events as ev
+from holdfast.core.breakdowns import broke_down, count_breakdown
 from holdfast.core.cluster import (
     ApplicationState,
     ClusterState,
@@ -211,7 +212,7 @@ def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) 
     status = ReplicaStatus.RUNNING if starting else replica.status
     changes = {"status": status, "address": fact.address, "info": fact.info}
     state = _change_replica(state, event, fact.replica, ready_at=replica.ready_at or event.time, **changes)
-    return _change_deployment_of(state, replica, start_failures=0, message="") if starting else state
+    return _change_deployment_of(state, replica, start_failures=0, message="", ran=True) if starting else state
 
 
 def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited) -> ClusterState:
@@ -225,6 +226,8 @@ def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited
         state = _change_deployment_of(state, replica, unstable_starts=0, failed_at=None)
     elif start_failed(replica, fact, event.time):
         state = _count_start_failure(state, event, replica, message)
+    if broke_down(replica, fact):
+        state = _count_breakdown(state, event, replica, message)
     return _change_replica(state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address="")
 
 
@@ -244,11 +247,36 @@ def _replica_draining(state: ClusterState, event: ev.Event, fact: ev.ReplicaDrai
     return _change_replica(state, event, fact.replica, status=ReplicaStatus.STOPPING, message="it was told to stop")
 
 
-def _told_of(
-    state: ClusterState,
-    event: ev.Event,
-    fact: ev.ReplicaStarted | ev.ReplicaReady | ev.ReplicaExited | ev.ReplicaDraining,
-) -> ReplicaState | None:
+def _replica_unhealthy(state: ClusterState, event: ev.Event, fact: ev.ReplicaUnhealthy) -> ClusterState:
+    replica = _told_of(state, event, fact)
+    if replica is None or replica.status is not ReplicaStatus.RUNNING:
+        return state
+    if not replica.unhealthy:
+        state = _count_breakdown(state, event, replica, fact.message)
+    return _change_replica(state, event, replica.id, unhealthy=fact.kind, message=fact.message)
+
+
+def _replica_healthy(state: ClusterState, event: ev.Event, fact: ev.ReplicaHealthy) -> ClusterState:
+    """One that was sick is well again; of one that was not, it is said that it has been well for long enough."""
+    replica = _told_of(state, event, fact)
+    if replica is None or replica.status is not ReplicaStatus.RUNNING:
+        return state
+    if replica.unhealthy:
+        return _change_replica(state, event, replica.id, unhealthy="", message="")
+    return _change_deployment_of(state, replica, breakdowns=0, breakdown_message="")
+
+
+_AboutReplica = (
+    ev.ReplicaStarted
+    | ev.ReplicaReady
+    | ev.ReplicaExited
+    | ev.ReplicaDraining
+    | ev.ReplicaUnhealthy
+    | ev.ReplicaHealthy
+)
+
+
+def _told_of(state: ClusterState, event: ev.Event, fact: _AboutReplica) -> ReplicaState | None:
     """The replica, if the fact about it comes from the node incarnation that it was placed on."""
     replica = state.replicas.get(fact.replica)
     if replica is None or (replica.node, replica.node_incarnation) != (fact.node, event.incarnation):
@@ -266,21 +294,30 @@ def _change_replica(state: ClusterState, event: ev.Event, replica_id: str, **cha
 
 
 def _count_start_failure(state: ClusterState, event: ev.Event, replica: ReplicaState, message: str) -> ClusterState:
-    application = state.applications.get(replica.application)
-    deployment = application.deployments.get(replica.deployment) if application else None
-    if application is None or deployment is None or replica.revision != deployment.revision:
-        return state
-    replicas = state.replicas_of(application.name, deployment.config.name)
-    return _set_deployment(state, application, count_failure(deployment, replicas, event.time, message))
+    def counted(deployment: DeploymentState) -> DeploymentState:
+        replicas = state.replicas_of(replica.application, replica.deployment)
+        return count_failure(deployment, replicas, event.time, message)
+
+    return _with_deployment_of(state, replica, counted)
+
+
+def _count_breakdown(state: ClusterState, event: ev.Event, replica: ReplicaState, message: str) -> ClusterState:
+    return _with_deployment_of(state, replica, lambda known: count_breakdown(known, replica, event.time, message))
 
 
 def _change_deployment_of(state: ClusterState, replica: ReplicaState, **changes: Any) -> ClusterState:
+    return _with_deployment_of(state, replica, lambda known: msgspec.structs.replace(known, **changes))
+
+
+def _with_deployment_of(
+    state: ClusterState, replica: ReplicaState, changed: Callable[[DeploymentState], DeploymentState]
+) -> ClusterState:
     """Change the replica's deployment, if the replica is of its current revision."""
     application = state.applications.get(replica.application)
     deployment = application.deployments.get(replica.deployment) if application else None
     if application is None or deployment is None or replica.revision != deployment.revision:
         return state
-    return _set_deployment(state, application, msgspec.structs.replace(deployment, **changes))
+    return _set_deployment(state, application, changed(deployment))
 
 
 def _set_deployment(state: ClusterState, application: ApplicationState, deployment: DeploymentState) -> ClusterState:
@@ -412,7 +449,8 @@ def _deployment(
         revision = 1 + max((replica.revision for replica in state.replicas_of(name, config.name)), default=0)
         return DeploymentState(config, event.id, revision, state.numbered.get(f"{name}.{config.name}", 0))
     revision = before.revision + (config.engine != before.config.engine)
-    return DeploymentState(config, event.id, revision, before.replicas_placed)
+    ran = before.ran and revision == before.revision
+    return DeploymentState(config, event.id, revision, before.replicas_placed, ran=ran)
 
 
 def _application_deleted(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeleted) -> ClusterState:
@@ -460,6 +498,8 @@ _REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], Cluste
     ev.ReplicaStarted: _replica_started,
     ev.ReplicaReady: _replica_ready,
     ev.ReplicaExited: _replica_exited,
+    ev.ReplicaUnhealthy: _replica_unhealthy,
+    ev.ReplicaHealthy: _replica_healthy,
     ev.ReplicaPlaced: _replica_placed,
     ev.ReplicaReplaced: _replica_replaced,
     ev.ReplicaStopOrdered: _replica_stop_ordered,

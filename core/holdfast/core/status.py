@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from holdfast.core.breakdowns import BREAKDOWNS_FATAL
 from holdfast.core.cluster import (
     ApplicationState,
     ClusterState,
@@ -30,7 +31,8 @@ from holdfast.core.reconcile import START_FAILURES_FATAL
 
 
 class ApplicationStatus(StrEnum):
-    """NOT_STARTED: asked for, not decided yet. DEPLOY_FAILED: its replicas don't start. DELETING: on its way out."""
+    """NOT_STARTED: asked for, not decided yet. DEPLOY_FAILED: its replicas don't start and never did. UNHEALTHY: they
+    did, and don't any more, or break down. DELETING: on its way out."""
 
     NOT_STARTED = "NOT_STARTED"
     DEPLOYING = "DEPLOYING"
@@ -41,7 +43,7 @@ class ApplicationStatus(StrEnum):
 
 
 class DeploymentStatus(StrEnum):
-    """UPDATING: replicas are being started, replaced or stopped. UNHEALTHY: they don't start."""
+    """UPDATING: replicas are being started, replaced or stopped. UNHEALTHY: they don't start, or break down."""
 
     UPDATING = "UPDATING"
     HEALTHY = "HEALTHY"
@@ -326,15 +328,17 @@ def _application(state: ClusterState, application: ApplicationState) -> Applicat
     deployments = {
         name: _deployment(state, application, deployment) for name, deployment in application.deployments.items()
     }
-    status, message = _application_status(deployments)
+    status, message = _application_status(application, deployments)
     return ApplicationReport(status, message, application.deployed_at.timestamp(), deployments)
 
 
-def _application_status(deployments: dict[str, DeploymentReport]) -> tuple[ApplicationStatus, str]:
-    """The worst of its deployments. One whose replicas never run has failed; one that lacks some is unhealthy."""
+def _application_status(
+    application: ApplicationState, deployments: dict[str, DeploymentReport]
+) -> tuple[ApplicationStatus, str]:
+    """The worst of its deployments. One whose replicas never ran has failed; one that lacks some is unhealthy."""
     for name, deployment in deployments.items():
         if deployment.status is DeploymentStatus.UNHEALTHY:
-            failed = deployment.replicas_running == 0
+            failed = deployment.replicas_running == 0 and not application.deployments[name].ran
             status = ApplicationStatus.DEPLOY_FAILED if failed else ApplicationStatus.UNHEALTHY
             return status, f"{name}: {deployment.message}"
     for name, deployment in deployments.items():
@@ -355,9 +359,9 @@ def _deployment(state: ClusterState, application: ApplicationState, deployment: 
         for replica in replicas
     )
     status, message = DeploymentStatus.UPDATING, f"{running} of {wanted} replicas run"
-    if deployment.start_failures >= START_FAILURES_FATAL:
-        status = DeploymentStatus.UNHEALTHY
-        message = f"{deployment.start_failures} starts in a row failed: {deployment.message or 'no reason given'}"
+    trouble = _trouble(deployment, replicas)
+    if trouble:
+        status, message = DeploymentStatus.UNHEALTHY, trouble
     elif settled and running == wanted:
         status, message = DeploymentStatus.HEALTHY, ""
     elif not _room(state):
@@ -383,6 +387,18 @@ def _waits_for_room(state: ClusterState, deployment: DeploymentState, replicas: 
         names = ", ".join(replica.id for replica in going)
         return f"; {why.reason if why else ''}, and no node has room for what replaces {names}"
     return "; no node has room for more" if len(replicas) < deployment.config.num_replicas else ""
+
+
+def _trouble(deployment: DeploymentState, replicas: list[ReplicaState]) -> str:
+    """Why the deployment is unhealthy; empty if it is not."""
+    if deployment.start_failures >= START_FAILURES_FATAL:
+        return f"{deployment.start_failures} starts in a row failed: {deployment.message or 'no reason given'}"
+    if deployment.breakdowns >= BREAKDOWNS_FATAL:
+        return f"{deployment.breakdowns} replicas in a row broke down: {deployment.breakdown_message}"
+    sick = [replica for replica in replicas if replica.live and replica.unhealthy]
+    if sick:
+        return f"{len(sick)} of {deployment.config.num_replicas} replicas are unhealthy: {sick[0].message}"
+    return ""
 
 
 def _room(state: ClusterState) -> bool:

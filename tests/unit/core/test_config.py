@@ -21,6 +21,15 @@ def raw(**changes: Any) -> str:
     return json.dumps({"name": "app", "deployments": [deployment]})
 
 
+def test_an_engine_of_ones_own_names_its_class() -> None:
+    arguments = {"import_path": "package.module:Class", "size": 3}
+    application = parse_application(raw(engine={"kind": "class", "arguments": arguments}))
+    assert application.deployments[0].engine.arguments == arguments
+    for path in ("module", "module:", ":Class", "module:Class()", "../module:Class", 3, None):
+        with pytest.raises(InvalidConfig, match=r'must be "package\.module:Class", not'):
+            parse_application(raw(engine={"kind": "class", "arguments": {"import_path": path}}))
+
+
 def test_what_is_left_out_has_defaults() -> None:
     application = parse_application(raw())
     assert application == ApplicationConfig("app", [DeploymentConfig("tiny", EngineConfig("mock"))])
@@ -32,11 +41,14 @@ def test_what_is_left_out_has_defaults() -> None:
 def test_every_application_that_names_its_deployments_apart_can_be_written_and_read(config: ApplicationConfig) -> None:
     names = [deployment.name for deployment in config.deployments]
     text = msgspec.json.encode(config)
-    if len(set(names)) == len(names):
-        assert parse_application(text) == config
-    else:
+    if len(set(names)) < len(names):
         with pytest.raises(InvalidConfig, match="two deployments are named"):
             parse_application(text)
+    elif any(deployment.engine.kind == "class" for deployment in config.deployments):
+        with pytest.raises(InvalidConfig, match="import_path"):
+            parse_application(text)
+    else:
+        assert parse_application(text) == config
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
     match kind:
         case inspect.StrType(pattern=str(pattern)):
             return st.from_regex(pattern.replace("$", r"\Z"))
-        case inspect.StrType():
-            return TEXT
+        case inspect.StrType(min_length=shortest):
+            return TEXT.filter(bool) if shortest else TEXT
         case inspect.BoolType():
             return st.booleans()
         case inspect.IntType(ge=low, le=high):
