@@ -113,6 +113,15 @@ class World(RuleBasedStateMachine):
         if machine.up and work:
             self.advance(machine, data.draw(st.sampled_from(work)), bad)
 
+    @rule(data=st.data(), name=st.sampled_from(NODES), well=SOMETIMES)
+    def node_looks_after_a_replica(self, data: st.DataObject, name: str, well: bool) -> None:
+        machine = self.machines[name]
+        ready = sorted(replica for replica, ready in machine.processes.items() if ready)
+        if machine.up and ready:
+            replica = data.draw(st.sampled_from(ready))
+            sick = ev.ReplicaUnhealthy(replica, name, "canary", "no token")
+            self.tells(machine, ev.ReplicaHealthy(replica, name) if well else sick)
+
     @precondition(lambda self: self.last_fact is not None)
     @rule()
     def a_fact_is_told_twice(self) -> None:
@@ -273,10 +282,12 @@ class World(RuleBasedStateMachine):
         live = [replica for replica in self.state.replicas_of(*name) if replica.live]
         outdated = [replica for replica in live if replica.revision != deployment.revision]
         if new:
-            current = len(live) - len(outdated) + len(new)
+            sick = [replica for replica in live if replica.unhealthy and replica not in outdated]
+            current = len(live) - len(outdated) - len(sick) + len(new)
             assert current <= deployment.config.num_replicas
-            assert not outdated or len(new) == 1
-            assert deployment.failed_at is None or self.history.now >= deployment.failed_at + timedelta(seconds=0.5)
+            assert not outdated or len(new) <= max(1, len(sick))
+            failed = deployment.failed_at is not None and max(deployment.unstable_starts, deployment.breakdowns - 1) > 0
+            assert not failed or self.history.now >= deployment.failed_at + timedelta(seconds=0.5)
 
     def check_goal(self) -> None:
         state = self.state
@@ -308,6 +319,7 @@ class World(RuleBasedStateMachine):
         assert sum(replica.live for replica in replicas) <= number + 1
         if room:
             assert [replica.status for replica in replicas] == [ReplicaStatus.RUNNING] * number
+            assert not any(replica.unhealthy for replica in replicas)
             assert all(self.ever_placed[replica.id] == deployment.config.engine for replica in replicas)
 
     # --- how it comes about -----------------------------------------------------------------------------
