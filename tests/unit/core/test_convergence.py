@@ -286,8 +286,8 @@ class World(RuleBasedStateMachine):
             current = len(live) - len(outdated) - len(sick) + len(new)
             assert current <= deployment.config.num_replicas
             assert not outdated or len(new) <= max(1, len(sick))
-            failed = deployment.failed_at is not None and max(deployment.unstable_starts, deployment.breakdowns - 1) > 0
-            assert not failed or self.history.now >= deployment.failed_at + timedelta(seconds=0.5)
+            row, failed_at = max(deployment.unstable_starts, deployment.breakdowns - 1), deployment.failed_at
+            assert row <= 0 or failed_at is None or self.history.now >= failed_at + timedelta(seconds=0.5)
 
     def check_goal(self) -> None:
         state = self.state
