@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -81,6 +82,22 @@ def test_status_names_every_part_of_the_cluster(mock_cluster: Cluster) -> None:
     assert application["deployments"]["mock"]["status"] == "HEALTHY"
     assert application["deployment_timestamp"] == pytest.approx(time.time(), abs=120)
     assert status["degraded"] == []
+
+
+def test_nodes_and_replicas_answer_on_their_system_ports(mock_cluster: Cluster) -> None:
+    complete(mock_cluster)
+    status = mock_cluster.status()
+    served = 0.0
+    for member in [*status["nodes"], *running(status)]:
+        url = f"http://127.0.0.1:{member['system_port']}"
+        assert httpx.get(f"{url}/health", trust_env=False).json() == {"status": "healthy", "reasons": []}
+        assert httpx.get(f"{url}/live", trust_env=False).status_code == 200
+        metrics = httpx.get(f"{url}/metrics", trust_env=False).text
+        served += sum(
+            float(value) for value in re.findall(r"^holdfast_engine_generation_tokens_total (\S+)", metrics, re.M)
+        )
+    assert served >= 3
+    assert len({member["system_port"] for member in [*status["nodes"], *running(status)]}) == 3
 
 
 def test_leases_show_their_holders_and_the_leader(mock_cluster: Cluster) -> None:

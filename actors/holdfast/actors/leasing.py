@@ -76,7 +76,13 @@ class LeaseSession:
         self._revision = 0
         self._observers: list[Callable[[], None]] = []
         self.lease: int | None = None
+        self._renewed_s: float | None = None
         self._unreachable = False
+
+    @property
+    def age_s(self) -> float | None:
+        """Since the lease was last granted or renewed, in seconds; None before the first one."""
+        return None if self._renewed_s is None else asyncio.get_running_loop().time() - self._renewed_s
 
     def observe_loss(self, observer: Callable[[], None]) -> None:
         """Call `observer()` whenever the lease is found gone."""
@@ -113,6 +119,7 @@ class LeaseSession:
                 await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1.5))
             else:
                 self._unreachable = False
+                self._renewed_s = asked_s
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(remaining_s / 2 * (1 - JITTER * self._rng.random())):
                         await self._key_gone.wait()

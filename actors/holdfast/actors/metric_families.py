@@ -142,3 +142,98 @@ PLANE_DOWN_SINCE = GATEWAY.gauge(
     "plane",
     unit="seconds",
 )
+LOG_LAG = GATEWAY.gauge(
+    "holdfast_log_lag_sequences",
+    "Events that the log held when it was last asked (every 2 s or so), and that this gateway has not read yet.",
+    unit="events",
+    alert="holdfast_log_lag_sequences > 1000",
+)
+LOG_LAG_SECONDS = GATEWAY.gauge(
+    "holdfast_log_lag_seconds",
+    "For how long there have been such events without a break; 0 when all was read.",
+    unit="seconds",
+    alert="holdfast_log_lag_seconds > 10",
+)
+LOG_SEQUENCE = GATEWAY.gauge(
+    "holdfast_log_sequence", "The last event of the log that this gateway has read.", unit="events"
+)
+LEASE_AGE = GATEWAY.gauge(
+    "holdfast_lease_age_seconds",
+    "Since the lease was last granted or renewed; more than its time to live means that it is lost. Not there before "
+    "the first one.",
+    unit="seconds",
+    alert="holdfast_lease_age_seconds > 5",
+)
+
+# --- nodes -----------------------------------------------------------------------------------------------
+
+NODE = Section("Nodes")
+
+NODE_INFO = NODE.gauge("holdfast_node_info", "This node; always 1.", "node", "version")
+NODE_LEADS = NODE.gauge(
+    "holdfast_node_leads",
+    "1 while this node leads the cluster by what it has read of the log, else 0.",
+    alert="sum(holdfast_node_leads) != 1",
+)
+NODE_SLOTS = NODE.gauge("holdfast_node_slots", "Replicas that the node takes.", unit="replicas")
+NODE_REPLICAS = NODE.gauge("holdfast_node_replicas", "Replica processes that it runs.", unit="replicas")
+REPLICA_EXITS = NODE.counter(
+    "holdfast_replica_exits",
+    "Replica processes that ended: `stopped` when told to, `failed` with an exit code, `killed` by a signal, "
+    "`unstarted` where none could be started.",
+    "how",
+    unit="replicas",
+    alert='sum(increase(holdfast_replica_exits_total{how!="stopped"}[10m])) > 3',
+)
+REPLICA_START = NODE.histogram(
+    "holdfast_replica_start_seconds",
+    "From the start of a replica's process to its readiness.",
+    bounds=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+NODE_LOG_SEQUENCE = NODE.gauge(
+    "holdfast_log_sequence",
+    "The last event of the log that this node has read; gateways show it too.",
+    unit="events",
+    alert="max(holdfast_log_sequence) - holdfast_log_sequence > 1000",
+)
+NODE_LEASE_AGE = NODE.gauge(
+    "holdfast_lease_age_seconds",
+    "As gateways' `holdfast_lease_age_seconds`, for this node.",
+    unit="seconds",
+    alert="holdfast_lease_age_seconds > 5",
+)
+
+# --- replicas --------------------------------------------------------------------------------------------
+
+REPLICA = Section("Replicas")
+
+REPLICA_INFO = REPLICA.gauge("holdfast_replica_info", "This replica; always 1.", "replica", "model")
+RUNNING = REPLICA.gauge("holdfast_num_requests_running", "Streams that the engine steps.", unit="streams")
+WAITING = REPLICA.gauge("holdfast_num_requests_waiting", "Streams that wait for room in the engine.", unit="streams")
+PREFILL_WAITING = REPLICA.gauge(
+    "holdfast_prefill_tokens_waiting", "Tokens of prompts taken in that are not read yet.", unit="tokens"
+)
+KV_CACHE_USAGE = REPLICA.gauge("holdfast_kv_cache_usage_ratio", "Part of the KV cache in use, 0 to 1.", unit="ratio")
+KV_BLOCKS = REPLICA.gauge("holdfast_kv_blocks", "Blocks of the KV cache, by `state`: `used` or `free`.", "state")
+GATEWAYS_CONNECTED = REPLICA.gauge("holdfast_gateways_connected", "Gateways that are connected.", unit="gateways")
+STREAMS_KEPT = REPLICA.gauge(
+    "holdfast_streams_kept", "Streams that ended, and are kept for gateways that may ask for them.", unit="streams"
+)
+ENGINE_STEPS = REPLICA.counter("holdfast_engine_steps", "Steps that the engine made.", unit="steps")
+STEP_DURATION = REPLICA.histogram(
+    "holdfast_engine_step_seconds",
+    "How long the engine's steps take.",
+    bounds=ITL_BOUNDS_S,
+    alert="histogram_quantile(0.99, sum by (le, instance) (rate(holdfast_engine_step_seconds_bucket[5m]))) > 0.5",
+)
+ENGINE_PROMPT_TOKENS = REPLICA.counter(
+    "holdfast_engine_prompt_tokens", "Tokens of prompts taken in, once for each attempt.", unit="tokens"
+)
+ENGINE_TOKENS = REPLICA.counter("holdfast_engine_generation_tokens", "Tokens drawn.", unit="tokens")
+ATTEMPTS = REPLICA.counter(
+    "holdfast_attempts",
+    "Attempts that gateways sent: `admitted`, `busy` (no room, or draining) or `refused` (the request's fault).",
+    "outcome",
+    unit="attempts",
+    alert='sum(rate(holdfast_attempts_total{outcome="busy"}[5m])) > 1',
+)

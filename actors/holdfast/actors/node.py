@@ -19,7 +19,9 @@ from holdfast.actors.controller import Controller
 from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession, check_name_free
+from holdfast.actors.node_metrics import NodeMetrics
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
+from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.actors.writer import DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.decoding import UNDECODABLE
@@ -59,7 +61,8 @@ class Superseded(HoldfastError):
 class NodeSettings(msgspec.Struct, frozen=True):
     """How a node runs. Times in seconds; `slots` is how many replicas it takes; `host` is what replicas bind.
 
-    `advertise_host` is the host that gateways reach replicas by; without one it is what they bind.
+    `advertise_host` is the host that gateways reach replicas by; without one it is what they bind. The node and each of
+    its replicas have the first free port from `system_port_first` upwards as their system port; 0 for none.
     """
 
     version: str
@@ -68,6 +71,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     advertise_host: str = ""
     heartbeat_interval_s: float = 0.1
+    system_port_first: int = 0
 
 
 class _Child:
@@ -77,6 +81,7 @@ class _Child:
         self.specification = specification
         self.process: Process | None = None
         self.stopping = asyncio.Event()
+        self.started_s = 0.0
         self.message = ""
 
 
@@ -113,6 +118,9 @@ class Node:
             self._facts.record,
         )
         self._children: dict[str, _Child] = {}
+        self._metrics = NodeMetrics(identity, settings.version, settings.slots)
+        self._metrics.show(self._follower, self._session, self._children)
+        self._system = SystemPort(system_pages(self._metrics.ledger, self._reasons))
         self._placed: list[str] = []
         self._concerned = asyncio.Event()
         self._leaving = False
@@ -122,6 +130,7 @@ class Node:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take part until `stop`. Raises `Superseded`, `WrongLastSequence` or `CorruptLog` when it may not go on."""
+        await self._system.open(self._settings.host, self._settings.system_port_first)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -137,16 +146,25 @@ class Node:
             await self._controller.resign()
             await self._session.release()
         finally:
+            self._system.close()
             for child in self._children.values():
                 if child.process is not None:
                     child.process.kill()
+
+    def _reasons(self) -> list[str]:
+        """Why the node does not do all that a node does; empty while it does."""
+        if self._follower.unreadable is not None:
+            return [str(self._follower.unreadable)]
+        status = self._here(self._follower.state)
+        return [] if status is MemberStatus.ALIVE else [f"the log holds this node for {status or 'not joined'}"]
 
     async def _participate(self, group: asyncio.TaskGroup) -> None:
         await self._catch_up()
         identity = self._identity
         await check_name_free(self._leases, identity, self._follower.state.nodes.get(identity.name))
+        settings, port = self._settings, self._system.port
         joined = self._facts.record(
-            NodeJoined(identity.name, identity.host, identity.pid, self._settings.version, self._settings.slots), None
+            NodeJoined(identity.name, identity.host, identity.pid, settings.version, settings.slots, port), None
         )
         await self._facts.flush()
         logger.info("node %s joined as %s", identity.name, joined)
@@ -256,6 +274,7 @@ class Node:
             graceful_shutdown_timeout_s=deployment.config.graceful_shutdown_timeout_s,
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             engine_stall_timeout_s=deployment.config.engine_stall_timeout_s,
+            system_port_first=self._settings.system_port_first,
         )
         child = self._children[replica.id] = _Child(specification)
         self._childless.clear()
@@ -276,10 +295,11 @@ class Node:
             process = await self._launcher.launch(name, msgspec.json.encode(child.specification))
         except WorldFailure as error:
             expected = child.stopping.is_set()
-            self._facts.record(ReplicaExited(name, self._identity.name, 0, None, None, expected, str(error)), placed)
-            self._forget(name)
+            unstarted = ReplicaExited(name, self._identity.name, 0, None, None, expected, str(error))
+            self._ended(unstarted, placed)
             return
         child.process = process
+        child.started_s = asyncio.get_running_loop().time()
         started = self._facts.record(ReplicaStarted(name, self._identity.name, process.pid), placed)
         try:
             async with asyncio.TaskGroup() as group:
@@ -293,11 +313,13 @@ class Node:
                 reports.cancel()
         finally:
             process.kill()
-        self._facts.record(self._exited(child, process.pid, status), started)
-        self._forget(name)
+        self._ended(self._exited(child, process.pid, status), started)
 
-    def _forget(self, name: str) -> None:
-        self._children.pop(name, None)
+    def _ended(self, fact: ReplicaExited, cause: str) -> None:
+        """A replica's process is gone, and the log is told."""
+        self._facts.record(fact, cause)
+        self._metrics.exited(fact)
+        self._children.pop(fact.replica, None)
         if not self._children:
             self._childless.set()
 
@@ -309,12 +331,10 @@ class Node:
                 logger.warning("replica %s reports nonsense: %s", child.specification.replica, error)
                 continue
             if isinstance(report, Ready):
-                self._facts.record(
-                    ReplicaReady(
-                        child.specification.replica, self._identity.name, self._reached_at(report.address), report.info
-                    ),
-                    started,
-                )
+                name, address = child.specification.replica, self._reached_at(report.address)
+                ready = ReplicaReady(name, self._identity.name, address, report.info, report.system_port)
+                self._facts.record(ready, started)
+                self._metrics.ready(asyncio.get_running_loop().time() - child.started_s)
             elif isinstance(report, Failed):
                 child.message = report.message
             else:

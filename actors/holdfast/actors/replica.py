@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.held import HeldStreams, Peer, until_s
+from holdfast.actors.replica_metrics import ReplicaMetrics
 from holdfast.actors.specification import Fenced, ReplicaSpecification, Report
 from holdfast.actors.wire import Connection
 from holdfast.core.errors import HoldfastError, PeerViolation, RequestRefused, WrongReplica
@@ -106,6 +107,7 @@ class Replica:
         specification: ReplicaSpecification,
         engine: Engine,
         report: Callable[[Report], None] = lambda _report: None,
+        metrics: ReplicaMetrics | None = None,
     ) -> None:
         self._specification = specification
         self._engine = engine
@@ -129,6 +131,13 @@ class Replica:
         self._deserted.set()
         self._keys = 0
         self._draining = False
+        self.metrics = metrics or ReplicaMetrics(specification.replica, specification.model)
+        self.metrics.show(engine, lambda: len(self._peers), lambda: len(self._held.shelf))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it takes nothing new; empty while it does."""
+        return ["the replica is draining"] if self._draining else []
 
     async def listen(self) -> tuple[asyncio.Server, str]:
         """Open the replica's socket; the server and its address."""
@@ -218,6 +227,7 @@ class Replica:
         if self._draining or len(self._starts) >= STARTS_WAITING_MAX:
             reason = "the replica is draining" if self._draining else "too many streams wait for the replica"
             peer.connection.send(Refused(start.attempt, "replica_unavailable", reason, None, True))
+            self.metrics.turned_away(busy=True)
             return
         self._idle.clear()
         self._starts.append(_Arrived(peer, start, until_s(start.timeout_s, peer.connection.loop.time())))
@@ -282,7 +292,9 @@ class Replica:
             self._step_began_s = loop.time()
             output = await self._engine.step()
             _check(output)
-            self._step_times_s.append(loop.time() - self._step_began_s)
+            took_s = loop.time() - self._step_began_s
+            self._step_times_s.append(took_s)
+            self.metrics.stepped(took_s, len(output.tokens))
             self._step_began_s = None
             self._steps += 1
             await self._deliver(output)
@@ -299,7 +311,9 @@ class Replica:
         except RequestRefused as refusal:
             retry = refusal.code == ENGINE_OVERLOADED
             peer.connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
+            self.metrics.turned_away(busy=retry)
         else:
+            self.metrics.admitted(prompt_tokens)
             self._live.add(key)
             wanted = peer.connection in self._peers and self._admitting is not None
             if wanted and self._held.begin(key, peer, start, prompt_tokens, arrived.until_s):

@@ -23,11 +23,16 @@ import uvloop
 
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.replica import Replica
+from holdfast.actors.replica_metrics import ReplicaMetrics
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, Report, encode_report
+from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.core.errors import InvalidConfig, Misuse
 
 LINE_BYTES_MAX = 1024 * 1024
 CLOSE_TIMEOUT_S = 2.0
+
+LOADING = "the engine is being loaded"
+"""Why a replica can't serve yet."""
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +98,14 @@ async def serve(
     """Load, report readiness, serve until SIGTERM or until the node is gone."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    metrics = ReplicaMetrics(specification.replica, specification.model)
+    replica: Replica | None = None
+    system = SystemPort(system_pages(metrics.ledger, lambda: replica.reasons if replica is not None else [LOADING]))
+    await system.open(specification.host, specification.system_port_first)
     engine = await load(specification)
-    replica = Replica(specification, engine, channel.note)
+    replica = Replica(specification, engine, channel.note, metrics)
     server, address = await replica.listen()
-    channel.report(Ready(address, engine.info))
+    channel.report(Ready(address, engine.info, system.port))
     async with asyncio.TaskGroup() as group:
         running = group.create_task(replica.run())
         orphan = group.create_task(_outlive_node(replica, stdin, specification.orphan_grace_s, stopping))
@@ -109,6 +118,7 @@ async def serve(
         orphan.cancel()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(engine.close(), CLOSE_TIMEOUT_S)
+    system.close()
 
 
 async def _outlive_node(replica: Replica, stdin: asyncio.StreamReader, grace_s: float, stopping: asyncio.Event) -> None:

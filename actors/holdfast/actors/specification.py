@@ -9,7 +9,10 @@ from holdfast.core.requests import EngineInfo
 
 
 class ReplicaSpecification(msgspec.Struct, frozen=True):
-    """Everything that a replica process needs to know. Times in seconds."""
+    """Everything that a replica process needs to know. Times in seconds.
+
+    Its system port is the first free one from `system_port_first` upwards; 0 for none.
+    """
 
     cluster: str
     replica: str
@@ -20,13 +23,15 @@ class ReplicaSpecification(msgspec.Struct, frozen=True):
     heartbeat_interval_s: float = 0.1
     engine_stall_timeout_s: float = 2.0
     orphan_grace_s: float = 30.0
+    system_port_first: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine is loaded, and the replica listens at `address`."""
+    """The engine is loaded, and the replica listens at `address`, and on `system_port` (0: it has none)."""
 
     address: str
     info: EngineInfo
+    system_port: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

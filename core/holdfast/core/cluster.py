@@ -86,6 +86,7 @@ class NodeState(msgspec.Struct, frozen=True):
     slots: int
     event: str
     drain: Drain | None = None
+    system_port: int = 0
 
 
 class GatewayState(msgspec.Struct, frozen=True):
@@ -171,6 +172,7 @@ class ReplicaState(msgspec.Struct, frozen=True):
     stop_mode: DrainMode | None = None
     stop_deadline_s: float | None = None
     unhealthy: str = ""
+    system_port: int = 0
 
     @property
     def live(self) -> bool:

@@ -43,7 +43,8 @@ class Fact(Payload, frozen=True):
 class NodeJoined(Fact, frozen=True):
     """A node process started under a new incarnation. Everything that its earlier incarnation ran is gone.
 
-    `slots` is how many replicas it can hold.
+    `slots` is how many replicas it can hold. `system_port` is where it answers `/health`, `/live` and `/metrics`; 0 if
+    it has none.
     """
 
     node: str
@@ -51,6 +52,7 @@ class NodeJoined(Fact, frozen=True):
     pid: int
     version: str
     slots: int
+    system_port: int = 0
 
 
 class NodeStopping(Fact, frozen=True):
@@ -95,12 +97,16 @@ class ReplicaStarted(Fact, frozen=True):
 
 
 class ReplicaReady(Fact, frozen=True):
-    """The replica loaded its engine and listens at `address` (`host:port`)."""
+    """The replica loaded its engine and listens at `address` (`host:port`).
+
+    `system_port` is where it answers `/health`, `/live` and `/metrics`; 0 if it has none.
+    """
 
     replica: str
     node: str
     address: str
     info: EngineInfo
+    system_port: int = 0
 
 
 class ReplicaExited(Fact, frozen=True):

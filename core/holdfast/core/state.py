@@ -99,6 +99,7 @@ def _node_joined(state: ClusterState, event: ev.Event, fact: ev.NodeJoined) -> C
         fact.slots,
         event.id,
         before.drain if before is not None else None,
+        fact.system_port,
     )
     state = _drop_replicas_on(state, fact.node, event.id, f"node {fact.node} restarted")
     return msgspec.structs.replace(state, nodes=with_entry(state.nodes, node.id, node))
@@ -210,7 +211,7 @@ def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) 
         return state
     starting = replica.status is ReplicaStatus.STARTING
     status = ReplicaStatus.RUNNING if starting else replica.status
-    changes = {"status": status, "address": fact.address, "info": fact.info}
+    changes = {"status": status, "address": fact.address, "info": fact.info, "system_port": fact.system_port}
     state = _change_replica(state, event, fact.replica, ready_at=replica.ready_at or event.time, **changes)
     return _change_deployment_of(state, replica, start_failures=0, message="", ran=True) if starting else state
 
@@ -228,7 +229,9 @@ def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited
         state = _count_start_failure(state, event, replica, message)
     if broke_down(replica, fact):
         state = _count_breakdown(state, event, replica, message)
-    return _change_replica(state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address="")
+    return _change_replica(
+        state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address="", system_port=0
+    )
 
 
 def _replica_stop_ordered(state: ClusterState, event: ev.Event, decision: ev.ReplicaStopOrdered) -> ClusterState:

@@ -117,7 +117,7 @@ class ControllerReport(msgspec.Struct, frozen=True):
 
 
 class NodeReport(msgspec.Struct, frozen=True):
-    """A node: its status in the log, and what the leases add to that."""
+    """A node: its status in the log, and what the leases add to that. `system_port` is None where it has none."""
 
     id: str
     pid: int
@@ -127,6 +127,7 @@ class NodeReport(msgspec.Struct, frozen=True):
     replicas: int
     version: str
     message: str = ""
+    system_port: int | None = None
 
 
 class GatewayReport(msgspec.Struct, frozen=True):
@@ -142,7 +143,7 @@ class GatewayReport(msgspec.Struct, frozen=True):
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
-    """A replica. `pid` and `address` are None while it has none."""
+    """A replica. `pid`, `address` and `system_port` are None while it has none."""
 
     id: str
     application: str
@@ -152,6 +153,7 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     state: ReplicaStatus
     address: str | None
     message: str = ""
+    system_port: int | None = None
 
 
 class DeploymentReport(msgspec.Struct, frozen=True):
@@ -220,6 +222,7 @@ def _replicas(state: ClusterState) -> list[ReplicaReport]:
             replica.status,
             replica.address or None,
             replica.message or _why_it_leaves(replica, nodes),
+            replica.system_port or None,
         )
         for replica in _in_order(state.replicas)
     ]
@@ -267,7 +270,8 @@ def _node(node: NodeState, used: int, leases: LeaseView | None) -> NodeReport:
         )
     if _lease_missing(node, leases):
         message = "its lease is missing"
-    return NodeReport(node.id, node.pid, status, node.host, node.slots, used, node.version, message)
+    port = node.system_port or None
+    return NodeReport(node.id, node.pid, status, node.host, node.slots, used, node.version, message, port)
 
 
 _GATEWAY_STATUS = {

@@ -11,6 +11,8 @@ from typing import Protocol
 from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession, check_name_free
+from holdfast.actors.metric_families import LEASE_AGE
+from holdfast.actors.node_metrics import lease_age
 from holdfast.actors.writer import FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus
 from holdfast.core.errors import LogUnavailable
@@ -18,6 +20,7 @@ from holdfast.core.events import GatewayJoined, GatewayLeft, GatewayStopping
 from holdfast.gateway.addresses import advertised, bracketed
 from holdfast.gateway.app import App, create_app
 from holdfast.gateway.http_server import HttpServer
+from holdfast.gateway.lag import LogLag
 from holdfast.gateway.machine import Machine
 from holdfast.gateway.problems import HttpRefusal, Problem
 from holdfast.gateway.reporting import Planes, ReportingServing, WatchedLeases, WatchedLog
@@ -95,7 +98,10 @@ class GatewayProcess:
         ledger = self._serving.ledger
         app = self._app = create_app(self._serving, settings.http, identity.name, machine, ledger, self._gateways)
         show_serving(self._serving)
-        self._planes = self._serving.planes = Planes({"log": log, "leases": leases}, rng, machine.clock)
+        lag = LogLag(log, self._follower)
+        lag.show(ledger)
+        ledger.read(LEASE_AGE, lease_age(self._session))
+        self._planes = self._serving.planes = Planes({"log": lag, "leases": leases}, rng, machine.clock)
         self._planes.shown_in(ledger)
         self._http = door(app, settings.gateway)
 

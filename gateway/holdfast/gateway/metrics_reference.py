@@ -8,12 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast.actors.metric_families import GATEWAY
+from holdfast.actors.metric_families import GATEWAY, NODE, REPLICA
 from holdfast.actors.metrics import OTHER, SERIES_MAX, Family, Kind, Section
 
 TARGET = Path("docs/metrics.md")
 
-SECTIONS: Sequence[tuple[Section, str]] = ((GATEWAY, "`GET /metrics` of each gateway, on the port of its API."),)
+_SYSTEM_PORT = (
+    "on its system port: the first free one from `HOLDFAST_NODE__SYSTEM_PORT_FIRST` (9090) upwards, on "
+    "`HOLDFAST_NODE__HOST`. `holdfast status --json` and the log show which it is. `/live` is there too, and "
+    "`/health`, which is 503 with the reasons while it can't do its work."
+)
+
+SECTIONS: Sequence[tuple[Section, str]] = (
+    (GATEWAY, "`GET /metrics` of each gateway, on the port of its API."),
+    (NODE, f"`GET /metrics` of each node, {_SYSTEM_PORT}"),
+    (REPLICA, f"`GET /metrics` of each replica, {_SYSTEM_PORT}"),
+)
 
 _HEAD = f"""# Metrics
 

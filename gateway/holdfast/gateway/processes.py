@@ -165,6 +165,7 @@ async def be_node(
         host=settings.node.host,
         advertise_host=advertised(settings.node.host, settings.node.advertise_host),
         heartbeat_interval_s=settings.node.heartbeat_interval_s,
+        system_port_first=settings.node.system_port_first,
     )
     async with coming_leases(settings, stores) as leases, await_log(settings, stop, stores) as log:
         if log is None:

@@ -43,6 +43,13 @@ class NodeProcessSettings(BaseModel):
     heartbeat_interval_s: float = Field(
         0.1, gt=0, le=60, description="Replicas tell their load to gateways this often (seconds)."
     )
+    system_port_first: int = Field(
+        9090,
+        ge=0,
+        le=65_535,
+        description="The node and each of its replicas answer `/health`, `/live` and `/metrics` on the first free port "
+        "from this one upwards, on `host`. `holdfast status --json` shows which. 0: they have no such port.",
+    )
 
 
 class GatewayProcessSettings(BaseModel):

@@ -1,0 +1,66 @@
+"""What a node counts, and shows on its system port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+
+from holdfast.actors.follower import Follower
+from holdfast.actors.identity import Identity
+from holdfast.actors.leasing import LeaseSession
+from holdfast.actors.metric_families import (
+    NODE,
+    NODE_INFO,
+    NODE_LEADS,
+    NODE_LEASE_AGE,
+    NODE_LOG_SEQUENCE,
+    NODE_REPLICAS,
+    NODE_SLOTS,
+    REPLICA_EXITS,
+    REPLICA_START,
+)
+from holdfast.actors.metrics import Ledger, Samples
+from holdfast.core.events import ReplicaExited
+
+
+class NodeMetrics:
+    """A node's ledger, and what it counts in it."""
+
+    def __init__(self, identity: Identity, version: str, slots: int) -> None:
+        self.ledger = Ledger(NODE)
+        self._identity = identity
+        self.ledger.read(NODE_INFO, lambda: [((identity.name, version), 1)])
+        self.ledger.read(NODE_SLOTS, lambda: [((), slots)])
+
+    def show(self, follower: Follower, session: LeaseSession, replicas: Sized) -> None:
+        """Have the ledger read what the node knows, its lease, and the replicas that it runs."""
+        identity = self._identity
+
+        def leads() -> Samples:
+            state = follower.state
+            return [((), (state.leader, state.leader_incarnation) == (identity.name, identity.incarnation))]
+
+        self.ledger.read(NODE_LEADS, leads)
+        self.ledger.read(NODE_REPLICAS, lambda: [((), len(replicas))])
+        self.ledger.read(NODE_LOG_SEQUENCE, lambda: [((), follower.state.sequence)])
+        self.ledger.read(NODE_LEASE_AGE, lease_age(session))
+
+    def ready(self, after_s: float) -> None:
+        """A replica is ready so long after its start."""
+        self.ledger.observe(REPLICA_START, after_s)
+
+    def exited(self, fact: ReplicaExited) -> None:
+        """A replica's process ended."""
+        self.ledger.add(REPLICA_EXITS, _how(fact))
+
+
+def lease_age(session: LeaseSession) -> Callable[[], Samples]:
+    """Reads how old the lease is; nothing before there is one."""
+    return lambda: [] if session.age_s is None else [((), session.age_s)]
+
+
+def _how(fact: ReplicaExited) -> str:
+    if fact.expected:
+        return "stopped"
+    if fact.signal is not None:
+        return "killed"
+    return "unstarted" if fact.exit_code is None else "failed"
