@@ -15,8 +15,9 @@ from datetime import datetime
 from typing import NoReturn
 
 from holdfast.actors.follower import Follower
-from holdfast.actors.identity import DECISIONS, LEADER_KEY, Identity, members_at, parse_holder
+from holdfast.actors.identity import CUT_OFF, DECISIONS, ENDED, LEADER_KEY, Identity, members_at, parse_holder
 from holdfast.actors.leasing import LeaseSession
+from holdfast.actors.reach import LogReach, read_on
 from holdfast.actors.writer import DecisionWriter
 from holdfast.core.cluster import ClusterState, Head, MemberStatus
 from holdfast.core.detector import LeaseEvidence, Member
@@ -48,10 +49,8 @@ GATHER_S = 0.05
 LATE_S = 0.001
 """A look at whether somebody's time is over comes so much later, so that no rounding puts it before that."""
 
-CUT_OFF_S = 30.0
-CUT_OFF_LOOK_S = 3.0
-"""A leader that could not read the log for this long, in seconds, leaves the key to one that can; it tries this often.
-Elections among log servers take up to 9 s."""
+RESIGN_PAUSE_S = 3.0
+"""A leader that can't reach the log tries this often, in seconds, to leave the key to one that can."""
 
 SUCCESSOR_TIMEOUT_S = 2.0
 """How long a leader whose decision was refused reads on, to learn who leads now (seconds)."""
@@ -78,6 +77,7 @@ class Controller:
         writer: DecisionWriter,
         leases: Leases,
         session: LeaseSession,
+        reach: LogReach,
         clock: Clock,
         ttl_s: float,
         tell: Callable[[LeaderDeposed, str | None], object],
@@ -87,6 +87,7 @@ class Controller:
         self._writer = writer
         self._leases = leases
         self._session = session
+        self._reach = reach
         self._clock = clock
         self._ttl_s = ttl_s
         self._poll_s = min(max(POLL_S, ttl_s / POLLS), POLL_MAX_S)
@@ -106,7 +107,7 @@ class Controller:
     async def run(self) -> None:
         """Campaign and lead until cancelled or retired."""
         while not self._retired:
-            await self._read_on()
+            await read_on(self._follower)
             revision, self._lease = await self._campaign()
             epoch = await self._epoch(revision)
             logger.info("%s leads with epoch %d", self._identity.name, epoch)
@@ -115,7 +116,7 @@ class Controller:
             self._gateways = LeaseEvidence(self._ttl_s)
             self._at_rest.clear()
             try:
-                await self._report(epoch, await self._term(epoch))
+                await self._report(epoch, await self._term(epoch, self._lease))
             finally:
                 self._at_rest.set()
 
@@ -227,14 +228,14 @@ class Controller:
 
     # --- leading ----------------------------------------------------------------------------------------
 
-    async def _term(self, epoch: int) -> Deposed:
+    async def _term(self, epoch: int, lease: int) -> Deposed:
         """Lead until deposed; why it ended."""
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch_members())
+            aside = [group.create_task(self._watch_members()), group.create_task(self._reach.assure(lease))]
             ends = [group.create_task(self._until_deposed(epoch)), group.create_task(self._until_cut_off())]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             ended = [end for end in ends if end.done()]
-            for task in (watching, *ends):
+            for task in (*aside, *ends):
                 task.cancel()
             return ended[0].result()
 
@@ -250,22 +251,10 @@ class Controller:
         While the lease servers don't answer either, nobody else could lead.
         """
         while True:
-            try:
-                async with asyncio.timeout(CUT_OFF_S):
-                    await self._read_on()
-            except TimeoutError:
-                if await self.resign():
-                    return Deposed(f"it could not read the log for {CUT_OFF_S:g} s")
-            await asyncio.sleep(CUT_OFF_LOOK_S)
-
-    async def _read_on(self) -> None:
-        """Wait until all is read that is in the log now."""
-        while True:
-            try:
-                return await self._follower.catch_up()
-            except LogUnavailable as error:
-                logger.debug("the log is out of reach: %s", error)
-                await asyncio.sleep(RETRY_S)
+            await self._reach.lost()
+            if await self.resign():
+                return Deposed(f"it could not read the log for {self._reach.timeout_s:g} s")
+            await asyncio.sleep(RESIGN_PAUSE_S)
 
     async def _report(self, epoch: int, deposed: Deposed) -> None:
         """Tell the log that this node no longer leads, and by whose election if that can be read soon."""
@@ -329,7 +318,10 @@ class Controller:
         # Whoever decides is alive: a leader whose own lease slipped away asks for a new one, and may be deposed.
         ourselves = (self._identity.name, self._identity.incarnation)
         evidence = Evidence(
-            self._nodes.expired() - {ourselves}, self._gateways.expired(), self._nodes.ended | self._gateways.ended
+            self._nodes.expired() - {ourselves},
+            self._gateways.expired(),
+            self._nodes.ended | self._gateways.ended,
+            self._nodes.cut_off,
         )
         return reconcile(self._follower.state, evidence, self._clock.now())
 
@@ -389,7 +381,8 @@ class Controller:
         state = self._follower.state
         known = ((self._nodes, "node", _nodes_alive(state)), (self._gateways, "gateway", _gateways_alive(state)))
         for evidence, role, alive in known:
-            evidence.listed(members_at(keys, role), alive, now_s, members_at(keys, role, ended=True))
+            notes = (members_at(keys, role, note=note) for note in (ENDED, CUT_OFF))
+            evidence.listed(members_at(keys, role), alive, now_s, *notes)
         self._poke.set()
 
 

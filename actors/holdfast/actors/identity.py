@@ -20,8 +20,14 @@ DECISIONS = "decisions"
 LEADER_KEY = "leader"
 """The key whose holder leads; its create revision is the epoch."""
 
+LOG_KEY = "log"
+"""The key that the leader sets each time that it has read all of the log (`reach.py`)."""
+
 ENDED = "ended"
 """What stands before the lease key of a member whose process was seen to end (`ended.py`)."""
+
+CUT_OFF = "cut-off"
+"""What stands before the lease key of a node that says that it alone can't reach the log (`reach.py`)."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -82,9 +88,9 @@ def parse_holder(value: bytes) -> Holder | None:
         return None
 
 
-def members_at(keys: Iterable[str], role: str, *, ended: bool = False) -> frozenset[tuple[str, str]]:
-    """The (name, incarnation) of the role's lease keys among `keys`; or of those that have `ENDED` before them."""
-    root = [ENDED, f"{role}s"] if ended else [f"{role}s"]
+def members_at(keys: Iterable[str], role: str, *, note: str | None = None) -> frozenset[tuple[str, str]]:
+    """The (name, incarnation) of the role's lease keys among `keys`; or of those that have `note` before them."""
+    root = [f"{role}s"] if note is None else [note, f"{role}s"]
     parts = (key.split("/") for key in keys)
     return frozenset((part[-2], part[-1]) for part in parts if part[:-2] == root)
 

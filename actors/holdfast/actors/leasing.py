@@ -73,6 +73,8 @@ class LeaseSession:
         self._rng = rng
         self._changed = asyncio.Event()
         self._key_gone = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._wanted.set()
         self._revision = 0
         self._observers: list[Callable[[], None]] = []
         self.lease: int | None = None
@@ -95,6 +97,20 @@ class LeaseSession:
             await self._changed.wait()
         return self.lease
 
+    @property
+    def withheld(self) -> bool:
+        """Whether the lease is given up until `resume`."""
+        return not self._wanted.is_set()
+
+    def withhold(self) -> None:
+        """Give the lease back, or let it end if no server answers, and ask for none before `resume`."""
+        self._wanted.clear()
+        self._key_gone.set()
+
+    def resume(self) -> None:
+        """Take a lease again after `withhold`."""
+        self._wanted.set()
+
     async def run(self) -> None:
         """Grant and renew until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -104,6 +120,10 @@ class LeaseSession:
     async def _keep(self) -> None:
         now_s = asyncio.get_running_loop().time
         while True:
+            if self.withheld:
+                await self.release()
+                self._tell_loss()
+                await self._wanted.wait()
             asked_s = now_s()
             try:
                 remaining_s = await self._grant() if self.lease is None else await self._renew(self.lease)
@@ -164,5 +184,8 @@ class LeaseSession:
 
     def _lost(self) -> None:
         self.lease = None
+        self._tell_loss()
+
+    def _tell_loss(self) -> None:
         for observer in self._observers:
             observer()

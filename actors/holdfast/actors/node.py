@@ -20,6 +20,7 @@ from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession, check_name_free
 from holdfast.actors.node_metrics import NodeMetrics
+from holdfast.actors.reach import LogReach
 from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
 from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.actors.writer import DecisionWriter, FactWriter
@@ -63,6 +64,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
 
     `advertise_host` is the host that gateways reach replicas by; without one it is what they bind. The node and each of
     its replicas have the first free port from `system_port_first` upwards as their system port; 0 for none.
+    `cut_off_timeout_s` is how long it may be without the log (`reach.py`).
     """
 
     version: str
@@ -72,6 +74,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     advertise_host: str = ""
     heartbeat_interval_s: float = 0.1
     system_port_first: int = 0
+    cut_off_timeout_s: float = 30.0
 
 
 class _Child:
@@ -107,12 +110,14 @@ class Node:
         self._follower.observe(self._on_record)
         self._facts = FactWriter(log, clock, identity)
         self._session = LeaseSession(leases, settings.lease_ttl_s, {identity.lease_key: identity.lease_value()}, rng)
+        self._reach = LogReach(identity, self._follower, leases, self._session, settings.cut_off_timeout_s, rng)
         self._controller = Controller(
             identity,
             self._follower,
             DecisionWriter(log, clock, identity),
             leases,
             self._session,
+            self._reach,
             clock,
             settings.lease_ttl_s,
             self._facts.record,
@@ -170,6 +175,7 @@ class Node:
         logger.info("node %s joined as %s", identity.name, joined)
         await self._follower.until(lambda state: self._here(state) is not None)
         async with asyncio.TaskGroup() as inner:
+            inner.create_task(self._reach.run())
             if self._follower.unreadable is None:
                 self._leading = inner.create_task(self._controller.run())
             try:

@@ -8,7 +8,8 @@ member has to come back after the servers were away or a new leader looks for th
 and thawed end the leases of everybody who could not renew meanwhile, a moment later, without ever having failed a
 call: hence all along, and for a TTL. Of a time in which they did not answer only a part of a TTL counts.
 
-A member whose process was seen to end needs no such inference, and is held for gone at once.
+A member whose process was seen to end needs no such inference, and is held for gone at once; so is a node that gave
+its lease up and says that it can't reach the log.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ class LeaseEvidence:
         self._ttl_s = ttl_s
         self._seen: frozenset[Member] = frozenset()
         self._ended: frozenset[Member] = frozenset()
+        self._cut_off: frozenset[Member] = frozenset()
         self._absent_since: dict[Member, float] = {}
         self._listed_s: float | None = None
         self._steady_since_s = 0.0
@@ -129,8 +131,10 @@ class LeaseEvidence:
         wanted: frozenset[Member],
         now_s: float,
         ended: frozenset[Member] = frozenset(),
+        cut_off: frozenset[Member] = frozenset(),
     ) -> None:
-        """The servers listed `present`, and `ended` as those whose process was seen to end.
+        """The servers listed `present`; `ended` as those whose process was seen to end, and `cut_off` as those that say
+        of themselves that they can't reach the log.
 
         `wanted` are the members that the log holds for alive.
         """
@@ -142,6 +146,7 @@ class LeaseEvidence:
         absent = wanted - present
         self._absent_since = {member: since for member, since in self._absent_since.items() if member in absent}
         self._ended = ended & absent
+        self._cut_off = cut_off & absent
         self._seen = present
 
     def forget(self, member: Member) -> None:
@@ -149,11 +154,12 @@ class LeaseEvidence:
         self._absent_since.pop(member, None)
         self._seen -= {member}
         self._ended -= {member}
+        self._cut_off -= {member}
 
     def unreachable(self) -> None:
         """The servers did not answer: absence proves nothing any more, and everybody gets a full TTL again."""
         self._listed_s = None
-        self._seen = self._ended = frozenset()
+        self._seen = self._ended = self._cut_off = frozenset()
         self._absent_since.clear()
 
     def expired(self) -> frozenset[Member]:
@@ -161,7 +167,8 @@ class LeaseEvidence:
         if self._listed_s is None:
             return frozenset()
         limit_s = self._listed_s - self._ttl_s
-        return self._ended.union(member for member, since in self._absent_since.items() if since <= limit_s)
+        gone = self._ended | self._cut_off
+        return gone.union(member for member, since in self._absent_since.items() if since <= limit_s)
 
     def next_look_s(self) -> float | None:
         """Seconds from the last listing until the time of somebody missing is over; None when none's will be."""
@@ -174,6 +181,11 @@ class LeaseEvidence:
     def ended(self) -> frozenset[Member]:
         """Of the expired, those whose process was seen to end."""
         return self._ended
+
+    @property
+    def cut_off(self) -> frozenset[Member]:
+        """Of the expired, those that gave their lease up since they can't reach the log."""
+        return self._cut_off
 
     def _pass_over_silence(self, now_s: float) -> None:
         """Take out of everybody's time what the servers let pass without an answer."""

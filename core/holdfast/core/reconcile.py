@@ -67,16 +67,20 @@ class Evidence(msgspec.Struct, frozen=True):
     """What the leases say: incarnations of nodes and gateways whose lease is gone, as (id, incarnation).
 
     Only members that had been seen alive under a lease, or that have had a full TTL to get one, belong here, and
-    those whose process was seen to end, which are in `ended` as well.
+    those whose process was seen to end, which are in `ended` as well, or that gave their lease up since they can't
+    reach the log, which are in `cut_off`.
     """
 
     nodes_expired: frozenset[tuple[str, str]] = frozenset()
     gateways_expired: frozenset[tuple[str, str]] = frozenset()
     ended: frozenset[tuple[str, str]] = frozenset()
+    cut_off: frozenset[tuple[str, str]] = frozenset()
 
     def reason(self, member: tuple[str, str]) -> str:
         """Why the member is given up, for people."""
-        return "its process ended" if member in self.ended else "its lease expired"
+        if member in self.ended:
+            return "its process ended"
+        return "it can't reach the log and gave up its lease" if member in self.cut_off else "its lease expired"
 
 
 _Replicas = Mapping[tuple[str, str], list[ReplicaState]]

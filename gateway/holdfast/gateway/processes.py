@@ -166,6 +166,7 @@ async def be_node(
         advertise_host=advertised(settings.node.host, settings.node.advertise_host),
         heartbeat_interval_s=settings.node.heartbeat_interval_s,
         system_port_first=settings.node.system_port_first,
+        cut_off_timeout_s=settings.node.cut_off_timeout_s,
     )
     async with coming_leases(settings, stores) as leases, await_log(settings, stop, stores) as log:
         if log is None:

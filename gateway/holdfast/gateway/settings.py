@@ -50,6 +50,13 @@ class NodeProcessSettings(BaseModel):
         description="The node and each of its replicas answer `/health`, `/live` and `/metrics` on the first free port "
         "from this one upwards, on `host`. `holdfast status --json` shows which. 0: they have no such port.",
     )
+    cut_off_timeout_s: float = Field(
+        30.0,
+        ge=2,
+        le=3_600,
+        description="Seconds without the log after which a leader leaves the lead to another node, and a node gives up "
+        "its lease if it sees that others reach the log. Elections among log servers take up to 9.",
+    )
 
 
 class GatewayProcessSettings(BaseModel):

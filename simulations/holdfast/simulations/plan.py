@@ -99,6 +99,7 @@ class Knobs(msgspec.Struct, frozen=True):
     lease_request_timeout_s: float = 3.0
     watch_silence_s: float = 3.0
     write_timeout_s: float = 4.0
+    cut_off_timeout_s: float = 6.0
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -161,4 +162,6 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         lease_request_timeout_s=rng.choice((2.0, 4.0)),
         watch_silence_s=rng.choice((5.0, 8.0)),
         write_timeout_s=rng.choice((2.0, 8.0)),
+        # Beside a healthy core all has to be well within 18 s: a leader may be cut off, and then go on to be as a node.
+        cut_off_timeout_s=rng.choice((12.0, 20.0) if scenario.heals else (4.0, 6.0)),
     )

@@ -197,3 +197,38 @@ async def test_giving_back_to_servers_that_are_away_takes_one_bounded_try() -> N
     await session.release()
     assert now_s() - began_s == 1.0
     await settle()
+
+
+@virtual_time
+async def test_a_lease_that_is_withheld_is_gone_at_once_and_taken_again_with_its_keys() -> None:
+    server = MemoryLeasesServer()
+    losses: list[float] = []
+    async with session_on(server.client()) as session:
+        session.observe_loss(lambda: losses.append(now_s()))
+        lease = await session.held()
+        await asyncio.sleep(3 * TTL_S)
+        session.withhold()
+        await settle()
+        assert (keys(server), session.lease, session.withheld) == ({}, None, True)
+        assert losses == [3 * TTL_S]
+        await asyncio.sleep(3 * TTL_S)
+        assert keys(server) == {}
+        session.resume()
+        await settle()
+        assert keys(server) == KEYS
+        assert session.lease not in (None, lease)
+        assert not session.withheld
+
+
+@virtual_time
+async def test_a_lease_that_is_withheld_while_no_server_answers_ends_with_its_ttl() -> None:
+    server = MemoryLeasesServer()
+    leases = server.client(request_timeout_s=1.0)
+    async with session_on(leases) as session:
+        await session.held()
+        leases.link.cut()
+        session.withhold()
+        await asyncio.sleep(2.0)
+        leases.link.heal()
+        await asyncio.sleep(TTL_S)
+        assert keys(server) == {}

@@ -182,11 +182,12 @@ class Listings:
         times: int = 1,
         after_s: float = POLL_S,
         ended: frozenset[tuple[str, str]] = NOBODY,
+        cut_off: frozenset[tuple[str, str]] = NOBODY,
     ) -> frozenset[tuple[str, str]]:
         """The same listing some times; who is expired then."""
         for _ in range(times):
             self.now_s += after_s
-            self.evidence.listed(present, wanted, self.now_s, ended)
+            self.evidence.listed(present, wanted, self.now_s, ended, cut_off)
         return self.evidence.expired()
 
 
@@ -224,6 +225,14 @@ def test_a_member_whose_process_was_seen_to_end_is_expired_at_once() -> None:
     listings = Listings()
     assert listings.list(frozenset({B}), ended=frozenset({A})) == {A}
     assert listings.evidence.ended == {A}
+
+
+def test_a_member_that_gave_its_lease_up_and_says_why_is_expired_at_once_until_it_is_back() -> None:
+    listings = Listings()
+    assert listings.list(frozenset({B}), cut_off=frozenset({A})) == {A}
+    assert (listings.evidence.cut_off, listings.evidence.ended) == ({A}, NOBODY)
+    assert listings.list(frozenset({A, B}), cut_off=frozenset({A})) == NOBODY
+    assert listings.evidence.cut_off == NOBODY
 
 
 def test_a_note_about_a_member_that_is_there_proves_nothing() -> None:

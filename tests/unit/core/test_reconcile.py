@@ -339,6 +339,14 @@ def test_nodes_whose_process_was_seen_to_end_are_given_up_at_once_however_many_a
     assert decided == [ev.NodeLost("b", "1", reason), ev.NodeLost("c", "1", reason)]
 
 
+def test_nodes_that_gave_up_their_leases_for_the_log_are_given_up_no_faster_than_others() -> None:
+    cluster = loaded(9, a=3, b=3, c=3)
+    gone = frozenset({("a", "1"), ("b", "1")})
+    plan = reconcile(cluster.state, Evidence(gone, cut_off=gone), cluster.now)
+    decided = [proposal.payload for proposal in plan.proposals]
+    assert decided == [ev.NodeLost("a", "1", "it can't reach the log and gave up its lease")]
+
+
 def test_nodes_without_replicas_cost_nothing() -> None:
     cluster = loaded(1, a=1, b=0, c=0, d=0)
     assert len(cluster.step("a", "b", "c", "d")) == 4

@@ -53,6 +53,7 @@ def test_a_note_that_a_member_ended_is_no_lease() -> None:
     run.history.fault(19.0, "freeze", "gateway-1", until_s=20.0)
     run.history.lease_event(20.0, "expired", LEASE)
     run.leased("ended/gateways/gateway-1/i1", 900)
+    run.leased("cut-off/gateways/gateway-1/i1", 901)
     assert "holds no lease" in only(broken(run), "members")
 
 
@@ -108,6 +109,36 @@ def test_the_standstill_of_the_only_lease_server_is_no_reason_to_give_up_anybody
     run.history.fault(15.0, "lease server freeze", "etcd1", until_s=19.0)
     given_up(run)
     assert bool(broken(run)) is found
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "servers", "found"),
+    [
+        ("log server freeze", "nats1", 1, True),
+        ("log server freeze", "nats1", 3, False),
+        ("log: slow delivery", "log", 1, False),
+        ("partition", "host-node-2>nats1", 1, False),
+        ("partition", "host-node-1>etcd1", 1, True),
+    ],
+)
+def test_a_node_that_gives_itself_up_for_the_log_needs_a_reason_why_others_reach_it(
+    kind: str, target: str, servers: int, found: bool
+) -> None:
+    run = well()
+    for number in range(servers):
+        run.history.process_began(0.0, f"nats-{number + 1}", SERVER, f"nats{number + 1}", 9 + number)
+    run.history.fault(15.0, kind, target, until_s=19.0)
+    run.at_s = 20.0
+    run.decide(ev.NodeLost("node-2", "i1", "it can't reach the log and gave up its lease"))
+    told = [one for one in broken(run) if one.checker == "leases"]
+    assert bool(told) is found
+
+
+def test_a_nodes_trouble_with_the_log_is_no_reason_to_lose_its_lease() -> None:
+    run = well()
+    run.history.fault(15.0, "log: slow delivery", "log", until_s=19.0)
+    given_up(run)
+    assert only(broken(run), "leases")
 
 
 def test_who_was_just_started_has_no_time_to_be_well() -> None:

@@ -26,6 +26,7 @@ from tests.unit.support.history import INFO
 from tests.unit.support.virtual_time import VirtualClock, now_s
 
 TTL_S = 5.0
+CUT_OFF_TIMEOUT_S = 30.0
 
 
 def identity_of(name: str, incarnation: str = "1", role: str = "node") -> Identity:
@@ -123,7 +124,7 @@ class RunningNode:
         self._stop = asyncio.Event()
         self._node = Node(
             identity_of(name, incarnation),
-            NodeSettings("0", world.ttl_s, slots),
+            NodeSettings("0", world.ttl_s, slots, cut_off_timeout_s=CUT_OFF_TIMEOUT_S),
             log=self.log,
             leases=self.leases,
             clock=VirtualClock(),

@@ -21,10 +21,18 @@ CALM_S: Final = 10.0
 through are over by then."""
 
 LEASE_SERVERS: Final = "etcd"
-"""What the names of lease servers' hosts begin with."""
+LOG_SERVERS: Final = "nats"
+"""What the names of their hosts begin with."""
 
-STANDSTILLS: Final = frozenset({"lease server crash", "lease server freeze", "lease server power failure"})
-"""Faults in which a lease server answers nobody. As the only one it lets nobody down more than another."""
+STANDSTILLS: Final = {
+    f"{plane} server {what}": servers
+    for plane, servers in (("lease", LEASE_SERVERS), ("log", LOG_SERVERS))
+    for what in ("crash", "freeze", "power failure")
+}
+"""Faults in which a server of these answers nobody. As the only one it lets nobody down more than another."""
+
+LOG: Final = "log"
+"""What troubles of the log befall that are no single server's, and a word in the reason of who can't reach it."""
 
 
 # --- members --------------------------------------------------------------------------------------------
@@ -69,7 +77,7 @@ def _key_of(role: str, member: Member) -> str:
     return f"{role}s/{member.name}/{member.incarnation}"
 
 
-_KEY: Final = re.compile(r"(?<!ended/)(nodes|gateways)/[^/]+/[^/]+$")
+_KEY: Final = re.compile(r"(?<!ended/)(?<!cut-off/)(nodes|gateways)/[^/]+/[^/]+$")
 
 
 def _local(key: str) -> str:
@@ -98,7 +106,8 @@ def leases(history: History) -> list[Violation]:
     """No lease of a member ends, and no member is given up for its lease, unless something befell it.
 
     A lease server that stood still or ended as the only one explains that leases end, but not that a member is given
-    up once it is back: everybody gets the time to come back first.
+    up once it is back: everybody gets the time to come back first. Nor does the only log server explain that a node
+    gives itself up: nobody reaches the log then.
     """
     log = final_log(history)
     return [*_ended_leases(history, log), *_given_up(history, log)]
@@ -114,16 +123,25 @@ def _processes(history: History, log: FinalLog) -> dict[str, Process]:
     return found
 
 
-def _well(history: History, process: Process, at_s: float, *, standstills_explain: bool = True) -> bool:
-    """Whether it has run for a while, and no fault explains what happens to its lease."""
+def _well(
+    history: History,
+    process: Process,
+    at_s: float,
+    planes: tuple[str, ...] = (LEASE_SERVERS,),
+    *,
+    standstills_explain: bool = True,
+) -> bool:
+    """Whether it has run for a while, and no fault of it or of these servers explains what happens to its lease."""
     if process.began_s > at_s - CALM_S or (process.ended_s is not None and process.ended_s <= at_s):
         return False
-    servers = {one.host for one in history.processes if one.role == SERVER and one.host.startswith(LEASE_SERVERS)}
+    servers = {one.host for one in history.processes if one.role == SERVER and one.host.startswith(planes)}
+    others = {"network", *servers, *([LOG] if LOG_SERVERS in planes else [])}
     for fault in history.faults:
         over_s = float("inf") if fault.until_s is None else fault.until_s + CALM_S
-        if not fault.from_s <= at_s <= over_s or not befalls(fault, process.name, process.host, "network", *servers):
+        if not fault.from_s <= at_s <= over_s or not befalls(fault, process.name, process.host, *others):
             continue
-        if standstills_explain or len(servers) > 1 or fault.kind not in STANDSTILLS:
+        plane = STANDSTILLS.get(fault.kind)
+        if standstills_explain or plane is None or sum(server.startswith(plane) for server in servers) > 1:
             return False
     return True
 
@@ -152,6 +170,7 @@ def _given_up(history: History, log: FinalLog) -> Iterator[Violation]:
         else:
             continue
         process, at_s = processes.get(key), log.times[place]
-        if process is not None and _well(history, process, at_s, standstills_explain=False):
+        planes = (LEASE_SERVERS, LOG_SERVERS) if LOG in payload.reason.split() else (LEASE_SERVERS,)
+        if process is not None and _well(history, process, at_s, planes, standstills_explain=False):
             message = f"{process.name} is given up because {payload.reason}, and nothing had befallen it"
             yield Violation(LEASES, at_s, f"sequence {record.sequence}: {message}")

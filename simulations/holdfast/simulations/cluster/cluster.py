@@ -183,7 +183,12 @@ class Cluster:
                 lease_ttl_s=knobs.lease_ttl_s,
                 nats=self.servers.log_settings,
                 etcd=self.servers.lease_settings,
-                node=NodeProcessSettings(slots=knobs.slots, host=host, heartbeat_interval_s=knobs.heartbeat_interval_s),
+                node=NodeProcessSettings(
+                    slots=knobs.slots,
+                    host=host,
+                    heartbeat_interval_s=knobs.heartbeat_interval_s,
+                    cut_off_timeout_s=knobs.cut_off_timeout_s,
+                ),
                 gateway=GatewayProcessSettings(host=host, port=GATEWAY_PORT, drain_timeout_s=knobs.drain_timeout_s),
                 http=HttpSettings(write_timeout_s=knobs.write_timeout_s),
                 serving=ServingSettings(

@@ -7,6 +7,7 @@ from typing import Final
 from holdfast.actors.controller import Controller
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.node import Node
+from holdfast.actors.reach import LogReach
 from holdfast.core import reconcile, state
 from holdfast.core.detector import LeaseEvidence
 from holdfast.gateway.gateway_process import GatewayProcess
@@ -42,6 +43,13 @@ _OUTAGES: Final = Setting(
     knobs={"lease_servers": 1, "lease_ttl_s": 2.0},
 )
 """The only lease server is away, and comes back."""
+
+_NO_LOG: Final = Setting(
+    kinds=("log server freeze",),
+    shape={"faults_min": 6, "faults_max": 10},
+    knobs={"log_servers": 1, "cut_off_timeout_s": 4.0},
+)
+"""The only log server is away for longer than leaders wait for it, and comes back."""
 
 MUTANTS: Final = (
     Mutant(
@@ -145,6 +153,18 @@ MUTANTS: Final = (
         ),
         (MEMBERS, LIVENESS),
         CUT_OFF,
+    ),
+    Mutant(
+        "alone-cut-off",
+        "a node without the log gives up its lease only while others reach the log",
+        (
+            edit(
+                LogReach._weigh,
+                ("assurances.steady_s() < STEADY_LOOKS * self._look_s * (1 - JITTER) or ", ""),
+            ),
+        ),
+        (LEASES,),
+        _NO_LOG,
     ),
     Mutant(
         "rejoins",

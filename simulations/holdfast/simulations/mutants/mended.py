@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast.actors.controller import Controller
+from holdfast.actors.reach import LogReach
 from holdfast.core import reconcile
 from holdfast.gateway import session
 from holdfast.gateway.client.machine import CallMachine
@@ -83,6 +84,12 @@ _MENDS: Final = (
                 (" and (earliest is None or deployment.failed_at >= earliest)", ""),
             ),
         ),
+        (LIVENESS,),
+    ),
+    Mutant(
+        "cut-off-node",
+        "a node that alone can't reach the log gives up its lease",
+        (edit(LogReach._weigh, ("self._session.withhold()", "pass")),),
         (LIVENESS,),
     ),
     Mutant(

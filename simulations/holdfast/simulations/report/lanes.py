@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from holdfast.actors.identity import LEADER_KEY, parse_holder
+from holdfast.actors.identity import CUT_OFF, ENDED, LEADER_KEY, parse_holder
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.history import (
@@ -237,7 +237,7 @@ def _leases(history: History) -> Iterator[Lane]:
 def _stood(keys: dict[str, list[Mark]], began: LeaseEvent, until_s: float | None, how: str) -> None:
     parts = began.key.strip("/").split("/")
     name = next((parts[at + 1] for at, part in enumerate(parts[:-1]) if part in ("nodes", "gateways")), parts[-1])
-    if "ended" in parts:
+    if ENDED in parts or CUT_OFF in parts:
         return
     holder = _holder(began)
     tip = _tip(began.key, f"lease {began.lease:x}", holder, _lasted(began.at_s, until_s), how)

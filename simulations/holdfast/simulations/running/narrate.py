@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from holdfast.actors.identity import LOG_KEY
 from holdfast.core.errors import HoldfastError
 from holdfast.core.events import decode_record, type_name
 from holdfast.core.ports import LogEntry
@@ -111,8 +112,8 @@ def _short(value: object) -> str:
 
 
 def _lease(event: LeaseEvent) -> Line | None:
-    if event.kind == "kept":
-        return None
+    if event.kind == "kept" or (event.kind == "put" and event.key.rpartition("/")[2] == LOG_KEY):
+        return None  # every other second, and never a surprise
     words = [event.key, f"lease {event.lease:x}" if event.lease else "", event.kind]
     holder = _holder(event.holder)
     if holder:
