@@ -228,16 +228,17 @@ async def deploy(settings: Settings, follower: Follower, wish: Wish) -> None:
 
 @contextlib.asynccontextmanager
 async def far_node(
-    settings: Settings, follower: Follower, network: SilentNetwork, data_dir: Path
+    settings: Settings, follower: Follower, network: SilentNetwork, data_dir: Path, *, only_log: bool = False
 ) -> AsyncIterator[ChildProcess]:
     """One more node of a cluster of `holdfast up`, behind the network: itself and its replicas. It has joined.
 
     Its replicas listen on 127.0.0.1 and are reached by 127.0.0.2, where the network's relays are. It reaches its
-    servers through relays too. `up` ends what is left of it, by its mark.
+    servers through relays too. With `only_log` nothing but the log is behind the network. `up` ends what is left of
+    it, by its mark.
     """
     nats, etcd = (urlsplit(one) for one in (settings.nats.urls[0], settings.etcd.endpoints[0]))
-    through = {}
-    for part, url in (("NATS__URLS", nats), ("ETCD__ENDPOINTS", etcd)):
+    through = {"HOLDFAST_ETCD__ENDPOINTS": json.dumps([etcd.geturl()])}
+    for part, url in (("NATS__URLS", nats), ("ETCD__ENDPOINTS", etcd))[: 1 if only_log else 2]:
         to = (url.hostname or NEAR_HOST, url.port or 0)
         host, port = network.relay((FAR_HOST, 0), to, Direction.OUT)
         through[f"HOLDFAST_{part}"] = json.dumps([f"{url.scheme}://{host}:{port}"])
@@ -245,7 +246,8 @@ async def far_node(
         "HOLDFAST_CLUSTER": settings.cluster,
         "HOLDFAST_LEASE_TTL_S": f"{settings.lease_ttl_s:g}",
         "HOLDFAST_NODE__HOST": NEAR_HOST,
-        "HOLDFAST_NODE__ADVERTISE_HOST": FAR_HOST,
+        "HOLDFAST_NODE__ADVERTISE_HOST": NEAR_HOST if only_log else FAR_HOST,
+        "HOLDFAST_NODE__CUT_OFF_TIMEOUT_S": f"{settings.node.cut_off_timeout_s:g}",
         MARK: str(data_dir),
     }
     logs = data_dir / "logs"

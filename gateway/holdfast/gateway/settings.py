@@ -55,7 +55,8 @@ class NodeProcessSettings(BaseModel):
         ge=2,
         le=3_600,
         description="Seconds without the log after which a leader leaves the lead to another node, and a node gives up "
-        "its lease if it sees that others reach the log. Elections among log servers take up to 9.",
+        "its lease if it sees that others reach the log. The same for all nodes, and more than an election among log "
+        "servers takes (up to 9).",
     )
 
 

@@ -40,7 +40,7 @@ from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.memory import MemoryLogServer
 from tests.contract import test_log
 from tests.contract.worlds import jetstream_settings
-from tests.unit.actors import test_controller, test_leasing, test_node, test_replica_run
+from tests.unit.actors import test_controller, test_leasing, test_node, test_reach, test_replica_run
 from tests.unit.core import test_reconcile, test_state, test_stream
 from tests.unit.simulations.test_jetstream_contract import test_the_contract_holds as holds_in_simulation
 from tests.unit.support.history import INFO, History, application
@@ -422,6 +422,9 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "renewal-in-time": test_leasing.test_renewals_come_at_half_of_the_remaining_time_or_a_little_earlier,
     "new-lease": test_leasing.test_a_lease_that_was_revoked_is_told_of_and_granted_anew_with_its_keys,
     "superseded": test_node.test_a_node_that_was_given_up_ends_all_it_runs,
+    "alone-cut-off": (
+        test_reach.test_a_log_that_nobody_reaches_costs_no_node_its_lease_also_where_one_is_cut_off_first
+    ),
     "rejoins": _joins_again,
     "taken-up-once": lambda: test_node.test_a_replica_is_launched_once_however_slowly_the_log_answers(None),
     "restarted-node": _restarted,
