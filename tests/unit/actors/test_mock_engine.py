@@ -340,3 +340,42 @@ class Accounts(RuleBasedStateMachine):
 
 Accounts.TestCase.settings = SOME
 TestAccounts = Accounts.TestCase
+
+
+# --- reading prompts ------------------------------------------------------------------------------------
+
+
+@virtual_time
+async def test_prompts_are_read_at_their_pace_one_after_the_other_and_some_of_it_in_each_step() -> None:
+    engine = engine_of(prefill_tokens_per_s=1000, itl_ms=10)
+    first_s: dict[int, float] = {}
+    await engine.admit(1, request_of("w " * 500))
+    await engine.admit(2, request_of("w " * 300))
+    waiting = []
+    while len(first_s) < 2:
+        output = await engine.step()
+        waiting.append(engine.load().prefill_tokens_waiting)
+        for key in output.keys:
+            first_s.setdefault(key, now_s())
+    assert first_s[1] == pytest.approx(0.5, abs=0.03)
+    assert first_s[2] == pytest.approx(0.8, abs=0.05)
+    assert waiting == sorted(waiting, reverse=True)
+    assert len(set(waiting)) > 50
+    assert waiting[-1] == 0
+
+
+@virtual_time
+async def test_what_is_dropped_half_read_is_waited_for_no_more() -> None:
+    engine = engine_of(prefill_tokens_per_s=1000)
+    await engine.admit(1, request_of("w " * 500))
+    for _ in range(20):
+        await engine.step()
+    assert 0 < engine.load().prefill_tokens_waiting < 500
+    engine.drop(1)
+    load = engine.load()
+    assert (load.prefill_tokens_waiting, load.kv_blocks_used) == (0, 0)
+    began_s = now_s()
+    await engine.admit(2, request_of("w " * 100))
+    while not (await engine.step()).keys:
+        pass
+    assert now_s() - began_s == pytest.approx(0.1, abs=0.02)

@@ -46,6 +46,8 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mock engine's arguments. Times in milliseconds; `jitter` is the part of `itl_ms` that varies.
 
     `ttft_ms`: from admission to the first token. `itl_ms`: between two steps, 0 for as fast as it goes.
+    `prefill_tokens_per_s`: how fast prompts are read, one after the other and some of it in each step, before the first
+    token; 0 for at once.
     `kv_blocks` of `block_tokens` tokens each bound what runs at once, with `streams_max`; the rest waits.
     `faults`: SIGUSR1 makes the engine hang until SIGUSR2; the text `[[fault:crash]]` in a prompt ends the replica at
     that stream's third token; `[[fault:stall]]` gives the stream no third token where it began; `[[fault:kill 5 9]]`,
@@ -56,6 +58,7 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttft_ms: Annotated[float, msgspec.Meta(ge=0, le=600_000)] = 0.0
     itl_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    prefill_tokens_per_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
     kv_blocks: Annotated[int, msgspec.Meta(ge=1)] = 16_384
     block_tokens: Annotated[int, msgspec.Meta(ge=1)] = 16
     streams_max: Annotated[int, msgspec.Meta(ge=1)] = 1_024
@@ -149,6 +152,7 @@ class MockEngine:
         self._waiting: deque[tuple[int, _Stream]] = deque()
         self._blocks_used = 0
         self._prefill_tokens = 0
+        self._read_s: float | None = None
         self._steps = 0
         self._going = asyncio.Event()
         self._going.set()
@@ -207,8 +211,10 @@ class MockEngine:
         self._steps += 1
         now_s = asyncio.get_running_loop().time()
         output = StepOutput()
+        if self._settings.prefill_tokens_per_s:
+            self._read(now_s)
         for key, stream in self._running.items():
-            if stream.due_s <= now_s:
+            if stream.due_s <= now_s and not (stream.prefill and self._settings.prefill_tokens_per_s):
                 self._advance(output, key, stream)
         for key, _reason in output.finished:
             self.drop(key)
@@ -265,6 +271,20 @@ class MockEngine:
             self._blocks_used += stream.blocks
             self._running[key] = stream
 
+    def _read(self, now_s: float) -> None:
+        """Read as much of the prompts, in their order, as there was time for since the last step that had some."""
+        since_s = now_s if self._read_s is None else self._read_s
+        left = int((now_s - since_s) * self._settings.prefill_tokens_per_s)
+        self._read_s = since_s + left / self._settings.prefill_tokens_per_s
+        for stream in self._running.values():
+            part = min(stream.prefill, left)
+            stream.prefill -= part
+            self._prefill_tokens -= part
+            left -= part
+            if stream.prefill:
+                return
+        self._read_s = None
+
     async def _pace(self) -> None:
         """Wait as long as a step takes; at least let the rest of the process run."""
         await self._going.wait()
@@ -272,6 +292,8 @@ class MockEngine:
         wait_s = settings.itl_ms / 1000
         if settings.jitter:
             wait_s *= 1 + settings.jitter * self._rng.uniform(-1, 1)
+        if self._read_s is not None:
+            wait_s = max(wait_s, POLL_MS / 1000)
         if settings.ttft_ms:
             now_s = asyncio.get_running_loop().time()
             due_s = min((stream.due_s for stream in self._running.values()), default=now_s)
