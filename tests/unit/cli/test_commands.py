@@ -79,6 +79,7 @@ def test_the_version_is_told(command: list[str]) -> None:
     "command",
     [
         *([], ["up"], ["status"], ["log"], ["log", "tail"], ["log", "show"], ["leases"], ["leases", "ls"]),
+        *(["requests"], ["requests", "ls"], ["requests", "cancel"]),
         *(["leases", "show"], ["leases", "watch"], ["doctor"], ["node"], ["gateway"], ["version"]),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.gateway.cli import doctor, leases, log, members, status, up
+from holdfast.gateway.cli import doctor, leases, log, members, requests, status, up
 from holdfast.gateway.cli.extensions import ExtensibleGroup
 from holdfast.gateway.cli.logs import quiet_libraries
 
@@ -25,6 +25,7 @@ app.command(epilog=up.EPILOG)(up.up)
 app.command(epilog=status.EPILOG)(status.status)
 app.add_typer(log.app, name="log")
 app.add_typer(leases.app, name="leases")
+app.add_typer(requests.app, name="requests")
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command()(members.node)
 app.command()(members.gateway)

@@ -18,6 +18,7 @@ from holdfast.gateway.processes import Stores, be_gateway, be_node
 from holdfast.gateway.reporting import WatchedLeases, WatchedLog
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.settings import GatewayProcessSettings, NodeProcessSettings, Settings
+from holdfast.simulations.cluster.asking import asks_from
 from holdfast.simulations.cluster.door import SimDoor, cut_client
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica, SimLauncher
@@ -172,6 +173,7 @@ class Cluster:
             entropy=process.rng.randbytes,
             rng=process.rng,
             cut_client=cut_client,
+            ask=asks_from(process),
         )
 
     def settings_for(self, host: str) -> Settings:

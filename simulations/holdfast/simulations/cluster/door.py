@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Scope
@@ -69,7 +70,6 @@ _SCOPE: Final[dict[str, Any]] = {
     "asgi": {"version": "3.0", "spec_version": "2.3"},
     "http_version": "1.1",
     "scheme": "http",
-    "query_string": b"",
     "root_path": "",
 }
 """What all requests have in common."""
@@ -197,11 +197,13 @@ class _Connection:
 
     def _scope(self, head: RequestHead) -> Scope:
         host = self._process.host.name
+        path, _, query = head.path.partition("?")
         return {
             **_SCOPE,
             "method": head.method,
-            "path": head.path,
-            "raw_path": head.path.encode(),
+            "path": unquote(path),
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
             "headers": head.headers,
             "server": (host, 0),
             "client": (self._end.other.process.host.name, self._end.number),

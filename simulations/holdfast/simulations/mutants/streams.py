@@ -115,7 +115,7 @@ MUTANTS: Final = (
     Mutant(
         "deadline",
         "a request ends at its deadline, whatever became of its streams",
-        (edit(StreamSession._expire, ("if not run.stream.ended:", "if False:")),),
+        (edit(StreamSession._expire, ("self.fail(DeadlineExceeded", "_ = (DeadlineExceeded")),),
         (ENDS,),
         Setting(knobs={"request_timeout_s": 1.0, "write_timeout_s": 2.0, "itl_ms": 200.0}),
     ),
