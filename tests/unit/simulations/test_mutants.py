@@ -341,14 +341,16 @@ def _run() -> StreamRun:
     return cast(StreamRun, SimpleNamespace(link=None, attempt=0))
 
 
-def _numbers() -> None:
+@virtual_time
+async def _numbers() -> None:
     link, first, second = _link(), _run(), _run()
     link._take(first)
     link.end(first)
     assert link._take(second) != first.attempt
 
 
-def _no_room() -> None:
+@virtual_time
+async def _no_room() -> None:
     link = _link()
     link._welcomed = True
     assert link.room

@@ -94,7 +94,7 @@ MUTANTS: Final = (
         (
             edit(
                 reconcile._stop_surplus,
-                ("outdated[: max(0, running + len(outdated) - wanted)]", "outdated"),
+                ("_unused_first(standing.outdated)[:spare]", "standing.outdated"),
             ),
         ),
         (UPDATES,),
