@@ -264,6 +264,12 @@ class HeldStreams:
             peer.connection.send(frame)
         return True
 
+    def drop_detached(self) -> None:
+        """Forget the streams that no gateway has."""
+        for held in list(self.by_key.values()):
+            if held.peer is None:
+                self._remove(held)
+
     def lost(self, peer: Peer, now_s: float) -> None:
         """The gateway is gone. What has a name, and tokens by which a client may know it, goes on."""
         for held in list(peer.attempts.values()):

@@ -52,10 +52,11 @@ class ReplicaProcess:
         """As `Process.wait`."""
         return await self._process.wait()
 
-    def terminate(self) -> None:
-        """As `Process.terminate`."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+    def tell(self, line: bytes) -> None:
+        """As `Process.tell`."""
+        assert self._process.stdin is not None
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(line + b"\n")
 
     def kill(self) -> None:
         """As `Process.kill`."""

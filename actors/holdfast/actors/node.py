@@ -21,11 +21,12 @@ from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession, check_name_free
 from holdfast.actors.node_metrics import NodeMetrics
 from holdfast.actors.reach import LogReach
-from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
+from holdfast.actors.specification import Draining, Failed, Ready, ReplicaSpecification, StopOrder, decode_report
 from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.actors.writer import DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.decoding import UNDECODABLE
+from holdfast.core.drains import may_be_relieved
 from holdfast.core.errors import HoldfastError, LogUnavailable, WorldFailure
 from holdfast.core.events import (
     NodeJoined,
@@ -33,6 +34,7 @@ from holdfast.core.events import (
     NodeLost,
     NodeStopping,
     Record,
+    ReplicaDraining,
     ReplicaExited,
     ReplicaPlaced,
     ReplicaReady,
@@ -43,8 +45,12 @@ from holdfast.core.events import (
 )
 from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
 
-STOP_MARGIN_S = 1.0
-"""A replica that is told to stop gets this much longer than its own timeout before it is killed."""
+STOP_MARGIN_S = 3.0
+"""A replica that is told to stop gets this much longer than its deadline before it is killed: its last streams go
+elsewhere in that time, and the engine closes."""
+
+REPORTS_TIMEOUT_S = 1.0
+"""How long a replica's last words are waited for when its process has ended."""
 
 FLUSH_TIMEOUT_S = 2.0
 """How long a node that ends waits for its last facts to reach the log."""
@@ -64,7 +70,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
 
     `advertise_host` is the host that gateways reach replicas by; without one it is what they bind. The node and each of
     its replicas have the first free port from `system_port_first` upwards as their system port; 0 for none.
-    `cut_off_timeout_s` is how long it may be without the log (`reach.py`).
+    `cut_off_timeout_s` is how long it may be without the log (`reach.py`); for `drain_timeout_s` a node that is told to
+    stop waits for others to take over its replicas.
     """
 
     version: str
@@ -75,6 +82,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     heartbeat_interval_s: float = 0.1
     system_port_first: int = 0
     cut_off_timeout_s: float = 30.0
+    drain_timeout_s: float = 20.0
 
 
 class _Child:
@@ -85,7 +93,16 @@ class _Child:
         self.process: Process | None = None
         self.stopping = asyncio.Event()
         self.started_s = 0.0
+        self.order = StopOrder(specification.drain, specification.graceful_shutdown_timeout_s)
+        self.drains_itself = False
         self.message = ""
+
+    def stop(self, known: ReplicaState | None) -> None:
+        """Tell it to stop, as the log says if that says how."""
+        if known is not None and not self.stopping.is_set():
+            mode, deadline_s = known.stop_mode or self.order.mode, known.stop_deadline_s
+            self.order = StopOrder(mode, self.order.deadline_s if deadline_s is None else deadline_s)
+        self.stopping.set()
 
 
 class Node:
@@ -237,7 +254,7 @@ class Node:
             # What a deposed leader decided is in the log, but placed nothing.
             if here and replica is not None and replica.event == record.event.id:
                 self._placed.append(replica.id)
-        elif isinstance(payload, ReplicaStopOrdered):
+        elif isinstance(payload, ReplicaStopOrdered | ReplicaDraining):
             if payload.replica in self._children:
                 self._concerned.set()
         elif isinstance(payload, NodeJoined | NodeLeft | NodeLost) and payload.node == identity.name:
@@ -255,7 +272,7 @@ class Node:
         for replica_id, child in self._children.items():
             known = state.replicas.get(replica_id)
             if known is None or not known.live:
-                child.stopping.set()
+                child.stop(known)
 
     def _take_up(self, group: asyncio.TaskGroup, state: ClusterState, replica_id: str) -> bool:
         """Start a replica that was placed here, if it is still to start; whether that is settled."""
@@ -281,6 +298,7 @@ class Node:
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             engine_stall_timeout_s=deployment.config.engine_stall_timeout_s,
             system_port_first=self._settings.system_port_first,
+            drain=deployment.config.drain,
         )
         child = self._children[replica.id] = _Child(specification)
         self._childless.clear()
@@ -315,7 +333,7 @@ class Node:
                 stopper.cancel()
                 # A child of the replica may hold the pipe open; what it reported is here by now.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(reports), STOP_MARGIN_S)
+                    await asyncio.wait_for(asyncio.shield(reports), REPORTS_TIMEOUT_S)
                 reports.cancel()
         finally:
             process.kill()
@@ -343,6 +361,9 @@ class Node:
                 self._metrics.ready(asyncio.get_running_loop().time() - child.started_s)
             elif isinstance(report, Failed):
                 child.message = report.message
+            elif isinstance(report, Draining):
+                child.drains_itself = True
+                self._facts.record(ReplicaDraining(child.specification.replica, self._identity.name), started)
             else:
                 fenced = StreamsFenced(self._identity.name, child.specification.replica, report.gateway, report.streams)
                 self._facts.note(fenced, started)
@@ -354,10 +375,10 @@ class Node:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def _stop_when_told(self, child: _Child, process: Process) -> None:
-        """SIGTERM when told to stop, SIGKILL when that was not enough."""
+        """Pass on that it shall stop, and SIGKILL when that was not enough."""
         await child.stopping.wait()
-        process.terminate()
-        await asyncio.sleep(child.specification.graceful_shutdown_timeout_s + STOP_MARGIN_S)
+        process.tell(msgspec.json.encode(child.order))
+        await asyncio.sleep(child.order.deadline_s + STOP_MARGIN_S)
         logger.warning("replica %s did not stop in time; killing it", child.specification.replica)
         process.kill()
 
@@ -368,7 +389,7 @@ class Node:
             pid,
             status if status >= 0 else None,
             _signal_name(-status) if status < 0 else None,
-            child.stopping.is_set(),
+            child.stopping.is_set() or child.drains_itself,
             child.message,
         )
 
@@ -379,18 +400,29 @@ class Node:
         name = self._identity.name
         self._leaving = True
         stopping = self._facts.record(NodeStopping(name), None)
+        await self._be_relieved()
         for child in self._children.values():
-            child.stopping.set()
-        longest_s = max(
-            (child.specification.graceful_shutdown_timeout_s for child in self._children.values()), default=0.0
-        )
+            child.stop(None)
+        longest_s = max((child.order.deadline_s for child in self._children.values()), default=0.0)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(longest_s + 2 * STOP_MARGIN_S):
+            async with asyncio.timeout(longest_s + STOP_MARGIN_S + REPORTS_TIMEOUT_S):
                 await self._childless.wait()
         participation.cancel()
         self._facts.record(NodeLeft(name), stopping)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+
+    async def _be_relieved(self) -> None:
+        """Wait until the replicas here are replaced and told to stop, for as long as others may take them over.
+
+        That is not so where no other node takes replicas, nor where the log does not take our word.
+        """
+        with contextlib.suppress(TimeoutError, *UNREADABLE):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                told = await self._facts.flush()
+                await self._follower.reached(told)
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await self._follower.until(lambda state: not may_be_relieved(state, self._identity.name))
 
 
 def _signal_name(number: int) -> str:

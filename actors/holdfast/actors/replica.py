@@ -131,6 +131,7 @@ class Replica:
         self._deserted.set()
         self._keys = 0
         self._draining = False
+        self._dismissed = False
         self.metrics = metrics or ReplicaMetrics(specification.replica, specification.model)
         self.metrics.show(engine, lambda: len(self._peers), lambda: len(self._held.shelf))
 
@@ -155,10 +156,21 @@ class Replica:
             group.create_task(self._watch_engine())
 
     async def drain(self) -> None:
-        """Take nothing new, and wait until all streams ended."""
+        """Take nothing new, and wait until all streams ended or went elsewhere.
+
+        Those without a gateway, which no client will find here any more, are dropped.
+        """
         self._draining = True
+        self._held.drop_detached()
+        self._work.set()
         self._beat()
         await self._idle.wait()
+
+    def dismiss(self) -> None:
+        """Ask the gateways to take the streams elsewhere. They go on here until they have been."""
+        if not self._dismissed:
+            self._draining = self._dismissed = True
+            self._beat()
 
     async def abandoned(self) -> None:
         """Wait until no gateway is connected."""
@@ -221,7 +233,7 @@ class Replica:
         connection.introduced()
         self._deserted.clear()
         connection.send(Welcome(PROTOCOL_VERSION, self._specification.replica, self._engine.info))
-        connection.send(Heartbeat(self._engine.load(), self._draining, 0))
+        connection.send(Heartbeat(self._engine.load(), self._draining, 0, self._dismissed))
 
     def _enqueue(self, peer: Peer, start: Start) -> None:
         if self._draining or len(self._starts) >= STARTS_WAITING_MAX:
@@ -258,6 +270,8 @@ class Replica:
         if peer is None:
             return
         self._held.lost(peer, connection.loop.time())
+        if self._draining:
+            self._held.drop_detached()
         self._starts = deque(one for one in self._starts if one.peer is not peer)
         self._work.set()
         if not self._peers:
@@ -368,4 +382,4 @@ class Replica:
     def _beat(self) -> None:
         load = self._engine.load()
         for connection, peer in list(self._peers.items()):
-            connection.send(Heartbeat(load, self._draining, peer.heard))
+            connection.send(Heartbeat(load, self._draining, peer.heard, self._dismissed))

@@ -2,7 +2,9 @@
 
 Standard input brings the specification as one line of JSON and then stays open: its end means that the node
 is gone. The original standard output goes to the node, a report a line; whatever libraries print goes to the log.
-Exit codes: 0 after an orderly end, 1 when the engine failed (the last report says how), 2 for bad arguments.
+Whatever else comes in there are orders to stop.
+Exit codes: 0 after an orderly end, 1 when the engine failed (the last report says how), 2 for bad arguments; a second
+SIGTERM or SIGINT ends it at once, with 128 and the signal's number (143, 130).
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import logging
 import os
 import random
 import select
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TextIO
@@ -24,8 +25,19 @@ import uvloop
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.replica import Replica
 from holdfast.actors.replica_metrics import ReplicaMetrics
-from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, Report, encode_report
+from holdfast.actors.specification import (
+    Draining,
+    Failed,
+    Ready,
+    ReplicaSpecification,
+    Report,
+    StopOrder,
+    decode_order,
+    encode_report,
+)
+from holdfast.actors.stopping import Stopping
 from holdfast.actors.system_port import SystemPort, system_pages
+from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import InvalidConfig, Misuse
 
 LINE_BYTES_MAX = 1024 * 1024
@@ -94,59 +106,92 @@ async def serve(
     channel: Channel,
     stdin: asyncio.StreamReader,
     load: Callable[[ReplicaSpecification], Awaitable[Engine]] = load_engine,
+    end_now: Callable[[int], object] = os._exit,
 ) -> None:
-    """Load, report readiness, serve until SIGTERM or until the node is gone."""
-    stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    """Load, report readiness, serve until told to stop or until the node is gone; `end_now` is for a second signal."""
+    stopping = Stopping(StopOrder(specification.drain, specification.graceful_shutdown_timeout_s))
+    stopping.on_signals(lambda: channel.report(Draining()), end_now)
+    node_gone = asyncio.Event()
     metrics = ReplicaMetrics(specification.replica, specification.model)
     replica: Replica | None = None
     system = SystemPort(system_pages(metrics.ledger, lambda: replica.reasons if replica is not None else [LOADING]))
     await system.open(specification.host, specification.system_port_first)
-    engine = await load(specification)
-    replica = Replica(specification, engine, channel.note, metrics)
-    server, address = await replica.listen()
-    channel.report(Ready(address, engine.info, system.port))
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(replica.run())
-        orphan = group.create_task(_outlive_node(replica, stdin, specification.orphan_grace_s, stopping))
-        await stopping.wait()
-        server.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(specification.graceful_shutdown_timeout_s):
-                await replica.drain()
-        running.cancel()
-        orphan.cancel()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(engine.close(), CLOSE_TIMEOUT_S)
+        orders = group.create_task(_take_orders(stdin, stopping, node_gone))
+        engine = await _load(load(specification), stopping)
+        if engine is not None:
+            replica = Replica(specification, engine, channel.note, metrics)
+            server, address = await replica.listen()
+            channel.report(Ready(address, engine.info, system.port))
+            await _serve(replica, server, specification.orphan_grace_s, stopping, node_gone)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(engine.close(), CLOSE_TIMEOUT_S)
+        orders.cancel()
     system.close()
 
 
-async def _outlive_node(replica: Replica, stdin: asyncio.StreamReader, grace_s: float, stopping: asyncio.Event) -> None:
+async def _take_orders(stdin: asyncio.StreamReader, stopping: Stopping, node_gone: asyncio.Event) -> None:
+    """Do as the node says, until it is gone."""
+    while line := await stdin.readline():
+        try:
+            stopping.tell(decode_order.decode(line))
+        except UNDECODABLE as error:
+            logger.warning("the node says what can't be understood: %s", error)
+    node_gone.set()
+
+
+async def _load(loading: Awaitable[Engine], stopping: Stopping) -> Engine | None:
+    """The engine, or None where nobody wants it any more before it is there."""
+    engine = asyncio.ensure_future(loading)
+    told = asyncio.create_task(stopping.told.wait())
+    try:
+        await asyncio.wait({engine, told}, return_when=asyncio.FIRST_COMPLETED)
+        return engine.result() if engine.done() else None
+    finally:
+        told.cancel()
+        engine.cancel()
+
+
+async def _serve(
+    replica: Replica, server: asyncio.Server, orphan_grace_s: float, stopping: Stopping, node_gone: asyncio.Event
+) -> None:
+    """Serve until told to stop, and see the streams off."""
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(replica.run())
+        orphan = group.create_task(_outlive_node(replica, node_gone, orphan_grace_s, stopping))
+        await stopping.told.wait()
+        server.close()
+        await stopping.see_off(replica)
+        running.cancel()
+        orphan.cancel()
+
+
+async def _outlive_node(replica: Replica, node_gone: asyncio.Event, grace_s: float, stopping: Stopping) -> None:
     """When the node is gone, serve on for as long as gateways use this replica, but not for ever."""
-    while await stdin.read(4096):
-        continue
+    await node_gone.wait()
     logger.warning("the node is gone; serving on for at most %g s", grace_s)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(replica.abandoned(), grace_s)
-    stopping.set()
+    stopping.tell()
 
 
 async def run(
     channel: Channel,
     stdin: asyncio.StreamReader,
     load: Callable[[ReplicaSpecification], Awaitable[Engine]] = load_engine,
+    end_now: Callable[[int], object] = os._exit,
 ) -> int:
-    """Be a replica, from the specification that `stdin` brings to the exit code. `load` makes the engine."""
+    """Be a replica, from the specification that `stdin` brings to the exit code. `load` makes the engine.
+
+    `end_now(exit code)` ends the process without another word.
+    """
     try:
         specification = msgspec.json.decode(await stdin.readline(), type=ReplicaSpecification)
     except msgspec.DecodeError as error:
         channel.report(Failed(f"bad specification: {error}"))
         return 2
     try:
-        await serve(specification, channel, stdin, load)
-    except Misuse as error:
-        channel.report(Failed(str(error)))
-        return 2
+        await serve(specification, channel, stdin, load, end_now)
     except BaseExceptionGroup as group:
         return _failed(channel, _first_leaf(group))
     except Exception as error:
@@ -162,6 +207,9 @@ def _first_leaf(error: BaseException) -> BaseException:
 
 
 def _failed(channel: Channel, error: BaseException) -> int:
+    if isinstance(error, Misuse):
+        channel.report(Failed(str(error)))
+        return 2
     logger.error("the replica ends", exc_info=error)
     channel.report(Failed(f"{type(error).__name__}: {error}"))
     return 1
@@ -176,8 +224,6 @@ def main() -> None:
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # A terminal's Ctrl-C is for the node; the replica hears from it by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     code = uvloop.run(_main(NodeChannel(output)))
     logging.shutdown()
     # Engines' threads may be stuck in a driver; nothing is left that an orderly interpreter exit would save.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from holdfast.core.config import EngineConfig
+from holdfast.core.config import DrainMode, EngineConfig
 from holdfast.core.requests import EngineInfo
 
 
@@ -24,6 +24,14 @@ class ReplicaSpecification(msgspec.Struct, frozen=True):
     engine_stall_timeout_s: float = 2.0
     orphan_grace_s: float = 30.0
     system_port_first: int = 0
+    drain: DrainMode = "finish"
+
+
+class StopOrder(msgspec.Struct, frozen=True):
+    """The replica shall end: its streams may go on here for `deadline_s` (seconds), or migrate at once."""
+
+    mode: DrainMode
+    deadline_s: float
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -47,7 +55,12 @@ class Fenced(msgspec.Struct, frozen=True, tag=True):
     streams: int
 
 
-Report = Ready | Failed | Fenced
+class Draining(msgspec.Struct, frozen=True, tag=True):
+    """Somebody else than the node told the replica to stop."""
+
+
+Report = Ready | Failed | Fenced | Draining
 
 encode_report = msgspec.json.Encoder().encode
+decode_order = msgspec.json.Decoder(StopOrder)
 decode_report: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)

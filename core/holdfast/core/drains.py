@@ -59,6 +59,12 @@ def leaving(replica: ReplicaState, nodes: Mapping[str, Leaving]) -> Leaving | No
     return nodes.get(replica.node) if nodes else None
 
 
+def may_be_relieved(state: ClusterState, node_id: str) -> bool:
+    """Whether replicas that run on the node may still be replaced elsewhere: there are some, and other nodes."""
+    here = any(replica.node == node_id and replica.live for replica in state.replicas.values())
+    return here and any(node.id != node_id for node in state.live_nodes())
+
+
 def _by(drain: Drain, reason: str) -> Leaving:
     return Leaving(reason, drain.event, drain.mode, drain.ends)
 

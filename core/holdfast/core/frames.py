@@ -161,7 +161,8 @@ class Step(Frame, frozen=True):
 
 
 class Heartbeat(Frame, frozen=True):
-    """Sent every so often: alive, and this busy. `draining`: send nothing new, it is about to end.
+    """Sent every so often: alive, and this busy. `draining`: send nothing new, it is about to end. `dismissed`: take
+    the streams that are here elsewhere; they go on here until then, for a while.
 
     `heard` is the number of the last `Ping` that came: a gateway that is not heard can tell.
     """
@@ -169,6 +170,7 @@ class Heartbeat(Frame, frozen=True):
     load: EngineLoad
     draining: bool
     heard: int
+    dismissed: bool = False
 
 
 FromGateway = Hello | Start | Stop | Fence | Find | Attach | Ping

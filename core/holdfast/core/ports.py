@@ -188,8 +188,8 @@ class Process(Protocol):
         """The exit status: 0 and up as the process returned it, `-n` when signal n ended it."""
         ...
 
-    def terminate(self) -> None:
-        """Ask the process to end (SIGTERM). Does nothing when it has ended."""
+    def tell(self, line: bytes) -> None:
+        """Write a line to its standard input. Does nothing when it has ended."""
         ...
 
     def kill(self) -> None:

@@ -58,6 +58,13 @@ class NodeProcessSettings(BaseModel):
         "its lease if it sees that others reach the log. The same for all nodes, and more than an election among log "
         "servers takes (up to 9).",
     )
+    drain_timeout_s: float = Field(
+        20.0,
+        ge=0,
+        le=86_400,
+        description="A node that is told to stop waits this long for other nodes to take over its replicas, unless "
+        "there is no other node; then they get their `graceful_shutdown_timeout_s` (seconds).",
+    )
 
 
 class GatewayProcessSettings(BaseModel):

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from holdfast.actors.launcher import REPLICA_LOGS_MAX, ProcessLauncher, ReplicaProcess
-from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, decode_report
+from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, StopOrder, decode_report
 from holdfast.actors.wire import Connection
 from holdfast.core.config import EngineConfig
 from holdfast.core.errors import WorldFailure
@@ -32,10 +32,10 @@ async def test_a_replica_process_reports_that_it_is_ready_and_ends_when_it_is_to
     assert isinstance(ready, Ready)
     assert (ready.info.model, ready.info.kv_blocks) == ("tiny", 7)
     assert ready.address.startswith("127.0.0.1:")
-    process.terminate()
+    process.tell(msgspec.json.encode(StopOrder("finish", 1.0)))
     assert await process.wait() == 0
     assert [line async for line in reports] == []
-    process.terminate()
+    process.tell(b"{}")
     process.kill()
     assert (tmp_path / "app.tiny.1.log").exists()
 

@@ -157,7 +157,7 @@ async def test_what_is_too_many_is_stopped_and_forgotten() -> None:
         await world.running(3)
         await world.deploy(application(replicas=1))
         await world.running(1)
-        assert [process.signals for process in node.launcher.processes] == [[], ["TERM"], ["TERM"]]
+        assert [process.signals for process in node.launcher.processes] == [[], ["STOP"], ["STOP"]]
         exits = world.happened(ev.ReplicaExited)
         assert [exited.expected for exited in exits if isinstance(exited, ev.ReplicaExited)] == [True, True]
 
@@ -173,7 +173,7 @@ async def test_a_replica_that_does_not_stop_in_its_time_is_killed() -> None:
         told_s = now_s()
         ended_s = await world.running(0)
         assert ended_s - told_s == pytest.approx(GRACE_S + STOP_MARGIN_S, abs=0.1)
-        assert node.launcher.processes[0].signals == ["TERM", "KILL"]
+        assert node.launcher.processes[0].signals == ["STOP", "KILL"]
 
 
 @virtual_time

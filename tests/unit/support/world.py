@@ -14,11 +14,18 @@ from holdfast.actors.follower import Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.node import Node, NodeSettings
 from holdfast.actors.operator import Operator
-from holdfast.actors.specification import Ready, ReplicaSpecification, Report, encode_report
+from holdfast.actors.specification import (
+    Ready,
+    ReplicaSpecification,
+    Report,
+    StopOrder,
+    decode_order,
+    encode_report,
+)
 from holdfast.core.cluster import ClusterState, ReplicaStatus
-from holdfast.core.config import ApplicationConfig
+from holdfast.core.config import ApplicationConfig, DrainMode
 from holdfast.core.errors import WorldFailure
-from holdfast.core.events import Payload, Record, decode_record
+from holdfast.core.events import DrainTarget, Payload, Record, decode_record
 from holdfast.core.ports import Process
 from holdfast.store.memory import MemoryLog, MemoryLogServer
 from holdfast.store.memory_leases import MemoryLeases, MemoryLeasesServer
@@ -35,7 +42,7 @@ def identity_of(name: str, incarnation: str = "1", role: str = "node") -> Identi
 
 
 class FakeProcess:
-    """A replica's process, played by the test. `stops_after_s`: how long it takes to obey SIGTERM; None: never."""
+    """A replica's process, played by the test. `stops_after_s`: how long it takes to obey an order; None: never."""
 
     def __init__(self, pid: int, specification: ReplicaSpecification, stops_after_s: float | None) -> None:
         self._pid = pid
@@ -45,6 +52,7 @@ class FakeProcess:
         self.specification = specification
         self.launched_s = now_s()
         self.signals: list[str] = []
+        self.orders: list[StopOrder] = []
 
     @property
     def pid(self) -> int:
@@ -62,10 +70,11 @@ class FakeProcess:
     async def wait(self) -> int:
         return await asyncio.shield(self._status)
 
-    def terminate(self) -> None:
+    def tell(self, line: bytes) -> None:
         if self.status is not None:
             return
-        self.signals.append("TERM")
+        self.signals.append("STOP")
+        self.orders.append(decode_order.decode(line))
         if self._stops_after_s is not None:
             asyncio.get_running_loop().call_later(self._stops_after_s, self.ends, 0)
 
@@ -195,6 +204,16 @@ class World:
     async def delete(self, application: str) -> bool:
         """Whether it had to be asked for."""
         return await self._operator.delete(application)
+
+    async def drain(
+        self, kind: DrainTarget, name: str, mode: DrainMode | None = None, deadline_s: float | None = None
+    ) -> bool:
+        """Whether it had to be asked for."""
+        return await self._operator.drain(kind, name, mode, deadline_s)
+
+    async def undrain(self, kind: DrainTarget, name: str) -> bool:
+        """Whether it had to be asked for."""
+        return await self._operator.undrain(kind, name)
 
     async def until(self, predicate: Callable[[ClusterState], bool], within_s: float = 60.0) -> float:
         """Wait until the state is so; the (virtual) time then."""

@@ -10,7 +10,7 @@ import msgspec
 from holdfast.actors import replica_main
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.engines.mock import MockEngine, parse_settings
-from holdfast.actors.specification import ReplicaSpecification, Report, encode_report
+from holdfast.actors.specification import ReplicaSpecification, Report, decode_order, encode_report
 from holdfast.core.errors import WorldFailure
 from holdfast.core.ports import Process
 from holdfast.simulations.cluster.engines import BreakableEngine
@@ -84,11 +84,23 @@ class RunningReplica:
         """As `Process.wait`."""
         return await asyncio.shield(self._status)
 
+    def tell(self, line: bytes) -> None:
+        """As `Process.tell`."""
+        self._told(decode_order.decode(line).deadline_s)
+        self.process.call(self._feed, line + b"\n")
+
     def terminate(self) -> None:
-        """As `Process.terminate`."""
-        if self._life is not None:
-            self._life.told(self.process.world.now_s, self._grace_s)
+        """A fault: somebody else than its node tells it to stop."""
+        self._told(self._grace_s)
         self.process.terminate()
+
+    def _told(self, grace_s: float) -> None:
+        if self._life is not None:
+            self._life.told(self.process.world.now_s, grace_s)
+
+    def _feed(self, data: bytes) -> None:
+        if self._stdin is not None:
+            self._stdin.feed_data(data)
 
     def kill(self) -> None:
         """As `Process.kill`."""
@@ -116,7 +128,7 @@ class RunningReplica:
         self._grace_s = msgspec.json.decode(specification, type=ReplicaSpecification).graceful_shutdown_timeout_s
         self._stdin = asyncio.StreamReader(loop=process.loop)
         self._stdin.feed_data(specification + b"\n")
-        return await replica_main.run(self, self._stdin, self._load)
+        return await replica_main.run(self, self._stdin, self._load, process.exit)
 
     def _hang_up(self) -> None:
         if self._stdin is not None:

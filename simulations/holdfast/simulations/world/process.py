@@ -63,6 +63,10 @@ class SimProcess:
         """SIGKILL: nothing of it runs any more, not even a `finally`."""
         self._end(KILLED)
 
+    def exit(self, status: int) -> None:
+        """It ends itself, at once."""
+        self._end(status)
+
     def terminate(self) -> None:
         """SIGTERM: its handler runs when its turn comes; without one it ends."""
         self.signal(signal.SIGTERM)
