@@ -102,7 +102,7 @@ MUTANTS: Final = (
     Mutant(
         "drain-before-stop",
         "a replica that is told to stop lets its streams end first",
-        (edit(replica_main.serve, ("await replica.drain()", "pass")),),
+        (edit(replica_main._serve, ("await stopping.see_off(replica)", "pass")),),
         (DRAINS,),
     ),
     Mutant(
