@@ -237,3 +237,9 @@ ATTEMPTS = REPLICA.counter(
     unit="attempts",
     alert='sum(rate(holdfast_attempts_total{outcome="busy"}[5m])) > 1',
 )
+QUEUE_TIME = REPLICA.histogram(
+    "holdfast_request_queue_time_seconds",
+    "From an attempt's arrival until the engine had taken it in, or it was turned away.",
+    bounds=DURATION_BOUNDS_S,
+    alert="histogram_quantile(0.99, sum by (le) (rate(holdfast_request_queue_time_seconds_bucket[5m]))) > 1",
+)

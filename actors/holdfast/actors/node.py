@@ -83,6 +83,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     system_port_first: int = 0
     cut_off_timeout_s: float = 30.0
     drain_timeout_s: float = 20.0
+    otlp_endpoint: str = ""
 
 
 class _Child:
@@ -299,6 +300,7 @@ class Node:
             engine_stall_timeout_s=deployment.config.engine_stall_timeout_s,
             system_port_first=self._settings.system_port_first,
             drain=deployment.config.drain,
+            otlp_endpoint=self._settings.otlp_endpoint,
         )
         child = self._children[replica.id] = _Child(specification)
         self._childless.clear()

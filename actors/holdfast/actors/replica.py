@@ -15,7 +15,7 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.held import HeldStreams, Peer, until_s
@@ -41,6 +41,10 @@ from holdfast.core.frames import (
     Welcome,
     decode_from_gateway,
 )
+
+if TYPE_CHECKING:
+    from holdfast.actors.replica_traces import ReplicaTraces
+    from holdfast.actors.spans import Span
 
 CONGESTION_WAIT_S = 0.05
 """How long a step waits for a gateway to read, when none of them does (seconds)."""
@@ -92,11 +96,16 @@ def _check(output: StepOutput) -> None:
 
 
 class _Arrived(NamedTuple):
-    """An attempt that waits for its prompt to be read. At `until_s`, of the loop's time, its request is over."""
+    """An attempt that waits for its prompt to be read, since `at_s`; at `until_s` its request is over (loop's time).
+
+    `span` is its span, if it is traced.
+    """
 
     peer: Peer
     start: Start
     until_s: float
+    at_s: float
+    span: Span | None
 
 
 class Replica:
@@ -108,6 +117,7 @@ class Replica:
         engine: Engine,
         report: Callable[[Report], None] = lambda _report: None,
         metrics: ReplicaMetrics | None = None,
+        traces: ReplicaTraces | None = None,
     ) -> None:
         self._specification = specification
         self._engine = engine
@@ -132,6 +142,7 @@ class Replica:
         self._keys = 0
         self._draining = False
         self._dismissed = False
+        self._traces = traces
         self.metrics = metrics or ReplicaMetrics(specification.replica, specification.model)
         self.metrics.show(engine, lambda: len(self._peers), lambda: len(self._held.shelf))
 
@@ -239,10 +250,12 @@ class Replica:
         if self._draining or len(self._starts) >= STARTS_WAITING_MAX:
             reason = "the replica is draining" if self._draining else "too many streams wait for the replica"
             peer.connection.send(Refused(start.attempt, "replica_unavailable", reason, None, True))
-            self.metrics.turned_away(busy=True)
+            self.metrics.turned_away(0.0, busy=True)
             return
         self._idle.clear()
-        self._starts.append(_Arrived(peer, start, until_s(start.timeout_s, peer.connection.loop.time())))
+        now_s = peer.connection.loop.time()
+        span = self._traces.arrived(start) if self._traces is not None else None
+        self._starts.append(_Arrived(peer, start, until_s(start.timeout_s, now_s), now_s, span))
         self._arrived.set()
 
     def _stop(self, peer: Peer, attempt: int) -> None:
@@ -295,6 +308,8 @@ class Replica:
             for key in live - self._held.by_key.keys():
                 self._engine.drop(key)
                 live.discard(key)
+                if self._traces is not None:
+                    self._traces.dropped(key)
             if not live:
                 if not self._starts and self._admitting is None:
                     self._idle.set()
@@ -311,6 +326,8 @@ class Replica:
             self.metrics.stepped(took_s, len(output.tokens))
             self._step_began_s = None
             self._steps += 1
+            if self._traces is not None:
+                self._traces.stepped(output)
             await self._deliver(output)
             live.difference_update(key for key, _ in output.finished)
 
@@ -321,19 +338,34 @@ class Replica:
         key = self._keys
         self._admitting = (peer, start.attempt)
         try:
-            prompt_tokens = await self._engine.admit(key, start.request)
+            prompt_tokens = await self._read_prompt(key, arrived)
         except RequestRefused as refusal:
             retry = refusal.code == ENGINE_OVERLOADED
             peer.connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
-            self.metrics.turned_away(busy=retry)
         else:
-            self.metrics.admitted(prompt_tokens)
             self._live.add(key)
             wanted = peer.connection in self._peers and self._admitting is not None
             if wanted and self._held.begin(key, peer, start, prompt_tokens, arrived.until_s):
                 peer.connection.send(Admitted(start.attempt, prompt_tokens))
         finally:
             self._admitting = None
+
+    async def _read_prompt(self, key: int, arrived: _Arrived) -> int:
+        """Have the engine take it in, and note how that went; as `Engine.admit`."""
+        span, traces, now_s = arrived.span, self._traces, asyncio.get_running_loop().time
+        traced = traces.during(span) if traces is not None and span is not None else contextlib.nullcontext()
+        try:
+            with traced:
+                prompt_tokens = await self._engine.admit(key, arrived.start.request)
+        except RequestRefused as refusal:
+            self.metrics.turned_away(now_s() - arrived.at_s, busy=refusal.code == ENGINE_OVERLOADED)
+            if traces is not None and span is not None:
+                traces.refused(span, refusal.code)
+            raise
+        self.metrics.admitted(now_s() - arrived.at_s, prompt_tokens)
+        if traces is not None and span is not None:
+            traces.admitted(key, span, prompt_tokens, now_s() - arrived.at_s)
+        return prompt_tokens
 
     async def _watch_engine(self) -> None:
         """Raise `EngineHung` when a step takes far longer than steps do. While there is nothing to do none is due."""

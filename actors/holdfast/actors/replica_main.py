@@ -17,7 +17,7 @@ import random
 import select
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import msgspec
 import uvloop
@@ -39,6 +39,9 @@ from holdfast.actors.stopping import Stopping
 from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import InvalidConfig, Misuse
+
+if TYPE_CHECKING:
+    from holdfast.actors.replica_traces import ReplicaTraces
 
 LINE_BYTES_MAX = 1024 * 1024
 CLOSE_TIMEOUT_S = 2.0
@@ -101,6 +104,15 @@ async def load_engine(specification: ReplicaSpecification) -> Engine:
     return await load_torch(read_settings({"model_name": specification.model, **arguments}))
 
 
+def open_traces(specification: ReplicaSpecification) -> ReplicaTraces | None:
+    """Where spans go, if anywhere."""
+    if not specification.otlp_endpoint:
+        return None
+    from holdfast.actors.replica_traces import exporting_traces
+
+    return exporting_traces(specification)
+
+
 async def serve(
     specification: ReplicaSpecification,
     channel: Channel,
@@ -116,11 +128,12 @@ async def serve(
     replica: Replica | None = None
     system = SystemPort(system_pages(metrics.ledger, lambda: replica.reasons if replica is not None else [LOADING]))
     await system.open(specification.host, specification.system_port_first)
+    traces = open_traces(specification)
     async with asyncio.TaskGroup() as group:
         orders = group.create_task(_take_orders(stdin, stopping, node_gone))
         engine = await _load(load(specification), stopping)
         if engine is not None:
-            replica = Replica(specification, engine, channel.note, metrics)
+            replica = Replica(specification, engine, channel.note, metrics, traces)
             server, address = await replica.listen()
             channel.report(Ready(address, engine.info, system.port))
             await _serve(replica, server, specification.orphan_grace_s, stopping, node_gone)
@@ -128,6 +141,8 @@ async def serve(
                 await asyncio.wait_for(engine.close(), CLOSE_TIMEOUT_S)
         orders.cancel()
     system.close()
+    if traces is not None:
+        await traces.close()
 
 
 async def _take_orders(stdin: asyncio.StreamReader, stopping: Stopping, node_gone: asyncio.Event) -> None:

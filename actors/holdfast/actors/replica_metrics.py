@@ -14,6 +14,7 @@ from holdfast.actors.metric_families import (
     KV_BLOCKS,
     KV_CACHE_USAGE,
     PREFILL_WAITING,
+    QUEUE_TIME,
     REPLICA,
     REPLICA_INFO,
     RUNNING,
@@ -35,6 +36,7 @@ class ReplicaMetrics:
         self.ledger = Ledger(REPLICA)
         self.ledger.read(REPLICA_INFO, lambda: [((replica, model), 1)])
         self._steps = self.ledger.histogram(STEP_DURATION)
+        self._queued = self.ledger.histogram(QUEUE_TIME)
         self._tokens = 0
         self.ledger.read(ENGINE_TOKENS, lambda: [((), self._tokens)])
 
@@ -63,11 +65,13 @@ class ReplicaMetrics:
         self._steps.observe(took_s)
         self._tokens += tokens
 
-    def admitted(self, prompt_tokens: int) -> None:
-        """The engine took an attempt in."""
+    def admitted(self, after_s: float, prompt_tokens: int) -> None:
+        """The engine took an attempt in, so long after it came."""
+        self._queued.observe(after_s)
         self.ledger.add(ATTEMPTS, ADMITTED)
         self.ledger.add(ENGINE_PROMPT_TOKENS, by=prompt_tokens)
 
-    def turned_away(self, *, busy: bool) -> None:
+    def turned_away(self, after_s: float, *, busy: bool) -> None:
         """An attempt was not taken in: there is no room, or the request can't be served."""
+        self._queued.observe(after_s)
         self.ledger.add(ATTEMPTS, BUSY if busy else REFUSED)

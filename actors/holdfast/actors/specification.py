@@ -11,7 +11,8 @@ from holdfast.core.requests import EngineInfo
 class ReplicaSpecification(msgspec.Struct, frozen=True):
     """Everything that a replica process needs to know. Times in seconds.
 
-    Its system port is the first free one from `system_port_first` upwards; 0 for none.
+    Its system port is the first free one from `system_port_first` upwards; 0 for none. Spans of
+    what gateways trace are sent to `otlp_endpoint`, unless that is empty.
     """
 
     cluster: str
@@ -25,6 +26,7 @@ class ReplicaSpecification(msgspec.Struct, frozen=True):
     orphan_grace_s: float = 30.0
     system_port_first: int = 0
     drain: DrainMode = "finish"
+    otlp_endpoint: str = ""
 
 
 class StopOrder(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from holdfast.gateway.peers import Peers
 from holdfast.gateway.problems import problem_of
 from holdfast.gateway.request_pages import RequestPages
 from holdfast.gateway.requests import Requests
+from holdfast.gateway.tracing import Tracer
 
 __all__ = ["App", "HttpSettings", "create_app"]
 
@@ -43,6 +44,7 @@ class App:
         machine: Machine,
         ledger: Ledger | None,
         gateways: Callable[[], Mapping[str, str]],
+        tracer: Tracer,
     ) -> None:
         self._entropy = machine.entropy
         self.requests = Requests(gateway)
@@ -55,7 +57,7 @@ class App:
         pages = RequestPages(self.requests, self.kinship, peers, keys)
         self._pages = create_pages(backend, settings, gateway, self.metrics, keys, pages)
         self._generator = Generator(
-            backend, settings, self.metrics, keys, self._stamp, machine, self.requests, self.kinship
+            backend, settings, self.metrics, keys, self._stamp, machine, self.requests, self.kinship, tracer
         )
         self._forms = {form.route: form for form in (CHAT, COMPLETIONS)}
 
@@ -102,10 +104,11 @@ def create_app(
     machine: Machine | None = None,
     ledger: Ledger | None = None,
     gateways: Callable[[], Mapping[str, str]] = dict,
+    tracer: Tracer | None = None,
 ) -> App:
     """The HTTP side over `backend`. One per gateway, whose name is `gateway`; needs a loop only to serve.
 
     What happens is counted in `ledger`, which the gateway's `/metrics` shows. `gateways()` are the URLs of all
-    gateways that may live, by name.
+    gateways that may live, by name. Requests are traced by `tracer`, if any.
     """
-    return App(backend, settings or HttpSettings(), gateway, machine or Machine(), ledger, gateways)
+    return App(backend, settings or HttpSettings(), gateway, machine or Machine(), ledger, gateways, tracer or Tracer())

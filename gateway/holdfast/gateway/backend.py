@@ -13,6 +13,7 @@ import msgspec
 
 from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import Piece
+from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -113,13 +114,15 @@ class Backend(Protocol):
         timeout_s: float | None = None,
         name: str = "",
         resumption: Resumption | None = None,
+        trace: RequestTrace = UNTRACED,
     ) -> Session:
         """A session that will run `choices` at once; `timeout_s` bounds it from now (None: the setting).
 
         Under its `name`, the same request can be resumed at any gateway; without one it can't. With a `resumption`
         the session goes on after what the client has, from the replica that still holds the tokens, or with the same
         tokens drawn again. Raises `UnknownModel` and `Overloaded`; its first `next` raises `RequestRefused`
-        (`cannot_resume`) where no replica holds the stream and the model's engines would not draw it again.
+        (`cannot_resume`) where no replica holds the stream and the model's engines would not draw it again. `trace`
+        is told of its attempts.
         """
         ...
 

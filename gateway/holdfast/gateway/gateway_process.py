@@ -27,6 +27,7 @@ from holdfast.gateway.reporting import Planes, ReportingServing, WatchedLeases, 
 from holdfast.gateway.serving import RETRY_AFTER_S
 from holdfast.gateway.serving_metrics import show_serving
 from holdfast.gateway.settings import GatewayProcessSettings, Settings
+from holdfast.gateway.tracing import tracer_of
 from holdfast.gateway.version import VERSION
 
 FLUSH_TIMEOUT_S = 2.0
@@ -96,7 +97,10 @@ class GatewayProcess:
             settings.node.heartbeat_interval_s,
         )
         ledger = self._serving.ledger
-        app = self._app = create_app(self._serving, settings.http, identity.name, machine, ledger, self._gateways)
+        self._tracer = tracer_of(settings.tracing, settings.cluster, identity.name)
+        app = self._app = create_app(
+            self._serving, settings.http, identity.name, machine, ledger, self._gateways, self._tracer
+        )
         show_serving(self._serving)
         lag = LogLag(log, self._follower)
         lag.show(ledger)
@@ -134,6 +138,7 @@ class GatewayProcess:
             for task in tasks:
                 task.cancel()
         await self._session.release()
+        await self._tracer.close()
 
     async def _follow(self) -> None:
         """Fold the log. Where it can't be read on, the gateway serves what it knows."""

@@ -27,6 +27,7 @@ from holdfast.gateway.requests import Requests
 from holdfast.gateway.resuming import Resume, resume_of, resumed, resumption_of
 from holdfast.gateway.sse import CompletionEncoder, Encoder, Head
 from holdfast.gateway.tool_stream import chat_encoder
+from holdfast.gateway.tracing import RequestTrace, Tracer
 from holdfast.gateway.watch import DisconnectWatch
 
 OK = "ok"
@@ -63,10 +64,11 @@ def response_id(prefix: str, seed: int, entropy: Entropy = os.urandom) -> str:
 class Meter:
     """Times one request by a monotonic clock, in seconds."""
 
-    __slots__ = ("_began", "_last", "_model", "_now_s", "outcome")
+    __slots__ = ("_began", "_last", "_model", "_now_s", "_trace", "outcome")
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
+    def __init__(self, now_s: Callable[[], float], trace: RequestTrace) -> None:
         self._now_s = now_s
+        self._trace = trace
         self._began = now_s()
         self._last = 0.0
         self._model: ModelMetrics | None = None
@@ -89,6 +91,7 @@ class Meter:
             return
         if self._last == 0.0:
             self._model.ttft.observe(now - self._began)
+            self._trace.first_token(now - self._began)
         else:
             self._model.itl.observe((now - self._last) / longest, tokens)
         self._last = now
@@ -98,6 +101,7 @@ class Meter:
         if self._model is not None:
             self._model.used(usage.prompt_tokens, usage.completion_tokens)
             self._model.durations.observe(self._now_s() - self._began)
+            self._trace.used(usage)
 
 
 class Generator:
@@ -113,6 +117,7 @@ class Generator:
         machine: Machine,
         requests: Requests,
         kinship: Kinship,
+        tracer: Tracer,
     ) -> None:
         self._backend = backend
         self._settings = settings
@@ -122,12 +127,14 @@ class Generator:
         self._machine = machine
         self._requests = requests
         self._kinship = kinship
+        self._tracer = tracer
 
     async def serve(self, form: Form, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange from beginning to end; whatever goes wrong becomes an answer, or an event."""
         entropy = self._machine.entropy
-        meter = Meter(self._machine.monotonic_s)
         exchange = Exchange(scope, receive, send, self._settings, self._stamp, entropy)
+        trace = self._tracer.request(form.route, exchange.headers)
+        meter = Meter(self._machine.monotonic_s, trace)
         model, request = "", None
         self._metrics.in_flight += 1
         try:
@@ -138,6 +145,7 @@ class Generator:
             if resume is not None:
                 asked = resumed(asked, resume)
             answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed, entropy)
+            trace.asked(asked, answer)
             await self._kinship.adopt(request)
             session = self._backend.open(
                 asked.model,
@@ -146,6 +154,7 @@ class Generator:
                 timeout_s=request.left_s(),
                 name=answer if asked.stream else "",
                 resumption=resumption_of(asked, resume) if resume is not None else None,
+                trace=trace,
             )
             self._requests.opened(request, answer, asked.model, session)
             model = asked.model
@@ -169,6 +178,7 @@ class Generator:
             if request is not None:
                 meter.outcome = self._requests.ended(request, meter.outcome)
             self._metrics.ended(form.route, model, meter.outcome)
+            trace.ended(meter.outcome)
 
     async def _run(
         self,

@@ -169,7 +169,8 @@ class ReplicaLink:
         run.ordinal += 1
         if run.stream.suspect:
             self._on_probation = run
-        self._connection.send(Start(attempt, request, run.name, run.ordinal, timeout_s=run.left_s))
+        place = run.trace.begun(run, self)
+        self._connection.send(Start(attempt, request, run.name, run.ordinal, place, run.left_s))
 
     def ask(self, stream: str, answer: Callable[[Found | None], None]) -> int | None:
         """Ask the replica for a stream; the question's number, None if the replica can't be asked now.
@@ -192,6 +193,7 @@ class ReplicaLink:
         assert self._connection is not None
         run.stream.start()
         run.ordinal = max(run.ordinal, ordinal) + 1
+        run.trace.begun(run, self)
         self._connection.send(Attach(self._take(run), run.name, run.ordinal, run.left_s))
 
     def _take(self, run: StreamRun) -> int:

@@ -47,6 +47,7 @@ from holdfast.gateway.pool import Pool
 from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun, StreamSession
+from holdfast.gateway.tracing import ENDED, LOST, POSTPONED, UNTRACED, RequestTrace
 
 RETRY_AFTER_S = 1.0
 
@@ -144,6 +145,7 @@ class Serving:
         timeout_s: float | None = None,
         name: str = "",
         resumption: Resumption | None = None,
+        trace: RequestTrace = UNTRACED,
     ) -> StreamSession:
         """As `Backend.open`."""
         pool = self._pools.get(model)
@@ -172,6 +174,7 @@ class Serving:
             min(timeout_s or limit_s, limit_s),
             name,
             resumption,
+            trace,
         )
 
     def health(self) -> Health:
@@ -405,6 +408,7 @@ class Serving:
         for run in runs:
             link, run.link = run.link, None
             had_begun = run.stream.status is StreamStatus.RUNNING
+            run.trace.ended(LOST if had_begun else POSTPONED, cause.kind if had_begun else "")
             run.stream.lost(cause)
             pool = self._pool_of.get(run)
             if had_begun and pool is not None and link is not None:
@@ -440,6 +444,7 @@ class Serving:
         if run.link is not None:
             link, run.link = run.link, None
             link.end(run)
+        run.trace.ended(ENDED)
         run.leave_queue()
 
     def _model(self, state: ClusterState, application: ApplicationState, config: DeploymentConfig) -> ModelInfo:

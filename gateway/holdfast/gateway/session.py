@@ -16,6 +16,7 @@ from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import Stream, StreamStatus
 from holdfast.gateway.backend import Delta, Resumption
 from holdfast.gateway.moves import CANCELLED, FAILED, Move
+from holdfast.gateway.tracing import ENDED, FINISHED, REFUSED, UNTRACED, UNTRACED_STREAM, RequestTrace, StreamTrace
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -36,7 +37,7 @@ class StreamRun:
     that turns it away does not begin it anew. `name` is what replicas keep its tokens under, if they should,
     `ordinal` counts its attempts over all gateways, `avoid` is where it stood still, `resumed_at` is how many tokens
     the client has from another gateway, and `search` looks for the replica that holds it. `began_s` is when its last
-    attempt began, and `move` is there from the loss of a replica to the next token.
+    attempt began, `move` is there from the loss of a replica to the next token, and `trace` is told of its attempts.
     """
 
     __slots__ = (
@@ -55,12 +56,22 @@ class StreamRun:
         "search",
         "stops",
         "stream",
+        "trace",
         "waiting",
         "waiting_since_s",
     )
 
-    def __init__(self, session: StreamSession, choice: int, stream: Stream, stops: bool, name: str = "") -> None:
+    def __init__(
+        self,
+        session: StreamSession,
+        choice: int,
+        stream: Stream,
+        stops: bool,
+        name: str = "",
+        trace: StreamTrace = UNTRACED_STREAM,
+    ) -> None:
         self._session = session
+        self.trace = trace
         self.name = name
         self.ordinal = 0
         self.avoid: ReplicaLink | None = None
@@ -99,12 +110,14 @@ class StreamRun:
         if self.stops and stream.ended and self.link is not None:
             link, self.link = self.link, None
             link.end(self)
+            self.trace.ended(FINISHED)
         self._session.wake()
 
     def finished(self, reason: str) -> None:
         """The engine is done with it."""
         self.link = None
         self.stream.finished(reason)
+        self.trace.ended(FINISHED)
         if self.move is not None:
             self._resumed(self.move)
         self._session.wake()
@@ -113,6 +126,7 @@ class StreamRun:
         """The engine won't take it."""
         self.link = None
         self.stream.refused(refusal)
+        self.trace.ended(REFUSED, refusal.code)
         self.end_move(FAILED)
         self._session.wake()
 
@@ -140,6 +154,7 @@ class StreamRun:
         link, self.link = self.link, None
         if link is not None:
             link.end(self)
+        self.trace.ended(ENDED)
 
     def end_move(self, outcome: str) -> None:
         """It moves no longer, if it did."""
@@ -165,12 +180,14 @@ class StreamSession:
         timeout_s: float,
         name: str = "",
         resumption: Resumption | None = None,
+        trace: RequestTrace = UNTRACED,
     ) -> None:
         self._runs = []
         for number, choice in enumerate(choices):
             counted = resumption.counts[number] if resumption is not None and not resumption.replay else 0
             stream = Stream(choice, stops, migrations_max, counted)
-            run = StreamRun(self, number, stream, bool(stops), _stream_name(name, number, choice) if name else "")
+            named = _stream_name(name, number, choice) if name else ""
+            run = StreamRun(self, number, stream, bool(stops), named, trace.stream(number))
             if resumption is not None:
                 run.resumed_at = resumption.counts[number]
                 run.ordinal = (run.resumed_at + 1) * RESUMED_ORDINALS

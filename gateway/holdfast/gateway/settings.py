@@ -20,6 +20,7 @@ from holdfast.core.errors import InvalidConfig
 from holdfast.gateway.environment import check_names
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.serving_settings import ServingSettings
+from holdfast.gateway.tracing_settings import TracingSettings
 from holdfast.store.settings import EtcdSettings, JetStreamSettings
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -108,6 +109,7 @@ class Settings(BaseSettings):
     )
     serving: ServingSettings = Field(default_factory=lambda: ServingSettings(), description="Serving of streams.")
     http: HttpSettings = Field(default_factory=lambda: HttpSettings(), description="The HTTP API.")
+    tracing: TracingSettings = Field(default_factory=lambda: TracingSettings(), description="Traces of requests.")
 
     @model_validator(mode="after")
     def _replicas_are_heard_in_time(self) -> Self:

@@ -28,6 +28,7 @@ from holdfast.gateway.backend import Delta, Health, ModelInfo, Resumption, Sessi
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.openai import ChatRequest
 from holdfast.gateway.sse import ChatEncoder, Head
+from holdfast.gateway.tracing import UNTRACED, RequestTrace
 from tests.unit.gateway.server import free_port, serving
 
 CONNECTIONS = 32
@@ -126,6 +127,7 @@ class PreparedBackend:
         timeout_s: float | None = None,
         name: str = "",
         resumption: Resumption | None = None,
+        trace: RequestTrace = UNTRACED,
     ) -> Session:
         """A session of the first choice."""
         return PreparedSession(self._pieces, choices[0].max_tokens)

@@ -11,6 +11,7 @@ from holdfast.core.errors import UnknownModel
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP, Stream
 from holdfast.gateway.backend import Delta, Health, ModelInfo, Resumption, Session
+from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
 MODEL = "tiny"
 NATURAL_END = 24
@@ -72,6 +73,7 @@ class FakeBackend:
         timeout_s: float | None = None,
         name: str = "",
         resumption: Resumption | None = None,
+        trace: RequestTrace = UNTRACED,
     ) -> Session:
         if self.refuse_open is not None:
             raise self.refuse_open

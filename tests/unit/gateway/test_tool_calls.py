@@ -22,6 +22,7 @@ from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.asking import Asked, ask_chat
 from holdfast.gateway.backend import Resumption, Session
 from holdfast.gateway.tool_calls import Arguments, Began, CallParser, Part, Text, call_id
+from holdfast.gateway.tracing import UNTRACED, RequestTrace
 from tests.unit.gateway.client import CHAT, ask, chat
 from tests.unit.gateway.fakes import FakeBackend, FakeSession, delivered_of
 from tests.unit.gateway.server import serving
@@ -64,6 +65,7 @@ class SayingBackend(FakeBackend):
         timeout_s: float | None = None,
         name: str = "",
         resumption: Resumption | None = None,
+        trace: RequestTrace = UNTRACED,
     ) -> Session:
         self.seen = list(choices)
         return _Saying(self, choices, stops, delivered_of(resumption, len(choices)))

@@ -1,0 +1,245 @@
+"""What is traced of requests: a span of each, one below it for each attempt, and one below that in the replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from holdfast.actors.engines.mock import MockEngine, parse_settings
+from holdfast.actors.replica_traces import ReplicaTraces
+from holdfast.actors.spans import Reporting, Tracing
+from holdfast.core.errors import RequestRefused
+from holdfast.core.requests import EngineRequest
+from holdfast.gateway.app import App, create_app
+from holdfast.gateway.recording import RecordingTracer
+from holdfast.gateway.serving import Serving
+from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion
+from tests.unit.support.history import application
+from tests.unit.support.replicas import LocalReplica, Site, eventually
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+CLIENT_SPAN = "b7ad6b7169203331"
+TRACEPARENT = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
+
+
+class Traced:
+    """A gateway and its replicas, all of which put their spans into one exporter."""
+
+    def __init__(self, site: Site, *, gateway_traces: bool = True) -> None:
+        self.site = site
+        self.exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.tracing = Tracing(provider)
+        self.tracer = RecordingTracer(self.tracing, "g") if gateway_traces else None
+        self.serving: Serving | None = None
+        self.app: App | None = None
+
+    async def replica(self, engine: MockEngine | None = None, **arguments: Any) -> LocalReplica:
+        replica = await self.site.replica(engine=engine, **arguments)
+        replica.replica._traces = ReplicaTraces(self.tracing, replica.name, "tiny")
+        return replica
+
+    async def open(self) -> App:
+        self.serving = await self.site.gateway()
+        self.app = create_app(self.serving, tracer=self.tracer)
+        return self.app
+
+    def spans(self, name: str) -> list[ReadableSpan]:
+        """Those that ended, in the order in which they began."""
+        found = [span for span in self.exporter.get_finished_spans() if span.name == name]
+        return sorted(found, key=lambda span: span.start_time or 0)
+
+    def one(self, name: str) -> ReadableSpan:
+        (span,) = self.spans(name)
+        return span
+
+
+@pytest.fixture
+def site() -> Site:
+    site = Site()
+    site.deploy(application(replicas=2))
+    return site
+
+
+def is_below(span: ReadableSpan, parent: ReadableSpan) -> bool:
+    context = parent.get_span_context()
+    assert context is not None
+    return span.parent is not None and span.parent.span_id == context.span_id and trace_of(span) == context.trace_id
+
+
+def trace_of(span: ReadableSpan) -> int:
+    context = span.get_span_context()
+    assert context is not None
+    return context.trace_id
+
+
+def attributes(span: ReadableSpan) -> dict[str, object]:
+    return dict(span.attributes or {})
+
+
+def events(span: ReadableSpan) -> list[str]:
+    return [event.name for event in span.events]
+
+
+async def test_a_request_is_part_of_its_clients_trace_and_the_replicas_span_is_below_the_attempts(site: Site) -> None:
+    async with site:
+        traced = Traced(site)
+        replica = await traced.replica()
+        app = await traced.open()
+        answer = await ask(app, CHAT, chat(max_tokens=5, stream=True), TRACEPARENT)
+        assert answer.status == 200
+        request, attempt, engine = traced.one("chat tiny"), traced.one("attempt"), traced.one("generate tiny")
+        assert trace_of(request) == int(TRACE, 16)
+        assert request.parent is not None
+        assert request.parent.span_id == int(CLIENT_SPAN, 16)
+        assert is_below(attempt, request)
+        assert is_below(engine, attempt)
+        assert events(request) == ["first_token"]
+        assert events(engine) == ["queued", "admitted", "first_token"]
+        told = attributes(request)
+        assert told["gen_ai.operation.name"] == "chat"
+        assert told["gen_ai.request.model"] == "tiny"
+        assert told["gen_ai.request.max_tokens"] == 5
+        assert told["gen_ai.usage.output_tokens"] == attributes(engine)["gen_ai.usage.output_tokens"] == 5
+        assert told["gen_ai.usage.input_tokens"] == attributes(engine)["gen_ai.usage.input_tokens"]
+        assert told["gen_ai.response.id"] == answer.chunks[0]["id"]
+        assert told["holdfast.outcome"] == "ok"
+        assert attributes(attempt)["holdfast.replica"] == attributes(engine)["holdfast.replica"] == replica.name
+        assert attributes(attempt)["holdfast.attempt.number"] == 1
+        assert attributes(attempt)["gen_ai.response.finish_reasons"] == ("length",)
+        assert request.status.status_code is StatusCode.UNSET
+
+
+async def test_without_a_clients_trace_a_request_begins_one(site: Site) -> None:
+    async with site:
+        traced = Traced(site)
+        await traced.replica()
+        app = await traced.open()
+        await ask(app, COMPLETIONS, completion(max_tokens=2))
+        await ask(app, COMPLETIONS, completion(max_tokens=2), {"traceparent": "nonsense"})
+        first, second = traced.spans("text_completion tiny")
+        assert first.parent is None
+        assert second.parent is None
+        assert trace_of(first) != trace_of(second)
+        assert len(traced.spans("generate tiny")) == 2
+
+
+async def test_each_attempt_has_its_span_and_the_next_one_says_why_there_is_another(site: Site) -> None:
+    async with site:
+        traced = Traced(site)
+        replicas = [await traced.replica(itl_ms=2), await traced.replica(itl_ms=2)]
+        app = await traced.open()
+        asking = asyncio.create_task(ask(app, CHAT, chat(max_tokens=60, stream=True)))
+        await eventually(lambda: any(replica.replica._steps > 5 for replica in replicas))
+        await next(replica for replica in replicas if not replica.free).kill()
+        assert (await asking).status == 200
+        request, (first, second) = traced.one("chat tiny"), traced.spans("attempt")
+        assert is_below(first, request)
+        assert is_below(second, request)
+        assert first.status.status_code is StatusCode.ERROR
+        assert attributes(first)["error.type"] == "lost"
+        assert attributes(second)["holdfast.migration.cause"] == "lost"
+        assert attributes(second)["holdfast.attempt.number"] == 2
+        brought = [int(str(attributes(span)["gen_ai.usage.output_tokens"])) for span in (first, second)]
+        assert sum(brought) == attributes(request)["gen_ai.usage.output_tokens"] == 60
+        assert attributes(second)["holdfast.attempt.accepted_tokens"] == brought[0]
+        assert is_below(traced.one("generate tiny"), second)
+
+
+async def test_a_gateway_that_does_not_trace_passes_its_clients_place_on_and_nothing_else(site: Site) -> None:
+    async with site:
+        traced = Traced(site, gateway_traces=False)
+        await traced.replica()
+        app = await traced.open()
+        await ask(app, CHAT, chat(max_tokens=2))
+        await ask(app, CHAT, chat(max_tokens=2), {"traceparent": "00-" + "0" * 32 + "-" + "1" * 16 + "-01"})
+        assert traced.exporter.get_finished_spans() == ()
+        await ask(app, CHAT, chat(max_tokens=2), TRACEPARENT)
+        (span,) = traced.exporter.get_finished_spans()
+        assert span.parent is not None
+        assert (trace_of(span), span.parent.span_id) == (int(TRACE, 16), int(CLIENT_SPAN, 16))
+
+
+async def test_what_its_client_does_not_sample_is_not_recorded_anywhere(site: Site) -> None:
+    async with site:
+        traced = Traced(site)
+        await traced.replica()
+        app = await traced.open()
+        answer = await ask(app, CHAT, chat(max_tokens=2), {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-00"})
+        assert answer.status == 200
+        assert traced.exporter.get_finished_spans() == ()
+
+
+class Refusing(MockEngine):
+    """Takes nothing in, and notes the trace in which it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_settings({}), "tiny", random.Random(1))
+        self.seen = 0
+
+    async def admit(self, key: int, request: EngineRequest) -> int:
+        self.seen = trace.get_current_span().get_span_context().trace_id
+        raise RequestRefused("too long", code="context_length_exceeded")
+
+
+async def test_the_engines_own_code_finds_the_trace_and_a_refusal_is_told_in_all_spans(site: Site) -> None:
+    async with site:
+        traced, engine = Traced(site), Refusing()
+        await traced.replica(engine=engine)
+        app = await traced.open()
+        assert (await ask(app, CHAT, chat(), TRACEPARENT)).status == 400
+        assert engine.seen == int(TRACE, 16)
+        assert attributes(traced.one("generate tiny"))["error.type"] == "context_length_exceeded"
+        assert attributes(traced.one("attempt"))["holdfast.attempt.outcome"] == "refused"
+        assert attributes(traced.one("chat tiny"))["holdfast.outcome"] == "refused"
+        assert traced.one("chat tiny").status.status_code is StatusCode.UNSET
+
+
+class Flaky(SpanExporter):
+    """An exporter whose collector comes and goes."""
+
+    def __init__(self) -> None:
+        self.result: SpanExportResult | Exception = SpanExportResult.SUCCESS
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def test_an_exporters_failures_go_no_further_and_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    flaky = Flaky()
+    exporter = Reporting(flaky, "http://collector")
+    with caplog.at_level(logging.WARNING):
+        assert exporter.export([]) is SpanExportResult.SUCCESS
+        assert not caplog.messages
+        flaky.result = RuntimeError("no route to host")
+        assert exporter.export([]) is SpanExportResult.FAILURE
+        flaky.result = SpanExportResult.FAILURE
+        assert exporter.export([]) is SpanExportResult.FAILURE
+        flaky.result = SpanExportResult.SUCCESS
+        assert exporter.export([]) is SpanExportResult.SUCCESS
+    first, second = caplog.messages
+    assert "can't be exported" in first
+    assert "again" in second
+
+
+def test_who_does_not_trace_does_not_even_load_opentelemetry() -> None:
+    program = (
+        "import sys, holdfast.gateway.gateway_process, holdfast.actors.replica_main, holdfast.actors.engines.mock\n"
+        "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
