@@ -175,7 +175,7 @@ class _Consumer:
         ).encode()
         self._inbox = connection.new_inbox()
         self._arrived: deque[Message] = deque()
-        self._wake = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
         self._asked = 0
         self._subscription: Any = None
 
@@ -258,17 +258,26 @@ class _Consumer:
             raise _Renew
 
     async def _wait(self) -> None:
-        self._wake.clear()
+        loop = asyncio.get_running_loop()
+        self._reader = loop.create_future()
+        timer = loop.call_later(self._silence_max_s, self._wake)
         try:
-            async with asyncio.timeout(self._silence_max_s):
-                await self._wake.wait()
-        except TimeoutError:
+            await self._reader
+        finally:
+            self._reader = None
+            timer.cancel()
+        if not self._arrived:
             await self._connection.probe(self._probe_timeout_s)
-            raise _Renew from None
+            raise _Renew
+
+    def _wake(self) -> None:
+        """A message came, or none for too long."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def _deliver(self, message: Message) -> None:
         self._arrived.append(message)
-        self._wake.set()
+        self._wake()
 
 
 def _sequence(message: Message) -> int:

@@ -172,7 +172,9 @@ def test_cut_connections_cost_nobody_a_token() -> None:
 
     for at_s in cuts:
         town.world.scheduler.call_at(at_s, cut)
-    requests = town.live(*(ask(number, max_tokens=40) for number in range(40)))
+    # Whom every cut befalls pauses for some seconds in the end.
+    patient = [ask(number, max_tokens=40, deadline_s=30.0) for number in range(40)]
+    requests = town.live(*patient, until_s=DRAWN_LASTS_S)
     assert {request.how for request in requests} == {COMPLETE}
     assert sum(bool(sent.resumes) for request in requests for sent in request.tries) > 10
     assert {sent.gateway for request in requests for sent in request.tries} == {"g1", "g2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
+from functools import cached_property
 
 import msgspec
 
@@ -179,30 +180,36 @@ class Cluster:
     def settings_for(self, host: str) -> Settings:
         """The settings of a process on this host."""
         if host not in self._settings:
-            knobs = self.knobs
-            self._settings[host] = Settings(
-                cluster=self.name,
-                lease_ttl_s=knobs.lease_ttl_s,
-                nats=self.servers.log_settings,
-                etcd=self.servers.lease_settings,
-                node=NodeProcessSettings(
-                    slots=knobs.slots,
-                    host=host,
-                    heartbeat_interval_s=knobs.heartbeat_interval_s,
-                    cut_off_timeout_s=knobs.cut_off_timeout_s,
-                ),
-                gateway=GatewayProcessSettings(host=host, port=GATEWAY_PORT, drain_timeout_s=knobs.drain_timeout_s),
-                http=HttpSettings(write_timeout_s=knobs.write_timeout_s),
-                serving=ServingSettings(
-                    request_timeout_s=knobs.request_timeout_s,
-                    replica_wait_s=knobs.replica_wait_s,
-                    migration_limit=knobs.migration_limit,
-                    suspicion_phi=knobs.suspicion_phi,
-                    heartbeat_timeout_s=knobs.heartbeat_timeout_s,
-                    stream_stall_timeout_s=knobs.stream_stall_timeout_s,
-                ),
-            )
+            common, named = self._common, {"host": host}
+            node, gateway = common.node.model_copy(update=named), common.gateway.model_copy(update=named)
+            self._settings[host] = common.model_copy(update={"node": node, "gateway": gateway})
         return self._settings[host]
+
+    @cached_property
+    def _common(self) -> Settings:
+        """What the settings of all hosts have in common. Checking all of them for each host takes too long."""
+        knobs = self.knobs
+        return Settings(
+            cluster=self.name,
+            lease_ttl_s=knobs.lease_ttl_s,
+            nats=self.servers.log_settings,
+            etcd=self.servers.lease_settings,
+            node=NodeProcessSettings(
+                slots=knobs.slots,
+                heartbeat_interval_s=knobs.heartbeat_interval_s,
+                cut_off_timeout_s=knobs.cut_off_timeout_s,
+            ),
+            gateway=GatewayProcessSettings(port=GATEWAY_PORT, drain_timeout_s=knobs.drain_timeout_s),
+            http=HttpSettings(write_timeout_s=knobs.write_timeout_s),
+            serving=ServingSettings(
+                request_timeout_s=knobs.request_timeout_s,
+                replica_wait_s=knobs.replica_wait_s,
+                migration_limit=knobs.migration_limit,
+                suspicion_phi=knobs.suspicion_phi,
+                heartbeat_timeout_s=knobs.heartbeat_timeout_s,
+                stream_stall_timeout_s=knobs.stream_stall_timeout_s,
+            ),
+        )
 
     # --- processes --------------------------------------------------------------------------------------
 

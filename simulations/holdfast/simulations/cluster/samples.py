@@ -100,5 +100,5 @@ class Sampler:
             history.gateway_reaches(
                 now_s, member.name, tuple(link.replica for link in serving._links.values() if link.ready)
             )
-        for end in self._cluster.world.network.ends_of(process):
-            history.sample(now_s, member.name, "unsent bytes", end.waiting_bytes, WRITE_BUFFER_MAX_BYTES)
+        unsent = max((end.waiting_bytes for end in self._cluster.world.network.ends_of(process)), default=0)
+        history.sample(now_s, member.name, "unsent bytes", unsent, WRITE_BUFFER_MAX_BYTES)

@@ -358,4 +358,4 @@ class Voter:
 
     def _later(self, delay_s: float, callback: Callable[..., object], *args: Any) -> None:
         process = self.process
-        process.loop.push_at(self.group.world.now_s + delay_s, Handle(callback, args, None, process.lane))
+        self.group.world.scheduler.push(self.group.world.now_s + delay_s, Handle(callback, args, None, process.lane))

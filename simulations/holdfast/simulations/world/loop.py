@@ -43,6 +43,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def __init__(self, scheduler: Scheduler, lane: Lane, clock_offset_s: float) -> None:
         self._scheduler = scheduler
         self._lane = lane
+        self._runnable = scheduler.runnable
         self._offset_s = clock_offset_s
         self._tasks = lane.number << 16
         self._signals: dict[int, Callable[[], object]] = {}
@@ -60,24 +61,26 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(callback, args, context, self._lane)
-        self._scheduler.enqueue(self._lane, handle)
+        lane = self._lane
+        handle = Handle(callback, args, context, lane)
+        if lane.alive:  # as `Scheduler.enqueue`, without calling it: nothing is asked for as often
+            lane.ready.append(handle)
+            if not lane.queued and not lane.frozen:
+                lane.queued = True
+                self._runnable.append(lane)
         return handle
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        return self.call_at(self._scheduler.now_s + self._offset_s + delay, callback, *args, context=context)
+        at_s = self._scheduler.now_s + delay
+        return self._scheduler.push(at_s, Handle(callback, args, context, self._lane, at_s + self._offset_s))
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
         handle = Handle(callback, args, context, self._lane, when)
         return self._scheduler.push(when - self._offset_s, handle)
-
-    def push_at(self, at_s: float, handle: Handle) -> None:
-        """Let something reach the process at a true time."""
-        self._scheduler.push(at_s, handle)
 
     def call_from_world(self, callback: Callable[..., object], *args: Any) -> None:
         """Let something happen to the process from outside: a message, a signal."""

@@ -267,8 +267,8 @@ class Network:
         """Whether packets get from one host to another now, as far as no single connection is clogged."""
         if source == target:
             return True
-        up = self._world.host(source).up and self._world.host(target).up
-        return up and (source, target) not in self._blocked
+        hosts = self._world.hosts
+        return hosts[source].up and hosts[target].up and (source, target) not in self._blocked
 
     def clog(self, end: End) -> None:
         """Hold up what this end sends, until `unclog`."""
@@ -317,7 +317,7 @@ class Network:
         if at_s <= end.arrives_s:
             at_s = end.arrives_s + APART_S
         end.arrives_s = at_s
-        target.loop.push_at(at_s, Handle(arrive, (what, size), None, target.lane))
+        self._scheduler.push(at_s, Handle(arrive, (what, size), None, target.lane))
 
     def overtakes(self) -> bool:
         """Whether a reset overtakes what was sent before it."""

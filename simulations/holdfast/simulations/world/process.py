@@ -97,10 +97,12 @@ class SimProcess:
         self.lane.cost_s = cost_s
 
     def forget(self) -> None:
-        """The world ends: nobody is told."""
+        """The world ends: nobody is told, and nothing is kept."""
         self._on_exit.clear()
-        self.kill()
-        self._left = None
+        if self.alive:
+            self.alive = False
+            self._closed()
+        self._left = self._main = None
 
     # --- its life ---------------------------------------------------------------------------------------
 
@@ -129,11 +131,14 @@ class SimProcess:
         self.status = status
         # What it held is kept until the run is over: collected earlier, its `finally` clauses would run.
         self._left, self._main = self.world.tasks_of(self.loop), None
-        self.world.scheduler.drop(self.lane)
-        self.world.network.process_ended(self)
+        self._closed()
         self.world.process_ended(self)
         for callback in self._on_exit:
             callback(status)
+
+    def _closed(self) -> None:
+        self.world.scheduler.drop(self.lane)
+        self.world.network.process_ended(self)
 
     def _on_exception(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -83,7 +83,10 @@ class Lane:
 
 
 class Scheduler:
-    """Runs callbacks, one at a time. `now_s` is the true virtual time; `trace` tells two runs apart."""
+    """Runs callbacks, one at a time. `now_s` is the true virtual time; `trace` tells two runs apart.
+
+    `runnable` are the lanes of which one has the next turn.
+    """
 
     def __init__(self, rng: Random) -> None:
         self.now_s = 0.0
@@ -94,7 +97,7 @@ class Scheduler:
         self._heap: list[tuple[float, float, int, Handle]] = []
         self._timers = 0
         self._lanes = 0
-        self._runnable: list[Lane] = []
+        self.runnable: list[Lane] = []
 
     # --- asking -----------------------------------------------------------------------------------------
 
@@ -127,7 +130,7 @@ class Scheduler:
         lane.ready.append(handle)
         if not lane.queued and not lane.frozen:
             lane.queued = True
-            self._runnable.append(lane)
+            self.runnable.append(lane)
 
     def freeze(self, lane: Lane) -> None:
         """Give the process no more turns until `thaw`."""
@@ -147,7 +150,7 @@ class Scheduler:
     def close(self) -> None:
         """Forget everything."""
         self._heap.clear()
-        self._runnable.clear()
+        self.runnable.clear()
 
     # --- running ----------------------------------------------------------------------------------------
 
@@ -163,17 +166,25 @@ class Scheduler:
             events._set_running_loop(before)
 
     def _run(self, until_s: float) -> None:
-        random, heap, runnable, pop = self._random, self._heap, self._runnable, heapq.heappop
+        # Most of a run's time is spent in here and in what it calls: what is short stands here, not in functions.
+        random, heap, runnable, pop = self._random, self._heap, self.runnable, heapq.heappop
         current: Lane | None = None
-        while True:
+        while self.turns <= CALLBACKS_MAX:
             if runnable:
                 count = len(runnable)
                 at = int(random() * count) if count > 1 else 0
                 lane = runnable[at]
-                handle = lane.ready.popleft()
-                if not lane.ready or lane.cost_s:
-                    self._turned(lane, at)
+                ready = lane.ready
+                handle = ready.popleft()
+                if lane.cost_s:
+                    self._pause(lane)
+                elif not ready:
+                    lane.queued = False
+                    last = runnable.pop()
+                    if last is not lane:
+                        runnable[at] = last
             else:
+                count = 0
                 if not heap or heap[0][0] > until_s:
                     self.now_s = max(self.now_s, until_s)
                     return
@@ -184,7 +195,6 @@ class Scheduler:
                     continue
                 if at_s > self.now_s:
                     self.now_s = at_s
-                count = 0
                 if handle.lane is None:
                     if current is not None:
                         current = None
@@ -203,20 +213,19 @@ class Scheduler:
             if lane is not current:
                 current = lane
                 events._set_running_loop(lane.loop)
-            _do(lane, handle)
-            if self.turns > CALLBACKS_MAX:
-                raise TooManyTurns(f"{self.turns} turns in {self.now_s:.3f} s of virtual time")
+            try:
+                if handle.context is None:
+                    handle.callback(*handle.args)
+                else:
+                    handle.context.run(handle.callback, *handle.args)
+            except BaseException as error:
+                _raised(lane, handle, error)
+        raise TooManyTurns(f"{self.turns} turns in {self.now_s:.3f} s of virtual time")
 
-    def _turned(self, lane: Lane, at: int) -> None:
-        """It has nothing more to do, or is too slow to go on at once."""
-        runnable = self._runnable
-        last = runnable.pop()
-        if last is not lane:
-            runnable[at] = last
-        lane.queued = False
-        if lane.cost_s:
-            lane.queued = True  # it queues again by this timer only
-            self.call_at(self.now_s + lane.cost_s, self._go_on, lane)
+    def _pause(self, lane: Lane) -> None:
+        """It is too slow to go on at once. It stays queued, and has turns again by this timer only."""
+        self.runnable.remove(lane)
+        self.call_at(self.now_s + lane.cost_s, self._go_on, lane)
 
     def _go_on(self, lane: Lane) -> None:
         lane.queued = False
@@ -225,11 +234,11 @@ class Scheduler:
     def _requeue(self, lane: Lane) -> None:
         if lane.ready and lane.alive and not lane.frozen and not lane.queued:
             lane.queued = True
-            self._runnable.append(lane)
+            self.runnable.append(lane)
 
     def _unqueue(self, lane: Lane) -> None:
-        if lane.queued and lane in self._runnable:
-            self._runnable.remove(lane)
+        if lane.queued and lane in self.runnable:
+            self.runnable.remove(lane)
             lane.queued = False
 
     def _sweep(self) -> None:
@@ -245,15 +254,10 @@ def _finalize(generator: AsyncGenerator[Any, Any]) -> None:
         loop.create_task(generator.aclose())
 
 
-def _do(lane: Lane, handle: Handle) -> None:
-    try:
-        if handle.context is not None:
-            handle.context.run(handle.callback, *handle.args)
-        else:
-            handle.callback(*handle.args)
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        assert lane.loop is not None
-        message = f"exception in callback {handle.callback!r}"
-        lane.loop.call_exception_handler({"message": message, "exception": error})
+def _raised(lane: Lane, handle: Handle, error: BaseException) -> None:
+    """A callback raised: its loop is told, as asyncio's are."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        raise error
+    assert lane.loop is not None
+    message = f"exception in callback {handle.callback!r}"
+    lane.loop.call_exception_handler({"message": message, "exception": error})

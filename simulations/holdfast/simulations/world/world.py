@@ -54,7 +54,10 @@ class World:
 
     def host(self, name: str) -> Host:
         """The host of this name; it is made when it is first asked for."""
-        return self.hosts.setdefault(name, Host(name))
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = Host(name)
+        return host
 
     def spawn(self, name: str, host: str, main: Main) -> SimProcess:
         """Start a process."""
