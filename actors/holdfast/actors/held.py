@@ -264,6 +264,23 @@ class HeldStreams:
             peer.connection.send(frame)
         return True
 
+    def release(self, peer: Peer, attempt: int, now_s: float) -> bool:
+        """This client of the gateway is about to go elsewhere; as `lost`, and whether the stream goes on."""
+        held = peer.attempts.get(attempt)
+        if held is None or not self._detach(held, now_s):
+            return False
+        del peer.attempts[attempt]
+        self._changed()
+        return True
+
+    def _detach(self, held: Held, now_s: float) -> bool:
+        if not held.name or not (held.tokens.drawn or held.tokens.accepted):
+            return False
+        held.peer = None
+        held.detached_s = now_s
+        self._detached += 1
+        return True
+
     def drop_detached(self) -> None:
         """Forget the streams that no gateway has."""
         for held in list(self.by_key.values()):
@@ -273,11 +290,7 @@ class HeldStreams:
     def lost(self, peer: Peer, now_s: float) -> None:
         """The gateway is gone. What has a name, and tokens by which a client may know it, goes on."""
         for held in list(peer.attempts.values()):
-            if held.name and (held.tokens.drawn or held.tokens.accepted):
-                held.peer = None
-                held.detached_s = now_s
-                self._detached += 1
-            else:
+            if not self._detach(held, now_s):
                 self._remove(held)
         peer.attempts.clear()
         self._changed()

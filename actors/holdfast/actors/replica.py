@@ -36,6 +36,7 @@ from holdfast.core.frames import (
     Hello,
     Ping,
     Refused,
+    Release,
     Start,
     Stop,
     Welcome,
@@ -220,6 +221,9 @@ class Replica:
             self._stop(peer, frame.attempt)
         elif isinstance(frame, Fence):
             self._fence(peer, frame)
+        elif isinstance(frame, Release):
+            if self._draining or not self._held.release(peer, frame.attempt, peer.connection.loop.time()):
+                self._stop(peer, frame.attempt)
         elif isinstance(frame, Find):
             held = self._held.find(frame.stream)
             found = Found(frame.question, held.ordinal, len(held.accepted)) if held else Found(frame.question, 0, 0)

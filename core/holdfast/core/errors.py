@@ -108,6 +108,10 @@ class Overloaded(WorldFailure):
         self.retry_after_s = retry_after_s
 
 
+class GatewayStopping(Overloaded):
+    """The gateway is drained or ends: another one can serve the request, or go on with it."""
+
+
 class NoReplica(Overloaded):
     """The model is deployed, but no replica of it could take the stream within the time that it may wait."""
 

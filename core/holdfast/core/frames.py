@@ -1,8 +1,8 @@
 """The wire between gateway and replica: frames of msgpack behind a four-byte length (big-endian).
 
 The gateway dials. It says `Hello`, the replica answers `Welcome` or closes; from then on the gateway sends `Start`,
-`Stop`, `Fence` and `Ping`, the replica `Admitted`, `Refused`, `Step` and `Heartbeat`. Attempts are numbered by the
-gateway, per connection, and a number is never used twice: that is what fences an older attempt's late frames.
+`Stop`, `Fence`, `Release` and `Ping`, the replica `Admitted`, `Refused`, `Step` and `Heartbeat`. Attempts are numbered
+by the gateway, per connection, and a number is never used twice: that is what fences an older attempt's late frames.
 
 A stream that has a name outlives its connection: the replica goes on with it, and keeps its tokens. Any gateway may
 ask for it (`Find`, `Found`) and take it over (`Attach`), which is answered like a `Start`, with all tokens so far.
@@ -83,6 +83,12 @@ class Fence(Frame, frozen=True):
 
     attempts: list[int]
     streams: list[tuple[str, int]]
+
+
+class Release(Frame, frozen=True):
+    """The attempt's client goes on at another gateway: keep it as if this connection were lost."""
+
+    attempt: int
 
 
 class Find(Frame, frozen=True):
@@ -173,7 +179,7 @@ class Heartbeat(Frame, frozen=True):
     dismissed: bool = False
 
 
-FromGateway = Hello | Start | Stop | Fence | Find | Attach | Ping
+FromGateway = Hello | Start | Stop | Fence | Release | Find | Attach | Ping
 FromReplica = Welcome | Admitted | Refused | Found | Step | Heartbeat
 
 _ENCODER = msgspec.msgpack.Encoder()

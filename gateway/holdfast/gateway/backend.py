@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from holdfast.core.requests import EngineRequest
+from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
@@ -48,6 +49,7 @@ class Health(msgspec.Struct, frozen=True):
     healthy: bool
     reasons: list[str]
     details: dict[str, Any]
+    state: GatewayStatus
 
 
 class Session(Protocol):

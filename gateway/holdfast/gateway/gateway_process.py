@@ -19,12 +19,11 @@ from holdfast.core.errors import LogUnavailable
 from holdfast.core.events import GatewayJoined, GatewayLeft, GatewayStopping
 from holdfast.gateway.addresses import advertised, bracketed
 from holdfast.gateway.app import App, create_app
+from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.http_server import HttpServer
 from holdfast.gateway.lag import LogLag
 from holdfast.gateway.machine import Machine
-from holdfast.gateway.problems import HttpRefusal, Problem
 from holdfast.gateway.reporting import Planes, ReportingServing, WatchedLeases, WatchedLog
-from holdfast.gateway.serving import RETRY_AFTER_S
 from holdfast.gateway.serving_metrics import show_serving
 from holdfast.gateway.settings import GatewayProcessSettings, Settings
 from holdfast.gateway.tracing import tracer_of
@@ -57,12 +56,6 @@ class Door(Protocol):
 def http_server(app: App, settings: GatewayProcessSettings) -> Door:
     """The real door."""
     return HttpServer(app, settings.host, settings.port, settings.backlog)
-
-
-def stopping() -> HttpRefusal:
-    """503: the gateway ends before the answer does. Another gateway can serve the request."""
-    message = "This gateway is stopping; send the request again, to another gateway if there is one."
-    return HttpRefusal(Problem(503, message, "gateway_stopping", retry_after_s=RETRY_AFTER_S))
 
 
 class GatewayProcess:
@@ -107,10 +100,11 @@ class GatewayProcess:
         ledger.read(LEASE_AGE, lease_age(self._session))
         self._planes = self._serving.planes = Planes({"log": lag, "leases": leases}, rng, machine.clock)
         self._planes.shown_in(ledger)
+        self._drain = GatewayDrain(identity.name, settings.gateway, self._serving, self._follower, self._facts)
         self._http = door(app, settings.gateway)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`, then let streams go on for the drain timeout, then end."""
+        """Serve until `stop`, then let go of what is open, then end."""
         self._http.bind()
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -126,10 +120,13 @@ class GatewayProcess:
             http = group.create_task(self._http.run())
             await self._http.listening()
             joined = self._joined = self._join()
+            self._serving.standing.joined()
             tasks.append(group.create_task(self._rejoin_when_given_up()))
+            obeying = group.create_task(self._drain.run())
             await stop.wait()
             leaving = self._facts.record(GatewayStopping(self._identity.name), joined)
-            await self._drain()
+            obeying.cancel()
+            await self._drain.end()
             http.cancel()
             await asyncio.wait([http])
             self._facts.record(GatewayLeft(self._identity.name), leaving)
@@ -189,12 +186,3 @@ class GatewayProcess:
                 self._facts.record(self._joining(), state.gateways[mine.name].event)
                 # By the time that we look it may have been given up once more: no single state must be waited for.
                 await self._follower.reached(await self._facts.flush())
-
-    async def _drain(self) -> None:
-        """Let streams go on for a while; what is open then is told to go elsewhere."""
-        self._serving.draining = True
-        try:
-            async with asyncio.timeout(self._settings.gateway.drain_timeout_s):
-                await self._serving.idle()
-        except TimeoutError:
-            self._serving.fail_all(stopping())

@@ -31,6 +31,7 @@ from holdfast.core.frames import (
     Hello,
     Ping,
     Refused,
+    Release,
     Start,
     Step,
     Stop,
@@ -41,6 +42,7 @@ from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineInfo
 from holdfast.gateway.alarm import Alarm
 from holdfast.gateway.link_settings import LinkSettings
+from holdfast.gateway.stalls import StallWatch
 
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
@@ -56,8 +58,7 @@ STOOD_STILL_S = 0.2
 """A look that comes this late means that this process stood still, not the replica (seconds)."""
 
 STALL_LOOK_S = 0.5
-STALL_STEPS = 64
-"""A link looks this often (seconds) whether streams stand still, which takes so many steps of the engine at least."""
+"""A link looks this often whether streams stand still (seconds)."""
 
 STALL_MARGIN_S = 1.0
 """A replica looks after its own engine; what it does not see within its limit the gateway does, so much later."""
@@ -108,7 +109,7 @@ class ReplicaLink:
         self._suspected_s: float | None = None
         self._unfenced: deque[tuple[str, int]] = deque(maxlen=ORPHANS_MAX)
         self._questions: dict[int, Callable[[Found | None], None]] = {}
-        self._marks: dict[int, tuple[int, float, int]] = {}
+        self._stalls = StallWatch(settings)
         self._connection: Connection | None = None
         self._attempts: dict[int, StreamRun] = {}
         self._on_probation: StreamRun | None = None
@@ -211,6 +212,14 @@ class ReplicaLink:
             if self._connection is not None:
                 self._connection.send(Stop(run.attempt))
             self._freed()
+
+    def release(self, run: StreamRun) -> None:
+        """Let the replica keep the run's attempt for another gateway, if that can ask for it."""
+        if run.name and self._connection is not None and self._attempts.pop(run.attempt, None) is not None:
+            self._connection.send(Release(run.attempt))
+            self._freed()
+        else:
+            self.end(run)
 
     def retire(self) -> None:
         """Send nothing new; close as soon as what is here has ended."""
@@ -315,17 +324,7 @@ class ReplicaLink:
 
     def _look_for_stalls(self, now_s: float) -> None:
         """Let streams migrate that bring nothing while their replica's engine goes on."""
-        step, marks = self._liveness.step, {}
-        stalled: list[tuple[int, StreamRun]] = []
-        for attempt, run in self._attempts.items():
-            count = len(run.stream.accepted)
-            mark = self._marks.get(attempt)
-            if mark is None or mark[0] != count:
-                mark = (count, now_s, step)
-            marks[attempt] = mark
-            if self._stalls(run, now_s - mark[1], step - mark[2]):
-                stalled.append((attempt, run))
-        self._marks = marks
+        stalled = self._stalls.look(self._attempts, self._liveness.step, now_s)
         if stalled:
             for attempt, run in stalled:
                 del self._attempts[attempt]
@@ -334,12 +333,6 @@ class ReplicaLink:
             cause = StreamLost(f"the stream stood still on replica {self.replica}", "stalled")
             self._on_orphans([run for _attempt, run in stalled], cause)
             self._freed()
-
-    def _stalls(self, run: StreamRun, still_s: float, steps: int) -> bool:
-        """Whether it should have brought something. A first token may take as long as its prompt takes to be read."""
-        if not run.stream.admitted_now:
-            return still_s > self._settings.admission_timeout_s
-        return run.stream.proven and still_s > self._settings.stream_stall_timeout_s and steps >= STALL_STEPS
 
     def _suspect(self, now_s: float, suspicion: Suspicion, silence_s: float) -> None:
         """Move the streams elsewhere and route around it, but keep listening: it may be back in a moment."""

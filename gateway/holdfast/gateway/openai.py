@@ -351,9 +351,10 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class HealthReport(msgspec.Struct, frozen=True):
-    """Whether this gateway can serve every application, and why not."""
+    """Whether this gateway can serve every application, and why not; `state` is as in `holdfast status`."""
 
     status: Literal["healthy", "unhealthy"]
+    state: Literal["STARTING", "HEALTHY", "UNHEALTHY", "DRAINING", "DRAINED"]
     gateway: str
     reasons: list[str]
     details: dict[str, Any]

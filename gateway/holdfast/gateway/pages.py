@@ -120,6 +120,7 @@ class _Pages:
         health = self._backend.health()
         report = HealthReport(
             "healthy" if health.healthy else "unhealthy",
+            health.state.value,
             self._gateway,
             health.reasons,
             health.details,

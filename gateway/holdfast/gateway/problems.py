@@ -14,6 +14,7 @@ import msgspec
 
 from holdfast.core.errors import (
     DeadlineExceeded,
+    GatewayStopping,
     HoldfastError,
     NoReplica,
     Overloaded,
@@ -147,6 +148,8 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
             return Problem(404, str(error), "model_not_found", "model")
         case NoReplica():
             return Problem(503, str(error), "no_replica", retry_after_s=error.retry_after_s)
+        case GatewayStopping():
+            return Problem(503, str(error), "gateway_stopping", retry_after_s=error.retry_after_s)
         case Overloaded():
             return Problem(503, str(error), "overloaded", retry_after_s=error.retry_after_s)
         case DeadlineExceeded():

@@ -47,9 +47,8 @@ from holdfast.gateway.pool import Pool
 from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun, StreamSession
+from holdfast.gateway.standing import RETRY_AFTER_S, Standing, stopping
 from holdfast.gateway.tracing import ENDED, LOST, POSTPONED, UNTRACED, RequestTrace
-
-RETRY_AFTER_S = 1.0
 
 SUSPICIONS_TOLD_MAX = 100
 """While a gateway suspects so many replicas it tells the log of no more. Fifty gateways that lose sight of a thousand
@@ -113,7 +112,7 @@ class Serving:
         follower.observe(self._on_record)
         self._idle = asyncio.Event()
         self._idle.set()
-        self.draining = False
+        self.standing = Standing()
         self.migrations: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
@@ -151,8 +150,8 @@ class Serving:
         pool = self._pools.get(model)
         if pool is None:
             raise UnknownModel(model)
-        if self.draining:
-            raise Overloaded("This gateway is shutting down; send the request to another.", RETRY_AFTER_S)
+        if self.standing.draining:
+            raise stopping()
         # Streams that are looked for may have to wait as well, once nobody is found to hold them.
         waiting = len(pool.queue) + len(pool.searches)
         free = pool.config.max_queued_requests - waiting
@@ -179,7 +178,7 @@ class Serving:
 
     def health(self) -> Health:
         """As `Backend.health`."""
-        reasons = ["it is shutting down"] if self.draining else []
+        reasons = self.standing.reasons
         if self._follower.unreadable is not None:
             reasons.append(str(self._follower.unreadable))
         details: dict[str, Any] = {"models": {}, "log_sequence": self._follower.state.sequence}
@@ -196,7 +195,7 @@ class Serving:
                 reasons.append(f"no replica of {name} is ready")
         if not self._pools:
             reasons.append("no application is deployed")
-        return Health(not reasons, reasons, details)
+        return Health(not reasons, reasons, details, self.standing.state(healthy=not reasons))
 
     def pools(self) -> list[PoolReport]:
         """How each deployment stands at this gateway, for metrics."""
@@ -216,11 +215,13 @@ class Serving:
         """Wait until no request is open."""
         await self._idle.wait()
 
-    def fail_all(self, cause: Exception) -> None:
-        """End all open streams; their requests get what they have been given so far, and `cause`."""
-        for run in list(self._pool_of):
-            if not run.stream.ended:
-                run.fail(cause)
+    def turn_away(self) -> int:
+        """End all open streams; how many there were. Their clients get what was given so far, and are told to go on at
+        another gateway, for which the replicas keep them."""
+        open_ones = [run for run in self._pool_of if not run.stream.ended]
+        for run in open_ones:
+            run.release(stopping())
+        return len(open_ones)
 
     # --- links ------------------------------------------------------------------------------------------
 

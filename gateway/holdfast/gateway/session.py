@@ -137,6 +137,16 @@ class StreamRun:
         self.end_move(FAILED)
         self._session.wake()
 
+    def release(self, cause: Exception) -> None:
+        """Its client goes on at another gateway: its replica keeps it."""
+        self.leave_queue()
+        link, self.link = self.link, None
+        if link is not None:
+            link.release(self)
+        self.stream.fail(cause)
+        self.end_move(CANCELLED)
+        self._session.wake()
+
     def stop(self) -> None:
         """Nobody wants more: it ends well with what it has."""
         self._leave()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
-from holdfast.core.config import NAME_PATTERN
+from holdfast.core.config import NAME_PATTERN, DrainMode
 from holdfast.core.errors import InvalidConfig
 from holdfast.gateway.environment import check_names
 from holdfast.gateway.http_settings import HttpSettings
@@ -82,7 +82,14 @@ class GatewayProcessSettings(BaseModel):
     port: int = Field(8000, ge=1, le=65_535, description="Port that the gateway listens on.")
     backlog: int = Field(1024, ge=1, le=65_535, description="Connections that may wait to be accepted.")
     drain_timeout_s: float = Field(
-        2.0, ge=0, le=3_600, description="A gateway that is told to stop lets streams go on for this long (seconds)."
+        2.0,
+        ge=0,
+        le=3_600,
+        description="A gateway that is told to stop, or drained without a deadline, lets streams go on for this long "
+        "(seconds). What is open then is told to go on at another gateway.",
+    )
+    drain: DrainMode = Field(
+        "finish", description="`finish`: streams go on for that long; `migrate`: all are told to go elsewhere at once."
     )
 
 

@@ -211,7 +211,7 @@ def test_a_stream_that_its_gateway_gives_away_is_resumed_at_another(code: str) -
     run = Fleet(sent, [Fault("error_event", 700, code=code)], []).run(shared_of(POLICY))
     assert [event.data for event in run.events] == datas(sent)
     assert [open_.url for open_ in run.opens] == [f"http://g0{CHAT}", f"http://g1{CHAT}"]
-    assert run.pauses == [0.1]
+    assert run.pauses == [0.0 if code == "gateway_stopping" else 0.1]
 
 
 def test_a_stream_of_an_earlier_call_is_resumed_from_its_last_event_id() -> None:

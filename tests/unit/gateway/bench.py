@@ -21,6 +21,7 @@ import pydantic
 import uvloop
 
 from holdfast.core.requests import EngineRequest
+from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
 from holdfast.gateway.app import create_app
 from holdfast.gateway.asking import ask_chat
@@ -116,7 +117,7 @@ class PreparedBackend:
 
     def health(self) -> Health:
         """Always well."""
-        return Health(True, [], {})
+        return Health(True, [], {}, GatewayStatus.HEALTHY)
 
     def open(
         self,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from holdfast.core.errors import UnknownModel
 from holdfast.core.requests import EngineRequest, TokenLogprob
+from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP, Stream
 from holdfast.gateway.backend import Delta, Health, ModelInfo, Resumption, Session
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
@@ -83,7 +84,12 @@ class FakeBackend:
         return FakeSession(self, choices, stops, delivered_of(resumption, len(choices)))
 
     def health(self) -> Health:
-        return Health(not self.unhealthy, self.unhealthy, {"replicas": 2})
+        return Health(
+            not self.unhealthy,
+            self.unhealthy,
+            {"replicas": 2},
+            GatewayStatus.UNHEALTHY if self.unhealthy else GatewayStatus.HEALTHY,
+        )
 
 
 def delivered_of(resumption: Resumption | None, choices: int) -> Sequence[int]:

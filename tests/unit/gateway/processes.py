@@ -52,14 +52,14 @@ class RunningGateway:
 
 @asynccontextmanager
 async def gateway_on(
-    site: Site, leases: MemoryLeasesServer | None = None, **settings: Any
+    site: Site, leases: MemoryLeasesServer | None = None, incarnation: str = "1", **settings: Any
 ) -> AsyncIterator[RunningGateway]:
     """A gateway over the site's log, stopped at the end. `settings` are those of the gateway process."""
     port = free_port()
     told: Settings = load_settings(cluster="test", gateway={"port": port, **settings})
     log = site.server.client("g")
     server = leases or MemoryLeasesServer()
-    process = GatewayProcess(told, identity_of("g", role="gateway"), log, server.client("g"))
+    process = GatewayProcess(told, identity_of("g", incarnation, role="gateway"), log, server.client("g"))
     stop = asyncio.Event()
     gateway = RunningGateway(port, stop, asyncio.create_task(process.run(stop)), log)
     try:

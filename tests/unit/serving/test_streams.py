@@ -184,7 +184,7 @@ async def test_a_gateway_that_goes_takes_its_streams_with_it(site: Site) -> None
             for link in gateway._links.values():
                 assert link._connection is not None
                 link._connection.abort()
-            gateway.draining = True
+            gateway.standing.draining = True
             (await Answer().read(lasting)).check(ask(tokens=60))
         await eventually(lambda: replica.free)
 
@@ -399,8 +399,8 @@ async def test_a_gateway_that_shuts_down_takes_nothing_new_and_finishes_what_it_
         await site.replica(itl_ms=1)
         gateway = await site.gateway()
         async with opened(gateway, ask()) as session:
-            gateway.draining = True
-            with pytest.raises(Overloaded, match="shutting down"):
+            gateway.standing.draining = True
+            with pytest.raises(Overloaded, match="is stopping"):
                 gateway.open("tiny", [ask()], stops=[])
             idle = asyncio.create_task(gateway.idle())
             (await Answer().read(session)).check(ask())

@@ -13,10 +13,11 @@ from holdfast.actors.follower import Follower
 from holdfast.actors.replica import Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.core import events as ev
-from holdfast.core.cluster import ReplicaStatus
+from holdfast.core.cluster import ClusterState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig, EngineConfig
-from holdfast.core.events import Event, encode_event
+from holdfast.core.events import Event, decode_record, encode_event
 from holdfast.core.requests import EngineRequest
+from holdfast.core.state import apply
 from holdfast.gateway.backend import Delta, Session
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.serving_settings import ServingSettings
@@ -96,6 +97,12 @@ class Site(History):
     def _append(self, subject: str, event: Event) -> str:
         self.server.append(subject, encode_event(event), event.id, self.state.head(subject).sequence)
         return super()._append(subject, event)
+
+    def read(self) -> ClusterState:
+        """Take in what others have appended; the state then."""
+        while (entry := self.server.entry(self.state.sequence + 1)) is not None:
+            self.state = apply(self.state, decode_record(entry))
+        return self.state
 
     def deploy(self, application: ApplicationConfig) -> None:
         self.decide(ev.ApplicationDeployed(application))

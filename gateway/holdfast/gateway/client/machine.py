@@ -236,9 +236,12 @@ class CallMachine:
     def _pause_s(self, error: ConnectionFailed | Unavailable) -> float:
         """The backoff, or what the gateway asks for, if that is more and it doesn't speak for itself alone."""
         pause_s = self._policy.pause_s(self._failures, self._shared.random())
-        if not isinstance(error, Unavailable) or error.retry_after_s is None:
+        if not isinstance(error, Unavailable):
             return pause_s
         if error.code == GATEWAY_STOPPING and len(self._shared.gateways.urls) > 1:
+            # The others are none the worse for it: on a planned stop nobody need wait.
+            return 0.0 if self._failures == 1 else pause_s
+        if error.retry_after_s is None:
             return pause_s
         return max(pause_s, min(error.retry_after_s, self._policy.retry_after_max_s))
 

@@ -1,0 +1,76 @@
+"""How a gateway is taken out of use, and back.
+
+A gateway that is drained takes nothing new at once: `/health` answers 503, and new requests are told to go elsewhere.
+In mode `finish` what is open may end here until the deadline; what is open then, or at once in mode `migrate`, is told
+to go on at another gateway, for which the replicas keep the streams. By the log's word the process stays up, says when
+it is drained, and is back when the drain is lifted; by a signal it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from holdfast.actors.follower import Follower
+from holdfast.actors.writer import FactWriter
+from holdfast.core.cluster import Drain
+from holdfast.core.config import DrainMode
+from holdfast.core.events import GatewayDrained
+from holdfast.gateway.serving import Serving
+from holdfast.gateway.settings import GatewayProcessSettings
+
+LEAVE_S = 1.0
+"""How long the requests that were turned away have to take their last word, in seconds."""
+
+
+class GatewayDrain:
+    """One gateway's drains."""
+
+    def __init__(
+        self, name: str, settings: GatewayProcessSettings, serving: Serving, follower: Follower, facts: FactWriter
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._serving = serving
+        self._follower = follower
+        self._facts = facts
+
+    async def run(self) -> None:
+        """Do as the log says, until cancelled."""
+        while True:
+            drain = self._ordered()
+            standing = self._serving.standing
+            standing.draining, standing.drained, standing.why = drain is not None, False, "it is drained"
+            async with asyncio.TaskGroup() as group:
+                obeying = group.create_task(self._obey(drain)) if drain is not None else None
+                await self._follower.until(lambda _state, drain=drain: self._ordered() != drain)  # type: ignore[misc]
+                if obeying is not None:
+                    obeying.cancel()
+
+    async def drain(self, mode: DrainMode, deadline_s: float) -> int:
+        """Take nothing new, and let go of what is open in this way; how many streams were turned away."""
+        self._serving.standing.draining = True
+        if mode == "finish":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deadline_s):
+                    await self._serving.idle()
+        turned_away = self._serving.turn_away()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._serving.idle()
+        return turned_away
+
+    async def end(self) -> None:
+        """As `drain`, as configured: the process is about to end."""
+        self._serving.standing.why = "it is shutting down"
+        await self.drain(self._settings.drain, self._settings.drain_timeout_s)
+
+    def _ordered(self) -> Drain | None:
+        gateway = self._follower.state.gateways.get(self._name)
+        return gateway.drain if gateway is not None else None
+
+    async def _obey(self, drain: Drain) -> None:
+        deadline_s = self._settings.drain_timeout_s if drain.deadline_s is None else drain.deadline_s
+        turned_away = await self.drain(drain.mode or self._settings.drain, deadline_s)
+        self._serving.standing.drained = True
+        self._facts.record(GatewayDrained(self._name, turned_away), drain.event)

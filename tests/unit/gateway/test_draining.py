@@ -1,0 +1,165 @@
+"""A gateway that is drained takes nothing new, lets go of what it has, says so, and comes back when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from holdfast.core import events as ev
+from holdfast.core.config import DrainMode
+from holdfast.gateway.standing import STARTING_S, Standing
+from tests.unit.gateway.client import CHAT, chat, connected
+from tests.unit.gateway.processes import RunningGateway, gateway_on
+from tests.unit.support.history import application
+from tests.unit.support.replicas import Site, eventually
+from tests.unit.support.virtual_time import virtual_time
+
+LONG_S = 3_600.0
+SOON_S = 5.0
+
+
+@pytest.fixture
+def site() -> Site:
+    site = Site()
+    site.deploy(application())
+    return site
+
+
+def order(site: Site, mode: DrainMode | None = None, deadline_s: float | None = None) -> None:
+    """The leader drains the gateway."""
+    site.read()
+    site.decide(ev.DrainOrdered("gateway", "g", mode, deadline_s))
+
+
+def lift(site: Site) -> None:
+    site.read()
+    site.decide(ev.DrainLifted("gateway", "g"))
+
+
+async def state(gateway: RunningGateway) -> str:
+    return str((await gateway.health())[1]["state"])
+
+
+async def until_state(gateway: RunningGateway, wanted: str) -> None:
+    deadline_s = asyncio.get_running_loop().time() + SOON_S
+    while (found := await state(gateway)) != wanted:
+        assert asyncio.get_running_loop().time() < deadline_s, f"it is {found}"
+        await asyncio.sleep(0.01)
+
+
+async def begun(connection: Any, replica: Any, max_tokens: int = 1_000) -> bytes:
+    """Ask for a stream; its head, with the first event."""
+    await connection.post(CHAT, chat(stream=True, max_tokens=max_tokens))
+    head: bytes = await connection.reader.readuntil(b"\n\n")
+    await eventually(lambda: not replica.free)
+    return head
+
+
+async def test_a_drained_gateway_refuses_requests_and_serves_again_when_the_drain_is_lifted(site: Site) -> None:
+    async with site:
+        await site.replica()
+        async with gateway_on(site) as gateway:
+            assert (await gateway.until(200))["state"] == "HEALTHY"
+            order(site)
+            await until_state(gateway, "DRAINED")
+            status, body = await gateway.health()
+            assert (status, body["reasons"]) == (503, ["it is drained"])
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", trust_env=False) as client:
+                assert (await client.get("/live")).status_code == 200
+                refused = await client.post(CHAT, json=chat())
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_stopping")
+                assert refused.headers["retry-after"] == "1"
+                lift(site)
+                await gateway.until(200)
+                assert (await client.post(CHAT, json=chat(max_tokens=3))).status_code == 200
+            site.read()
+            assert not site.state.gateways["g"].drained
+
+
+async def test_what_is_open_may_finish_until_the_deadline(site: Site) -> None:
+    async with site:
+        replica = await site.replica(itl_ms=20)
+        async with gateway_on(site) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                await begun(connection, replica, max_tokens=10)
+                order(site, "finish", LONG_S)
+                await until_state(gateway, "DRAINING")
+                assert b"[DONE]" in await connection.reader.readuntil(b"[DONE]\n\n")
+            await until_state(gateway, "DRAINED")
+            await eventually(lambda: site.read().gateways["g"].drained)
+
+
+@pytest.mark.parametrize(("mode", "deadline_s"), [("finish", 0.1), ("migrate", LONG_S)])
+async def test_what_is_open_then_is_told_to_go_on_elsewhere_and_is_kept_for_that(
+    site: Site, mode: DrainMode, deadline_s: float
+) -> None:
+    async with site:
+        replica = await site.replica(itl_ms=20)
+        async with gateway_on(site) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                await begun(connection, replica)
+                order(site, mode, deadline_s)
+                async with asyncio.timeout(SOON_S):
+                    rest = (await connection.reader.readuntil(b"}}\n\n")).decode()
+            assert (
+                json.loads(rest[rest.rindex('{"error"') : rest.rindex("}}") + 2])["error"]["code"] == "gateway_stopping"
+            )
+            await until_state(gateway, "DRAINED")
+            assert not replica.free
+            await eventually(lambda: site.read().gateways["g"].drained)
+            facts = [record.payload for record in drained(site)]
+            assert facts == [ev.GatewayDrained("g", 1)]
+
+
+def drained(site: Site) -> list[ev.Event]:
+    entries = (site.server.entry(sequence) for sequence in range(1, site.server.last_sequence + 1))
+    events = [ev.decode_record(entry).event for entry in entries if entry is not None]
+    return [event for event in events if isinstance(event.payload, ev.GatewayDrained)]
+
+
+async def test_a_gateway_that_is_started_again_is_drained_from_the_beginning(site: Site) -> None:
+    async with site:
+        await site.replica()
+        async with gateway_on(site) as gateway:
+            await gateway.until(200)
+            order(site)
+            await until_state(gateway, "DRAINED")
+        async with gateway_on(site, incarnation="2") as gateway:
+            body = await gateway.until(503)
+            assert body["state"] in ("STARTING", "DRAINING", "DRAINED")
+            await until_state(gateway, "DRAINED")
+
+
+async def test_a_lifted_drain_interrupts_one_that_waits(site: Site) -> None:
+    async with site:
+        replica = await site.replica(itl_ms=20)
+        async with gateway_on(site) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                await begun(connection, replica, max_tokens=20)
+                order(site, "finish", LONG_S)
+                await until_state(gateway, "DRAINING")
+                lift(site)
+                await gateway.until(200)
+                await connection.reader.readuntil(b"[DONE]\n\n")
+        assert not drained(site)
+
+
+@virtual_time
+async def test_a_gateway_is_starting_until_it_can_serve_or_has_had_the_time_to() -> None:
+    standing = Standing()
+    assert standing.state(healthy=False) == "STARTING"
+    standing.joined()
+    assert standing.state(healthy=False) == "STARTING"
+    await asyncio.sleep(STARTING_S)
+    assert standing.state(healthy=False) == "UNHEALTHY"
+    again = Standing()
+    again.joined()
+    assert again.state(healthy=True) == "HEALTHY"
+    assert again.state(healthy=False) == "UNHEALTHY"
