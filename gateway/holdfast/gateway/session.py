@@ -143,6 +143,7 @@ class StreamRun:
         link, self.link = self.link, None
         if link is not None:
             link.release(self)
+        self.trace.ended(ENDED)
         self.stream.fail(cause)
         self.end_move(CANCELLED)
         self._session.wake()
