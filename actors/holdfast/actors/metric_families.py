@@ -86,7 +86,8 @@ KV_USAGE = GATEWAY.gauge(
 
 REJECTIONS = GATEWAY.counter(
     "holdfast_rejections",
-    "Requests turned away: `queue_full`, or `no_replica` had room in time.",
+    "Requests turned away, by the first reason that holds: `kv_blocks`, `prefill_tokens`, `requests_in_flight`, "
+    "`queue_age`, `queue_full`, `displaced` by one that goes first, `retry_budget`, or `no_replica` came in time.",
     "model", "reason",
     unit="requests",
     alert="sum by (model, reason) (rate(holdfast_rejections_total[5m])) > 1",

@@ -12,6 +12,7 @@ import msgspec
 
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import InvalidConfig
+from holdfast.core.thresholds import NONE_SET, Thresholds
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 """Names of clusters, nodes, gateways and applications: lower-case letters, digits and dashes (RFC 1123 label)."""
@@ -56,6 +57,8 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     or takes longer than `health_check_timeout_s`, `health_check_failures` times in a row is unhealthy, and is replaced.
     With `canary`, a replica must make a token from `canary_prompt` before it is ready, and again whenever it has made
     none for `canary_wait_s`: one that does not within `canary_timeout_s` is unhealthy.
+    `thresholds`: from when on new requests wait or are rejected; what is not set there is the gateway's setting, or
+    follows from what replicas report.
     """
 
     name: Name
@@ -74,6 +77,7 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     canary_wait_s: Limit = 10.0
     canary_timeout_s: Limit = 3.0
     canary_prompt: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)] = "Hello"
+    thresholds: Thresholds = NONE_SET
 
 
 class ApplicationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

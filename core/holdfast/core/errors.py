@@ -101,11 +101,15 @@ class UnknownModel(Misuse):
 
 
 class Overloaded(WorldFailure):
-    """The gateway's bounds are reached: rejected before any work was done. Try again after `retry_after_s`."""
+    """The gateway's bounds are reached: rejected before any work was done. Try again after `retry_after_s`.
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    `reason` is one of `holdfast.core.admission.Reason`, or empty where it is none of them.
+    """
+
+    def __init__(self, message: str, retry_after_s: float, reason: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class GatewayStopping(Overloaded):

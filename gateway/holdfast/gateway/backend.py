@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from holdfast.core.admission import Priority
 from holdfast.core.requests import EngineRequest
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
@@ -30,6 +31,16 @@ class Resumption(msgspec.Struct, frozen=True):
 
     counts: tuple[int, ...]
     replay: bool
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """On what grounds a request is served: how important it is, and whose it is (empty: nobody in particular's)."""
+
+    priority: Priority = Priority.DEFAULT
+    tenant: str = ""
+
+
+DEFAULT_CLAIM = Claim()
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -117,6 +128,7 @@ class Backend(Protocol):
         name: str = "",
         resumption: Resumption | None = None,
         trace: RequestTrace = UNTRACED,
+        claim: Claim = DEFAULT_CLAIM,
     ) -> Session:
         """A session that will run `choices` at once; `timeout_s` bounds it from now (None: the setting).
 
@@ -126,6 +138,14 @@ class Backend(Protocol):
         (`cannot_resume`) where no replica holds the stream and the model's engines would not draw it again. `trace`
         is told of its attempts.
         """
+        ...
+
+    def check_open(self, model: str, claim: Claim) -> None:
+        """Raise `Overloaded` if `open` would do so now for the smallest request; costs hardly anything."""
+        ...
+
+    def crowded(self) -> bool:
+        """Whether requests were turned away of late: who asks `check_open` first may save work."""
         ...
 
     def health(self) -> Health: ...

@@ -88,6 +88,7 @@ class GatewayProcess:
             rng,
             self._facts.note,
             settings.node.heartbeat_interval_s,
+            settings.admission,
         )
         ledger = self._serving.ledger
         self._tracer = tracer_of(settings.tracing, settings.cluster, identity.name)

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
+from holdfast.core.admission import RETRY_AFTER_MIN_S, Reason
+from holdfast.core.errors import Overloaded
 from holdfast.gateway.answers import Collected, chat_answer, completion_answer
 from holdfast.gateway.asking import Asked, ask_chat, ask_completion
-from holdfast.gateway.backend import Backend, Delta, Session
+from holdfast.gateway.backend import Backend, Claim, Delta, Session
+from holdfast.gateway.claims import claim_of, model_of
 from holdfast.gateway.exchange import ClientGone, Exchange, KeyRing
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.kinship import Kinship
 from holdfast.gateway.machine import Entropy, Machine
 from holdfast.gateway.metrics import Metrics, ModelMetrics
 from holdfast.gateway.openai import Usage
-from holdfast.gateway.problems import problem_of
+from holdfast.gateway.problems import problem_of, rejected_with
 from holdfast.gateway.request_headers import request_of
 from holdfast.gateway.requests import Requests
 from holdfast.gateway.resuming import Resume, resume_of, resumed, resumption_of
@@ -140,8 +143,14 @@ class Generator:
         try:
             self._keys.check(exchange.headers.get(b"authorization"))
             request = request_of(exchange, self._keys)
+            claim = claim_of(exchange.headers, request.owner)
+            if self._metrics.in_flight > self._settings.requests_max:
+                raise gateway_full(self._settings.requests_max)
             resume = resume_of(exchange.headers, form.id_prefix)
-            asked = form.ask(await exchange.body(request.left_s()), self._settings, entropy)
+            body = await exchange.body(request.left_s())
+            if resume is None:
+                self._shed(body, claim)
+            asked = form.ask(body, self._settings, entropy)
             if resume is not None:
                 asked = resumed(asked, resume)
             answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed, entropy)
@@ -155,6 +164,7 @@ class Generator:
                 name=answer if asked.stream else "",
                 resumption=resumption_of(asked, resume) if resume is not None else None,
                 trace=trace,
+                claim=claim,
             )
             self._requests.opened(request, answer, asked.model, session)
             model = asked.model
@@ -179,6 +189,11 @@ class Generator:
                 meter.outcome = self._requests.ended(request, meter.outcome)
             self._metrics.ended(form.route, model, meter.outcome)
             trace.ended(meter.outcome)
+
+    def _shed(self, body: bytes, claim: Claim) -> None:
+        """Reject what would be rejected anyway before the work of reading it. Raises `Overloaded`, `UnknownModel`."""
+        if self._backend.crowded() and (model := model_of(body)):
+            self._backend.check_open(model, claim)
 
     async def _run(
         self,
@@ -251,10 +266,16 @@ class Generator:
 
     async def _fail(self, exchange: Exchange, error: Exception) -> str:
         """Tell the client, if it has not had the status yet. Returns the outcome."""
-        problem = problem_of(error, exchange.request_id.decode())
+        problem = rejected_with(problem_of(error, exchange.request_id.decode()), self._settings.overload_status)
         if not exchange.started:
             await exchange.problem(problem)
         return problem.outcome
+
+
+def gateway_full(requests: int) -> Overloaded:
+    """As many requests are open as may be, of all models together."""
+    message = f"The request was rejected ({Reason.GATEWAY_FULL}): {requests} are open at this gateway."
+    return Overloaded(message, RETRY_AFTER_MIN_S, Reason.GATEWAY_FULL)
 
 
 def _usage(asked: Asked, session: Session) -> Usage:

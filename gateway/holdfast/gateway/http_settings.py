@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -19,6 +19,13 @@ class HttpSettings(BaseModel):
     admin_keys: tuple[SecretStr, ...] = Field(
         default=(),
         description="API keys that may also see and cancel all requests (`/v1/requests`), not only those of their own.",
+    )
+    overload_status: Literal[503, 429, 529] = Field(
+        default=503, description="The status of rejections: 503, 429 or 529."
+    )
+    requests_max: Annotated[int, Field(ge=1)] = Field(
+        default=16_384,
+        description="Requests for tokens that the gateway has open at once. More are rejected before they are read.",
     )
     body_bytes_max: Annotated[int, Field(ge=1)] = Field(
         default=4 * 1024 * 1024, description="The longest request body, in bytes. A longer one gets 413."

@@ -40,7 +40,10 @@ from holdfast.core.frames import (
 )
 from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineInfo
+from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.alarm import Alarm
+from holdfast.gateway.link_load import LinkLoad
+from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.stalls import StallWatch
 
@@ -90,13 +93,17 @@ class ReplicaLink:
         ),
         on_trust: Callable[[ReplicaLink, float], None] = lambda _link, _suspected_s: None,
         engine_stall_timeout_s: float = 2.0,
+        record: LinkRecord | None = None,
+        thresholds: Thresholds = NONE_SET,
     ) -> None:
+        self.record = record or LinkRecord()
+        self.passed_over = False
+        """Whether it serves far worse than the others do, and gets nothing new for a while."""
         self.replica = replica
         self.address = address
         self.in_flight_max = in_flight_max
         self.info: EngineInfo | None = None
         self.retired = False
-        self.kv_used = 0.0
         self.stepped_s = 0.0
         """When the last step came from the replica (time of the loop)."""
         self._settings = settings
@@ -114,7 +121,7 @@ class ReplicaLink:
         self._attempts: dict[int, StreamRun] = {}
         self._on_probation: StreamRun | None = None
         self._numbers = itertools.count(1)
-        self._reported = 0
+        self.pressure = LinkLoad(thresholds)
         self._draining = False
         self._full = False
         self._liveness = self._fresh_liveness(0.0)
@@ -138,9 +145,19 @@ class ReplicaLink:
         return self._welcomed and self._suspected_s is None
 
     @property
+    def takes_moved(self) -> bool:
+        """Whether a stream that lost its replica may begin here. Thresholds are for new ones."""
+        return self.ready and not self._full and len(self._attempts) < self.in_flight_max and not self.passed_over
+
+    @property
     def room(self) -> bool:
         """As `Candidate.room`."""
-        return self.ready and not self._full and len(self._attempts) < self.in_flight_max
+        return self.takes_moved and self.pressure.spare(len(self._attempts)) > 0
+
+    @property
+    def kv_used(self) -> float:
+        """The part of its KV cache that is in use, 0 to 1."""
+        return self.pressure.kv_used
 
     @property
     def free_for_suspects(self) -> bool:
@@ -150,12 +167,13 @@ class ReplicaLink:
     @property
     def places(self) -> int:
         """How many more streams may be sent here."""
-        return self.in_flight_max - len(self._attempts) if self.room else 0
+        own = len(self._attempts)
+        return min(self.in_flight_max - own, self.pressure.spare(own)) if self.takes_moved else 0
 
     @property
     def load(self) -> int:
         """As `Candidate.load`: our own streams are known at once, others' with the next heartbeat."""
-        return max(len(self._attempts), self._reported)
+        return len(self._attempts) + self.pressure.others
 
     @property
     def in_flight(self) -> int:
@@ -167,6 +185,7 @@ class ReplicaLink:
         assert self._connection is not None
         request = run.stream.start()
         attempt = self._take(run)
+        self.record.began(run)
         run.ordinal += 1
         if run.stream.suspect:
             self._on_probation = run
@@ -209,6 +228,7 @@ class ReplicaLink:
     def end(self, run: StreamRun) -> None:
         """Tell the replica to forget the run's attempt, if it is still there."""
         if self._attempts.pop(run.attempt, None) is not None:
+            self.record.ended(run)
             if self._connection is not None:
                 self._connection.send(Stop(run.attempt))
             self._freed()
@@ -391,6 +411,7 @@ class ReplicaLink:
             if frame.replica != self.replica:
                 raise PeerViolation(f"{frame.replica} answers where {self.replica} should")
             self.info = frame.info
+            self.pressure.introduced(frame.info)
             connection.introduced()
             self._fence([], [])
             self._welcomed = True
@@ -415,6 +436,7 @@ class ReplicaLink:
         for attempt, reason in step.finished:
             run = attempts.pop(attempt, None)
             if run is not None:
+                self.record.ended(run)
                 run.finished(reason)
         if self._on_probation is not None:
             self._end_probation(self._on_probation)
@@ -431,11 +453,11 @@ class ReplicaLink:
         self._liveness.beat(beat.heard, beat.load, connection.last_received_s)
         if self._suspected_s is not None and self._liveness.suspicion is None:
             self._trust(connection.last_received_s)
-        self._reported = beat.load.running + beat.load.waiting
-        self.kv_used = beat.load.kv_blocks_used / max(1, beat.load.kv_blocks)
+        had_room = self.room
+        self.pressure.reported(beat.load, len(self._attempts))
         self._draining = beat.draining
-        if self._full:
-            self._full = False
+        was_full, self._full = self._full, False
+        if was_full or (self.room and not had_room):
             self._on_capacity(self)
 
     def _on_refused(self, frame: Refused) -> None:
@@ -466,7 +488,7 @@ class ReplicaLink:
         self._welcomed = False
         self._lost = True
         self._alarm.rouse()
-        self._reported = 0
+        self.pressure.forget()
         self._full = False
         self._on_probation = None
         orphans = list(self._attempts.values())

@@ -33,10 +33,12 @@ _ERRORS = {
     408: "The body took too long to arrive.",
     413: "The body is longer than the gateway takes.",
     415: "The body is said not to be JSON.",
+    429: "Rejected; `Retry-After` is in seconds. 503 unless `overload_status` is set to this.",
     499: "The request was cancelled, by its id or with the one that it belongs to.",
     500: "A fault of the server's. Its log has the details under the request's id.",
     503: "Overloaded, no replica, or the stream lost its replicas. `Retry-After` is in seconds, where it helps.",
     504: "The request's time was over before its first token.",
+    529: "Rejected; `Retry-After` is in seconds. 503 unless `overload_status` is set to this.",
 }
 _GENERATE_ERRORS = (400, 401, 404, 408, 413, 415, 499, 500, 503, 504)
 _TYPES = (ChatRequest, CompletionRequest, ChatCompletion, Completion, Model, ModelList, HealthReport, ErrorBody)
@@ -45,6 +47,14 @@ _STREAM_NOTE = (
     "`<response id>.<choice>:<tokens delivered>`, then `data: [DONE]`. An error after the first token is an event "
     'with `{"error": ...}`, after which the stream ends without `[DONE]`.'
 )
+
+
+_PRIORITY: Json = {
+    "name": "x-holdfast-priority",
+    "in": "header",
+    "description": "How important the request is; the lowest are rejected first.",
+    "schema": {"type": "string", "enum": ["critical", "default", "batch"], "default": "default"},
+}
 
 
 def _never(**fields: Json) -> Json:
@@ -105,8 +115,16 @@ def document(settings: HttpSettings) -> Json:
 
 def _operations(settings: HttpSettings) -> list[tuple[str, str, Json]]:
     return [
-        ("/v1/chat/completions", "post", _generate("Chat", "createChatCompletion", "ChatRequest", "ChatCompletion")),
-        ("/v1/completions", "post", _generate("Complete text", "createCompletion", "CompletionRequest", "Completion")),
+        (
+            "/v1/chat/completions",
+            "post",
+            _generate(settings, "Chat", "createChatCompletion", "ChatRequest", "ChatCompletion"),
+        ),
+        (
+            "/v1/completions",
+            "post",
+            _generate(settings, "Complete text", "createCompletion", "CompletionRequest", "Completion"),
+        ),
         ("/v1/models", "get", _page("Deployed models", "listModels", "ModelList", errors=(401,))),
         ("/v1/models/{model}", "get", _with_model(_page("One model", "getModel", "Model", errors=(401, 404)))),
         ("/health", "get", _health()),
@@ -122,7 +140,7 @@ def _routes_schema() -> Json:
     return {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}
 
 
-def _generate(summary: str, name: str, request: str, answer: str) -> Json:
+def _generate(settings: HttpSettings, summary: str, name: str, request: str, answer: str) -> Json:
     ok = _response("The answer.", _ref(answer))
     ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return {
@@ -130,8 +148,9 @@ def _generate(summary: str, name: str, request: str, answer: str) -> Json:
         "description": _STREAM_NOTE,
         "operationId": name,
         "tags": ["generate"],
+        "parameters": [_PRIORITY],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
-        "responses": {"200": ok, **_errors(_GENERATE_ERRORS)},
+        "responses": {"200": ok, **_errors(tuple(sorted({*_GENERATE_ERRORS, settings.overload_status})))},
     }
 
 
@@ -167,8 +186,9 @@ def _text(summary: str, name: str, *, unhealthy: bool = False) -> Json:
 
 def _errors(statuses: tuple[int, ...]) -> Json:
     found = {str(status): _response(_ERRORS[status], _ref("ErrorBody")) for status in statuses}
-    if "503" in found:
-        found["503"]["headers"]["retry-after"] = {"$ref": "#/components/headers/retry-after"}
+    for status in found.keys() & {"429", "503", "529"}:
+        for name in ("retry-after", "x-holdfast-reason"):
+            found[status]["headers"][name] = {"$ref": f"#/components/headers/{name}"}
     return found
 
 
@@ -193,6 +213,7 @@ def _headers() -> Json:
             "schema": text,
         },
         "x-holdfast-gateway": {"description": "The gateway that answered.", "required": True, "schema": text},
+        "x-holdfast-reason": {"description": "Why the request was rejected, in a word.", "schema": text},
         "retry-after": {"description": "Seconds to wait before another try.", "schema": {"type": "integer"}},
     }
 

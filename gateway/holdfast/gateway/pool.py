@@ -2,49 +2,86 @@
 
 from __future__ import annotations
 
-from collections import deque
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+from holdfast.core.admission import Service
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.routing import choose
+from holdfast.core.thresholds import NONE_SET, Thresholds
+from holdfast.gateway.admission import Admission
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.search import Search
 from holdfast.gateway.session import StreamRun
+from holdfast.gateway.waiting import WaitingQueue
 
 
 class Pool:
     """A deployment's links, its queue, and the searches for streams that its replicas may hold."""
 
-    def __init__(self, config: DeploymentConfig) -> None:
+    def __init__(
+        self,
+        config: DeploymentConfig,
+        thresholds: Thresholds = NONE_SET,
+        rng: random.Random | None = None,
+        rejected: Callable[[str, str], None] = lambda _model, _reason: None,
+    ) -> None:
         self.config = config
+        self.admission = Admission(self, thresholds, rng or random.Random(), rejected)
         self.links: list[ReplicaLink] = []
-        self.queue: deque[StreamRun] = deque()
+        self.queue = WaitingQueue()
+        self.service = Service()
+        self.usage: Counter[str] = Counter()
+        """Open streams by tenant."""
         self.searches: dict[Search, None] = {}
         self.closed = False
         self.exhausted = False
         """Whether no link has room, for certain. A link that comes to have some says so to `Serving._pump`, which
         takes this back: so nobody looks at thousands of links again and again while all of them are full."""
+        self.full = False
+        """As `exhausted`, for streams that lost their replica."""
 
     def choose(
         self, run: StreamRun, below: Callable[[int], int], among: Sequence[ReplicaLink] | None = None
     ) -> ReplicaLink | None:
         """The link for the run's next attempt, of these (of all, if not told); None where none has room for it."""
-        if self.exhausted:
-            return None
         links: Sequence[ReplicaLink] = self.links if among is None else among
-        if run.stream.suspect:
+        suspect = run.stream.suspect
+        if suspect:
             links = [link for link in links if link.free_for_suspects]
-        link = None
-        if run.avoid is not None:
-            link = choose([link for link in links if link is not run.avoid], below)
-        link = link or choose(links, below)
-        self.exhausted = link is None and not run.stream.suspect
+        others = links if run.avoid is None else [link for link in links if link is not run.avoid]
+        if not self.exhausted:
+            link = choose(others, below) or (choose(links, below) if others is not links else None)
+            self.exhausted = link is None and not suspect
+            if link is not None:
+                return link
+        if not run.stream.attempts or self.full:
+            return None
+        # It lost its replica, and may not wait until another is less busy than thresholds for new streams want.
+        link = _least_loaded(others) or _least_loaded(links)
+        self.full = link is None and not suspect
         return link
+
+    def has_room(self) -> None:
+        """A link says that it has room, or may have."""
+        self.exhausted = self.full = False
 
     @property
     def places(self) -> int:
         """How many more streams may be sent to the replicas."""
         return 0 if self.exhausted else sum(link.places for link in self.links)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a replica is there at all."""
+        return any(link.ready for link in self.links)
+
+    def gave_up(self, tenant: str) -> None:
+        """One of the tenant's streams is not open any more."""
+        self.usage[tenant] -= 1
+        if self.usage[tenant] <= 0:
+            del self.usage[tenant]
 
     def stop_searching(self, link: ReplicaLink) -> None:
         """Nobody need wait for this replica's answer."""
@@ -61,3 +98,7 @@ class Pool:
     def erratic(self) -> bool:
         """Whether an engine that is known here would not draw the same tokens again."""
         return any(link.info is not None and not link.info.deterministic for link in self.links)
+
+
+def _least_loaded(links: Sequence[ReplicaLink]) -> ReplicaLink | None:
+    return min((link for link in links if link.takes_moved), key=lambda link: link.load, default=None)

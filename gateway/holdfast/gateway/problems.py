@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -32,8 +32,10 @@ CLIENT_CLOSED_REQUEST = 499
 OUTCOMES = {408: "slow_client", CLIENT_CLOSED_REQUEST: "cancelled", 504: "deadline"}
 """What requests that ended in these are called in the metrics."""
 
+RETRY_AFTER_MAX_S = 86_400.0
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+OVERLOADED = "overloaded"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
@@ -53,7 +55,10 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error as a client sees it. `retry_after_s` is rounded up to whole seconds for the header."""
+    """An error as a client sees it. `retry_after_s` is rounded up to whole seconds for the header `Retry-After`.
+
+    `reason` is why a request was rejected, for the header `x-holdfast-reason`.
+    """
 
     status: int
     message: str
@@ -61,6 +66,7 @@ class Problem:
     param: str | None = None
     retry_after_s: float | None = None
     allow: str | None = None
+    reason: str = ""
 
     @property
     def outcome(self) -> str:
@@ -68,13 +74,13 @@ class Problem:
         named = OUTCOMES.get(self.status)
         if named is not None:
             return named
-        if self.status < 500:
-            return "refused"
-        return "overloaded" if self.retry_after_s is not None else "failed"
+        if self.retry_after_s is not None:
+            return "overloaded"
+        return "refused" if self.status < 500 else "failed"
 
     def body(self) -> bytes:
         """The error in OpenAI's JSON."""
-        kind = SERVER_ERROR if self.status >= 500 else INVALID_REQUEST
+        kind = SERVER_ERROR if self.status >= 500 or self.retry_after_s is not None else INVALID_REQUEST
         message = self.message.encode("utf-8", "replace").decode()
         return msgspec.json.encode(ErrorBody(ErrorInfo(message, kind, self.param, self.code)))
 
@@ -82,7 +88,12 @@ class Problem:
         """The headers that come with this error."""
         found = []
         if self.retry_after_s is not None:
-            found.append((b"retry-after", b"%d" % max(1, math.ceil(min(self.retry_after_s, 86_400.0)))))
+            after_s = min(max(self.retry_after_s, 0.0), RETRY_AFTER_MAX_S)
+            found.append((b"retry-after", b"%d" % max(1, math.ceil(after_s))))
+            # OpenAI's clients read this one first: whole seconds would bring back together who was rejected together.
+            found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(after_s * 1000))))
+        if self.reason:
+            found.append((b"x-holdfast-reason", self.reason.encode()))
         if self.allow is not None:
             found.append((b"allow", self.allow.encode()))
         if self.status == 401:
@@ -134,6 +145,11 @@ def method_not_allowed(method: str, path: str, allow: str | None) -> Problem:
     return Problem(405, message, "method_not_allowed", allow=allow)
 
 
+def rejected_with(problem: Problem, status: int) -> Problem:
+    """The same with the status that rejections are to have, if it is one."""
+    return replace(problem, status=status) if problem.code == OVERLOADED else problem
+
+
 INTERNAL = Problem(500, "The server had an error while processing your request.", "internal_error")
 
 
@@ -147,11 +163,11 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         case UnknownModel():
             return Problem(404, str(error), "model_not_found", "model")
         case NoReplica():
-            return Problem(503, str(error), "no_replica", retry_after_s=error.retry_after_s)
+            return Problem(503, str(error), "no_replica", retry_after_s=error.retry_after_s, reason=error.reason)
         case GatewayStopping():
             return Problem(503, str(error), "gateway_stopping", retry_after_s=error.retry_after_s)
         case Overloaded():
-            return Problem(503, str(error), "overloaded", retry_after_s=error.retry_after_s)
+            return Problem(503, str(error), OVERLOADED, retry_after_s=error.retry_after_s, reason=error.reason)
         case DeadlineExceeded():
             return Problem(504, str(error), "deadline_exceeded")
         case RequestCancelled():

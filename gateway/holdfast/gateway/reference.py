@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from holdfast.actors.engines.mock import MockSettings
 from holdfast.actors.engines.torch.settings import TorchSettings
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
+from holdfast.core.thresholds import Thresholds
 from holdfast.gateway import metrics_reference
 from holdfast.gateway.settings import Settings
 
@@ -51,7 +52,7 @@ def reference() -> str:
     """The whole document."""
     parts = [_HEAD, "## Processes\n", *_models(Settings, "HOLDFAST_", "every process")]
     parts.append(_APPLICATION_HEAD)
-    for struct in (ApplicationConfig, DeploymentConfig, EngineConfig, MockSettings, TorchSettings):
+    for struct in (ApplicationConfig, DeploymentConfig, Thresholds, EngineConfig, MockSettings, TorchSettings):
         parts.append(_struct(struct))
     return "\n".join(parts).rstrip() + "\n"
 
@@ -88,6 +89,8 @@ def _shown(value: Any) -> str:
         return "none"
     if value == () or value == [] or value == {}:
         return "empty"
+    if isinstance(value, msgspec.Struct):
+        return "`{}`" if value == type(value)() else f"`{msgspec.json.encode(value).decode()}`"
     return f"`{json.dumps(value, default=str)}`"
 
 
@@ -121,6 +124,7 @@ def _type(struct: type[msgspec.Struct], name: str) -> str:
     """The field's type as JSON Schema calls it, with its limits."""
     _refs, schemas = msgspec.json.schema_components([struct])
     schema = next(one for one in schemas.values() if one.get("title") == struct.__name__)["properties"][name]
+    schema = {**schema, **next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), {})}
     kind = (
         schema.get("type")
         or schema.get("$ref", "").rsplit("/", 1)[-1]

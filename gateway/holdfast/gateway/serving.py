@@ -18,9 +18,10 @@ import msgspec
 from holdfast.actors.follower import Follower
 from holdfast.actors.metric_families import GATEWAY, HEALTH_TRANSITIONS, REJECTIONS, RESUMPTIONS
 from holdfast.actors.metrics import Ledger
+from holdfast.core.admission import Reason
 from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
-from holdfast.core.errors import NoReplica, Overloaded, RequestRefused, StreamLost, UnknownModel
+from holdfast.core.errors import NoReplica, RequestRefused, StreamLost, UnknownModel
 from holdfast.core.events import (
     ApplicationDeleted,
     ApplicationDeployed,
@@ -39,8 +40,10 @@ from holdfast.core.events import (
 from holdfast.core.liveness import Suspicion
 from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import StreamStatus
-from holdfast.gateway.backend import Health, ModelInfo, Resumption
+from holdfast.gateway.admission_settings import AdmissionSettings
+from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Health, ModelInfo, Resumption
 from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.moves import CANCELLED, LOST_AGAIN, Move
 from holdfast.gateway.pool import Pool
@@ -84,8 +87,10 @@ class Serving:
         rng: random.Random,
         report: Callable[[Fact, str | None], str | None] = lambda _fact, _cause: None,
         heartbeat_interval_s: float = 0.1,
+        admission: AdmissionSettings | None = None,
         ledger: Ledger | None = None,
     ) -> None:
+        self._admission = admission or AdmissionSettings()
         self.ledger = ledger or Ledger(GATEWAY)
         self._follower = follower
         self._settings = settings
@@ -145,24 +150,14 @@ class Serving:
         name: str = "",
         resumption: Resumption | None = None,
         trace: RequestTrace = UNTRACED,
+        claim: Claim = DEFAULT_CLAIM,
     ) -> StreamSession:
         """As `Backend.open`."""
-        pool = self._pools.get(model)
-        if pool is None:
-            raise UnknownModel(model)
-        if self.standing.draining:
-            raise stopping()
-        # Streams that are looked for may have to wait as well, once nobody is found to hold them.
-        waiting = len(pool.queue) + len(pool.searches)
-        free = pool.config.max_queued_requests - waiting
-        # Where somebody waits already, whatever for, new requests wait as well: room is not theirs.
-        if len(choices) > free and (pool.queue or len(choices) > free + pool.places):
-            self.ledger.add(REJECTIONS, model, "queue_full")
-            raise Overloaded(
-                f"{waiting} requests wait for a replica of `{model}` already; at most "
-                f"{pool.config.max_queued_requests} may.",
-                RETRY_AFTER_S,
-            )
+        pool = self._pool(model)
+        if resumption is None:
+            pool.admission.enter(len(choices), claim)
+        else:
+            pool.admission.enter_resumed(len(choices))
         limit_s = self._settings.request_timeout_s
         return StreamSession(
             choices,
@@ -174,7 +169,24 @@ class Serving:
             name,
             resumption,
             trace,
+            claim,
         )
+
+    def check_open(self, model: str, claim: Claim) -> None:
+        """As `Backend.check_open`."""
+        self._pool(model).admission.check(claim)
+
+    def crowded(self) -> bool:
+        """As `Backend.crowded`."""
+        return any(pool.admission.shedding for pool in self._pools.values())
+
+    def _pool(self, model: str) -> Pool:
+        pool = self._pools.get(model)
+        if pool is None:
+            raise UnknownModel(model)
+        if self.standing.draining:
+            raise stopping()
+        return pool
 
     def health(self) -> Health:
         """As `Backend.health`."""
@@ -258,14 +270,24 @@ class Serving:
         for name in [name for name in self._pools if name not in goals]:
             self._close_pool(name)
         for name, config in goals.items():
-            pool = self._pools.setdefault(name, Pool(config))
+            pool = self._pools.get(name) or self._open_pool(config)
             if pool.config != config:
                 self._reconfigure(pool, config)
 
+    def _open_pool(self, config: DeploymentConfig) -> Pool:
+        thresholds = config.thresholds.over(self._admission.thresholds())
+        pool = self._pools[config.name] = Pool(config, thresholds, self._rng, self._rejected)
+        return pool
+
+    def _rejected(self, model: str, reason: str) -> None:
+        self.ledger.add(REJECTIONS, model, reason)
+
     def _reconfigure(self, pool: Pool, config: DeploymentConfig) -> None:
         pool.config = config
+        thresholds = pool.admission.thresholds = config.thresholds.over(self._admission.thresholds())
         for link in pool.links:
             link.in_flight_max = config.max_ongoing_requests
+            link.pressure.set_thresholds(thresholds)
         self._pump(pool)
 
     def _open_link(self, replica: ReplicaState, group: asyncio.TaskGroup) -> None:
@@ -279,10 +301,12 @@ class Serving:
             self._link_settings,
             self._rng,
             on_capacity=lambda link: self._pump(pool, link),
-            on_orphans=lambda runs, cause: self._orphaned(replica.id, runs, cause),
+            on_orphans=lambda runs, cause: self._orphaned(link, runs, cause),
             on_suspicion=self._suspected,
             on_trust=self._trusted,
             engine_stall_timeout_s=pool.config.engine_stall_timeout_s,
+            record=LinkRecord(pool.service),
+            thresholds=pool.admission.thresholds,
         )
         self._links[replica.id] = link
         pool.links.append(link)
@@ -308,12 +332,13 @@ class Serving:
             self._forget(link)
             link.retire()
         while pool.queue:
-            pool.queue[0].fail(UnknownModel(name))
+            pool.queue.head().fail(UnknownModel(name))
 
     # --- streams ----------------------------------------------------------------------------------------
 
     def _submit(self, run: StreamRun, pool: Pool) -> None:
         self._pool_of[run] = pool
+        pool.usage[run.claim.tenant] += 1
         self._idle.clear()
         if run.resumed_at is not None:
             self._look_for(run, run.resumed_at if run.stream.delivered else 0, pool)
@@ -322,7 +347,8 @@ class Serving:
 
     def _place(self, run: StreamRun, pool: Pool) -> None:
         if pool.queue or not self._begin(run, pool):
-            self._enqueue(run, pool, first=False)
+            # What began elsewhere goes on before what is new.
+            self._enqueue(run, pool, first=run.resumed_at is not None)
 
     def _look_for(self, run: StreamRun, base_max: int, pool: Pool) -> None:
         """Attach to the replica that still holds the stream; where there is none, have it drawn again."""
@@ -362,6 +388,7 @@ class Serving:
         if first:
             pool.queue.appendleft(run)
         else:
+            run.patience_s = pool.admission.patience_s(run.claim.priority)
             pool.queue.append(run)
 
     def _pump(self, pool: Pool, link: ReplicaLink | None = None) -> None:
@@ -370,12 +397,15 @@ class Serving:
             for search in list(pool.searches):
                 search.reached(link)
         among = [link] if pool.exhausted and link is not None else None
-        pool.exhausted = False
+        pool.has_room()
         while pool.queue:
-            run = pool.queue[0]
-            if not self._begin(run, pool, among):
+            run = pool.queue.head()
+            if pool.admission.stale(run):
+                run.fail(pool.admission.rejection(Reason.QUEUE_AGE))
+            elif self._begin(run, pool, among):
+                pool.queue.begun(run)
+            else:
                 return
-            run.leave_queue()
 
     def _suspected(self, link: ReplicaLink, reason: Suspicion, silence_s: float, streams: int) -> None:
         fact = ReplicaSuspected(self._gateway, link.replica, round(silence_s, 3), streams, reason)
@@ -398,7 +428,9 @@ class Serving:
             return
         self._report(ReplicaTrusted(self._gateway, link.replica, round(suspected_s, 3)), cause)
 
-    def _orphaned(self, replica: str, runs: list[StreamRun], cause: StreamLost) -> None:
+    def _orphaned(self, link: ReplicaLink, runs: list[StreamRun], cause: StreamLost) -> None:
+        replica = link.replica
+        link.record.broke(len(runs))
         begun = sum(run.stream.status is StreamStatus.RUNNING for run in runs)
         if begun and replica not in self._suspicions:
             self._report(StreamsMigrated(self._gateway, replica, begun, str(cause)), None)
@@ -431,15 +463,17 @@ class Serving:
         return 0 < limit < (run.stream.prompt_tokens or 0) + len(run.stream.accepted)
 
     def _give_up(self, run: StreamRun, pool: Pool) -> None:
-        self.ledger.add(REJECTIONS, pool.config.name, "no_replica")
+        self._rejected(pool.config.name, Reason.NO_REPLICA)
         waited_s = self._settings.replica_wait_s
         message = f"No replica of `{pool.config.name}` could take the request within {waited_s:g} seconds."
-        run.fail(NoReplica(message, RETRY_AFTER_S))
+        run.fail(NoReplica(message, RETRY_AFTER_S, Reason.NO_REPLICA))
 
     def _withdraw(self, run: StreamRun) -> None:
         """The client is done with it, or gone."""
-        self._pool_of.pop(run, None)
+        pool = self._pool_of.pop(run, None)
         run.end_move(CANCELLED)
+        if pool is not None:
+            pool.gave_up(run.claim.tenant)
         if not self._pool_of:
             self._idle.set()
         if run.link is not None:

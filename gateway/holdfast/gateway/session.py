@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import msgspec
 from holdfast.core.errors import DeadlineExceeded, RequestRefused
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.stream import Stream, StreamStatus
-from holdfast.gateway.backend import Delta, Resumption
+from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Resumption
 from holdfast.gateway.moves import CANCELLED, FAILED, Move
 from holdfast.gateway.tracing import ENDED, FINISHED, REFUSED, UNTRACED, UNTRACED_STREAM, RequestTrace, StreamTrace
 
@@ -23,6 +22,7 @@ _encode = msgspec.msgpack.Encoder().encode
 if TYPE_CHECKING:
     from holdfast.gateway.link import ReplicaLink
     from holdfast.gateway.search import Search
+    from holdfast.gateway.waiting import WaitingQueue
 
 
 RESUMED_ORDINALS = 1 << 20
@@ -37,19 +37,24 @@ class StreamRun:
     that turns it away does not begin it anew. `name` is what replicas keep its tokens under, if they should,
     `ordinal` counts its attempts over all gateways, `avoid` is where it stood still, `resumed_at` is how many tokens
     the client has from another gateway, and `search` looks for the replica that holds it. `began_s` is when its last
-    attempt began, `move` is there from the loss of a replica to the next token, and `trace` is told of its attempts.
+    attempt began, `awaits_first` whether that one's first token is to come, `move` is there from the loss of a replica
+    to the next token, and `trace` is told of its attempts. `claim` is the request's; waiting for longer than
+    `patience_s` it makes room for others.
     """
 
     __slots__ = (
         "_session",
         "attempt",
         "avoid",
+        "awaits_first",
         "began_s",
         "choice",
+        "claim",
         "link",
         "move",
         "name",
         "ordinal",
+        "patience_s",
         "queue",
         "reported",
         "resumed_at",
@@ -85,7 +90,10 @@ class StreamRun:
         self.began_s = 0.0
         self.move: Move | None = None
         self.reported = False
-        self.queue: deque[StreamRun] | None = None
+        self.claim = DEFAULT_CLAIM
+        self.awaits_first = False
+        self.patience_s: float | None = None
+        self.queue: WaitingQueue | None = None
         self.waiting: asyncio.TimerHandle | None = None
         self.waiting_since_s: float | None = None
 
@@ -107,6 +115,8 @@ class StreamRun:
         stream.token(position, token, text, logprob)
         if self.move is not None:
             self._resumed(self.move)
+        if self.awaits_first and self.link is not None:
+            self.link.record.first_token(self)
         if self.stops and stream.ended and self.link is not None:
             link, self.link = self.link, None
             link.end(self)
@@ -192,6 +202,7 @@ class StreamSession:
         name: str = "",
         resumption: Resumption | None = None,
         trace: RequestTrace = UNTRACED,
+        claim: Claim = DEFAULT_CLAIM,
     ) -> None:
         self._runs = []
         for number, choice in enumerate(choices):
@@ -199,6 +210,7 @@ class StreamSession:
             stream = Stream(choice, stops, migrations_max, counted)
             named = _stream_name(name, number, choice) if name else ""
             run = StreamRun(self, number, stream, bool(stops), named, trace.stream(number))
+            run.claim = claim
             if resumption is not None:
                 run.resumed_at = resumption.counts[number]
                 run.ordinal = (run.resumed_at + 1) * RESUMED_ORDINALS

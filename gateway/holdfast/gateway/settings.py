@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
 from holdfast.core.config import NAME_PATTERN, DrainMode
 from holdfast.core.errors import InvalidConfig
+from holdfast.gateway.admission_settings import AdmissionSettings
 from holdfast.gateway.environment import check_names
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.serving_settings import ServingSettings
@@ -115,6 +116,7 @@ class Settings(BaseSettings):
         default_factory=lambda: GatewayProcessSettings(), description="Gateway processes."
     )
     serving: ServingSettings = Field(default_factory=lambda: ServingSettings(), description="Serving of streams.")
+    admission: AdmissionSettings = Field(default_factory=lambda: AdmissionSettings(), description="Shedding of load.")
     http: HttpSettings = Field(default_factory=lambda: HttpSettings(), description="The HTTP API.")
     tracing: TracingSettings = Field(default_factory=lambda: TracingSettings(), description="Traces of requests.")
 

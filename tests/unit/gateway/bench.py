@@ -25,7 +25,7 @@ from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
 from holdfast.gateway.app import create_app
 from holdfast.gateway.asking import ask_chat
-from holdfast.gateway.backend import Delta, Health, ModelInfo, Resumption, Session
+from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Health, ModelInfo, Resumption, Session
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.openai import ChatRequest
 from holdfast.gateway.sse import ChatEncoder, Head
@@ -119,6 +119,13 @@ class PreparedBackend:
         """Always well."""
         return Health(True, [], {}, GatewayStatus.HEALTHY)
 
+    def check_open(self, model: str, claim: Claim) -> None:
+        """There is always room."""
+
+    def crowded(self) -> bool:
+        """Never."""
+        return False
+
     def open(
         self,
         model: str,
@@ -129,6 +136,7 @@ class PreparedBackend:
         name: str = "",
         resumption: Resumption | None = None,
         trace: RequestTrace = UNTRACED,
+        claim: Claim = DEFAULT_CLAIM,
     ) -> Session:
         """A session of the first choice."""
         return PreparedSession(self._pieces, choices[0].max_tokens)

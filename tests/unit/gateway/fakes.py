@@ -11,7 +11,7 @@ from holdfast.core.errors import UnknownModel
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP, Stream
-from holdfast.gateway.backend import Delta, Health, ModelInfo, Resumption, Session
+from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Health, ModelInfo, Resumption, Session
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
 MODEL = "tiny"
@@ -60,6 +60,8 @@ class FakeBackend:
     left: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[EngineRequest] = field(default_factory=list)
     chunks: int = 0
+    is_crowded: bool = False
+    claims: list[Claim] = field(default_factory=list)
 
     def models(self) -> Sequence[ModelInfo]:
         created = datetime(2026, 1, 1, tzinfo=UTC)
@@ -75,13 +77,22 @@ class FakeBackend:
         name: str = "",
         resumption: Resumption | None = None,
         trace: RequestTrace = UNTRACED,
+        claim: Claim = DEFAULT_CLAIM,
     ) -> Session:
+        self.claims.append(claim)
         if self.refuse_open is not None:
             raise self.refuse_open
         if model != self.model:
             raise UnknownModel(model)
         self.seen = list(choices)
         return FakeSession(self, choices, stops, delivered_of(resumption, len(choices)))
+
+    def check_open(self, model: str, claim: Claim) -> None:
+        if self.refuse_open is not None:
+            raise self.refuse_open
+
+    def crowded(self) -> bool:
+        return self.is_crowded
 
     def health(self) -> Health:
         return Health(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from holdfast.actors.engines.mock import mock_text
+from holdfast.core.thresholds import Thresholds
 from holdfast.gateway import requests as open_requests
 from holdfast.gateway.exchange import tenant_of
 from tests.unit.gateway.cancelling import (
@@ -20,6 +21,7 @@ from tests.unit.gateway.cancelling import (
     site_of,
 )
 from tests.unit.gateway.client import CHAT, COMPLETIONS, Answer, ask, chat, completion
+from tests.unit.support.history import application
 from tests.unit.support.replicas import Site, eventually
 
 
@@ -119,6 +121,7 @@ async def test_an_answer_that_is_not_streamed_is_whole_or_a_499(site: Site, mode
 @pytest.mark.parametrize(("mode", "status"), [("stop", 200), ("kill", 499)])
 async def test_a_request_that_waits_for_a_replica_can_be_cancelled(site: Site, mode: str, status: int) -> None:
     replica = await site_of(site, streams_max=1)
+    site.deploy(application(thresholds=Thresholds(requests_in_flight_threshold=2)))
     async with Gateways(site) as gateways:
         app = await gateways.start("g")
         first = begin(app, "first")

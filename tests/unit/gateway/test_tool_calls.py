@@ -20,7 +20,7 @@ from holdfast.core.requests import EngineInfo, EngineRequest, Grammar, ToolUse
 from holdfast.core.stream import FINISH_STOP, Stream
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.asking import Asked, ask_chat
-from holdfast.gateway.backend import Resumption, Session
+from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Resumption, Session
 from holdfast.gateway.tool_calls import Arguments, Began, CallParser, Part, Text, call_id
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 from tests.unit.gateway.client import CHAT, ask, chat
@@ -66,6 +66,7 @@ class SayingBackend(FakeBackend):
         name: str = "",
         resumption: Resumption | None = None,
         trace: RequestTrace = UNTRACED,
+        claim: Claim = DEFAULT_CLAIM,
     ) -> Session:
         self.seen = list(choices)
         return _Saying(self, choices, stops, delivered_of(resumption, len(choices)))

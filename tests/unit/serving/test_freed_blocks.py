@@ -10,6 +10,7 @@ import pytest
 
 from holdfast.actors.engines.mock import MockEngine
 from holdfast.core.errors import DeadlineExceeded
+from holdfast.core.thresholds import Thresholds
 from holdfast.gateway.backend import Session
 from holdfast.gateway.serving import Serving
 from tests.unit.support.history import application
@@ -59,6 +60,7 @@ async def test_in_the_middle_of_a_long_prompt(site: Site, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["leave", "stop"])
 async def test_after_some_tokens_and_while_another_waits_for_room(site: Site, way: str) -> None:
+    site.deploy(application(thresholds=Thresholds(requests_in_flight_threshold=2)))
     replica, stepped = await replica_of(site, streams_max=1)
     gateway = await site.gateway()
     first = await entered(gateway)

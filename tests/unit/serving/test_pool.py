@@ -24,6 +24,7 @@ class FakeLink:
     places: int = 0
     load: int = 0
     free_for_suspects: bool = True
+    crowded: bool = False
     asked: int = field(default=0)
 
     @property
@@ -31,13 +32,18 @@ class FakeLink:
         self.asked += 1
         return self.places > 0
 
+    @property
+    def takes_moved(self) -> bool:
+        self.asked += 1
+        return self.places > 0 or self.crowded
+
 
 def as_link(link: FakeLink) -> ReplicaLink:
     return cast(ReplicaLink, link)
 
 
-def run_of(*, suspect: bool = False, avoid: FakeLink | None = None) -> StreamRun:
-    return cast(StreamRun, SimpleNamespace(stream=SimpleNamespace(suspect=suspect), avoid=avoid))
+def run_of(*, suspect: bool = False, avoid: FakeLink | None = None, attempts: int = 0) -> StreamRun:
+    return cast(StreamRun, SimpleNamespace(stream=SimpleNamespace(suspect=suspect, attempts=attempts), avoid=avoid))
 
 
 @pytest.fixture
@@ -80,3 +86,18 @@ def test_the_link_to_avoid_is_taken_when_no_other_has_room(pool: Pool, links: li
     assert chosen(pool, run_of(avoid=links[7])) is as_link(links[8])
     links[8].places = 0
     assert chosen(pool, run_of(avoid=links[7])) is as_link(links[7])
+
+
+def test_a_stream_that_lost_its_replica_may_begin_where_thresholds_keep_new_ones_out(
+    pool: Pool, links: list[FakeLink]
+) -> None:
+    links[7].crowded = links[8].crowded = True
+    links[7].load = 2
+    assert chosen(pool, run_of()) is None
+    assert chosen(pool, run_of(attempts=1)) is as_link(links[8])
+    assert chosen(pool, run_of(attempts=1, avoid=links[8])) is as_link(links[7])
+    links[7].crowded = links[8].crowded = False
+    assert chosen(pool, run_of(attempts=1)) is None
+    asked = sum(link.asked for link in links)
+    assert chosen(pool, run_of(attempts=1)) is None
+    assert sum(link.asked for link in links) == asked

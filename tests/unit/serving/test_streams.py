@@ -20,7 +20,7 @@ from holdfast.core.errors import (
 )
 from holdfast.core.events import ApplicationDeleted, ReplicaStopOrdered
 from holdfast.core.requests import EngineRequest, Sampling
-from holdfast.gateway.backend import Resumption
+from holdfast.gateway.backend import DEFAULT_CLAIM, Resumption
 from holdfast.gateway.session import StreamRun
 from tests.unit.support.history import application
 from tests.unit.support.replicas import (
@@ -130,7 +130,8 @@ async def test_a_client_that_goes_frees_what_its_streams_held(site: Site) -> Non
         async with opened(gateway, *choices) as session:
             await Answer().read(session, tokens=2)
             load = replica.engine.load()
-            assert (load.running, load.waiting) == (2, 2)
+            assert (load.running, load.waiting) == (2, 0)
+            assert [pool.queued for pool in gateway.pools()] == [2]
         await eventually(lambda: replica.free)
         await gateway.idle()
 
@@ -223,7 +224,7 @@ async def test_who_would_wait_in_a_full_queue_is_turned_away_at_once(site: Site)
         requests = [ask(f"prompt {number}") for number in range(3)]
         waiting = [asyncio.create_task(answer_to(gateway, request)) for request in requests]
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="2 requests wait") as refusal:
+        with pytest.raises(Overloaded, match="queue_full") as refusal:
             gateway.open("tiny", [ask()], stops=[])
         assert refusal.value.retry_after_s > 0
         replica.engine.resume()
@@ -242,7 +243,7 @@ async def test_streams_that_are_looked_for_count_among_those_that_wait(site: Sit
         requests, counts = [ask("one"), ask("two")], Resumption((0, 0), replay=False)
         resumed = gateway.open("tiny", requests, stops=[], name="cmpl-1", resumption=counts)
         async with resumed:
-            with pytest.raises(Overloaded, match="2 requests wait"):
+            with pytest.raises(Overloaded, match="queue_full"):
                 gateway.open("tiny", [ask()], stops=[])
             replica.engine.resume()
             (await Answer().read(resumed)).check(*requests)
@@ -260,17 +261,21 @@ async def test_a_request_of_many_choices_must_fit_as_a_whole(site: Site) -> None
         (await answer_to(gateway, *choices)).check(*choices)
 
 
+class Stuck:
+    claim = DEFAULT_CLAIM
+
+
 async def test_room_at_replicas_does_not_count_while_somebody_waits_for_something_else(site: Site) -> None:
     async with site:
         site.deploy(application(replicas=1, max_ongoing_requests=2, max_queued_requests=2))
         await site.replica()
         gateway = await site.gateway()
-        first = cast(StreamRun, object())  # one that no replica may be given just now, though there is room
+        first = cast(StreamRun, Stuck())  # one that no replica may be given just now, though there is room
         gateway._pools["tiny"].queue.append(first)
-        with pytest.raises(Overloaded, match="1 requests wait"):
+        with pytest.raises(Overloaded, match="queue_full"):
             gateway.open("tiny", [ask()] * 2, stops=[])
         gateway.open("tiny", [ask()], stops=[])
-        gateway._pools["tiny"].queue.clear()
+        gateway._pools["tiny"].queue.remove(first)
 
 
 async def test_a_higher_bound_holds_for_replicas_that_run_already(site: Site) -> None:

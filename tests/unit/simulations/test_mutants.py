@@ -22,6 +22,7 @@ from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineLoad, EngineRequest
 from holdfast.core.stream import Stream
 from holdfast.gateway.asking import ask_completion
+from holdfast.gateway.backend import DEFAULT_CLAIM
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.link import ReplicaLink
@@ -337,8 +338,12 @@ def _link() -> ReplicaLink:
     )
 
 
+class _Run:
+    link, attempt, claim, awaits_first, began_s = None, 0, DEFAULT_CLAIM, True, 0.0
+
+
 def _run() -> StreamRun:
-    return cast(StreamRun, SimpleNamespace(link=None, attempt=0))
+    return cast(StreamRun, _Run())
 
 
 @virtual_time
@@ -393,12 +398,14 @@ async def _ends() -> None:
             await session.next()
 
 
-def _turned_away() -> None:
+@virtual_time
+async def _turned_away() -> None:
     follower = Follower(MemoryLogServer().client())
     follower.state = _one_node().state
     serving = Serving(follower, "test", "g", ServingSettings(), random.Random(1))
     serving._sync_pools(follower.state)
-    serving._pools["tiny"].queue.extend([_run()] * serving._pools["tiny"].config.max_queued_requests)
+    for _ in range(serving._pools["tiny"].config.max_queued_requests):
+        serving._pools["tiny"].queue.append(_run())
     with pytest.raises(Overloaded):
         serving.open("tiny", [EngineRequest(prompt="x")], stops=[])
 

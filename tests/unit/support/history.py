@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
@@ -26,11 +27,11 @@ INFO = EngineInfo("tiny", 2048, 64, 8, True, "none")
 
 
 def application(
-    name: str = "app", deployment: str = "tiny", replicas: int = 1, *, version: int = 0, **settings: float
+    name: str = "app", deployment: str = "tiny", replicas: int = 1, *, version: int = 0, **settings: Any
 ) -> ApplicationConfig:
     """An application of one deployment; another `version` is another engine."""
     engine = EngineConfig("mock", {"kv_blocks": 64 + version})
-    return ApplicationConfig(name, [DeploymentConfig(deployment, engine, replicas, **settings)])  # type: ignore[arg-type]
+    return ApplicationConfig(name, [DeploymentConfig(deployment, engine, replicas, **settings)])
 
 
 class History:

@@ -9,12 +9,12 @@ from typing import Final
 
 from holdfast.actors.controller import Controller
 from holdfast.actors.reach import LogReach
-from holdfast.core import reconcile
+from holdfast.core import admission, reconcile
 from holdfast.gateway import session
+from holdfast.gateway.admission import Admission
 from holdfast.gateway.client.machine import CallMachine
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ReplicaLink
-from holdfast.gateway.serving import Serving
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS, QUIET
 from holdfast.simulations.checkers.members import MEMBERS
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
@@ -45,7 +45,7 @@ _MENDS: Final = (
     Mutant(
         "queue-of-lookups",
         "streams that are looked for count among those that wait",
-        (edit(Serving.open, ("len(pool.queue) + len(pool.searches)", "len(pool.queue)")),),
+        (edit(Admission._waiting, ("len(self._pool.queue) + len(self._pool.searches)", "len(self._pool.queue)")),),
         (BOUNDS,),
     ),
     Mutant(
@@ -53,8 +53,8 @@ _MENDS: Final = (
         "new requests wait behind who waits already, also where there is room",
         (
             edit(
-                Serving.open,
-                ("(pool.queue or len(choices) > free + pool.places)", "len(choices) > free + pool.places"),
+                admission.decide,
+                ("waits = asked if line.waiting else asked - places", "waits = asked - places"),
             ),
         ),
         (BOUNDS,),

@@ -6,11 +6,11 @@ from typing import Final
 
 from holdfast.actors.held import HeldStreams
 from holdfast.actors.replica import Replica
+from holdfast.core import admission
 from holdfast.core.liveness import Liveness
 from holdfast.core.stream import Stream
 from holdfast.gateway import resuming
 from holdfast.gateway.link import ReplicaLink
-from holdfast.gateway.serving import Serving
 from holdfast.gateway.session import StreamSession
 from holdfast.gateway.sse import Encoder
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS
@@ -122,12 +122,7 @@ MUTANTS: Final = (
     Mutant(
         "queue-bound",
         "who would wait in a full queue is turned away",
-        (
-            edit(
-                Serving.open,
-                ("if len(choices) > free and (pool.queue or len(choices) > free + pool.places):", "if False:"),
-            ),
-        ),
+        (edit(admission.decide, ("if line.waiting + waits > line.waiting_max:", "if False:")),),
         (BOUNDS,),
         _CROWDED,
     ),
@@ -136,7 +131,7 @@ MUTANTS: Final = (
         "a replica gets no more streams of a gateway than it may have",
         (
             edit(
-                ReplicaLink.room,
+                ReplicaLink.takes_moved,
                 (
                     "self.ready and not self._full and len(self._attempts) < self.in_flight_max",
                     "self.ready and not self._full",

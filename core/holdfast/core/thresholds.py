@@ -1,0 +1,35 @@
+"""From when on a replica is too busy for a new request, as operators may set it. Names are Dynamo's if it has them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is None follows from what replicas report, or from whoever sets it next.
+
+    A replica above one of the first four gets no new requests until it is below it again; streams that move get in.
+    `active_decode_blocks_threshold`: the part of its KV blocks that is in use, 0 to 1.
+    `active_prefill_tokens_threshold`: tokens of prompts that it has taken in and not read yet.
+    `active_prefill_tokens_threshold_frac`: the same as a part of its longest context; may be above 1.
+    `requests_in_flight_threshold`: streams that it has, of all gateways.
+    `queue_age_threshold_s`: a request is rejected that would wait longer for a replica (seconds).
+    """
+
+    active_decode_blocks_threshold: Fraction | None = None
+    active_prefill_tokens_threshold: Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)] | None = None
+    active_prefill_tokens_threshold_frac: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    requests_in_flight_threshold: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    queue_age_threshold_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+
+    def over(self, others: Thresholds) -> Thresholds:
+        """These, and the others' where these have none."""
+        mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(others)
+        return Thresholds(**{name: theirs[name] if value is None else value for name, value in mine.items()})
+
+
+NONE_SET = Thresholds()

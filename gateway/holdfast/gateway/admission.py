@@ -1,0 +1,161 @@
+"""The door of a deployment at one gateway: asks `core.admission` with what it sees, and tells what was rejected."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from holdfast.core.admission import STALE_FACTOR, TEXTS, Line, Priority, Reason, decide
+from holdfast.core.errors import Overloaded
+from holdfast.core.thresholds import Thresholds
+from holdfast.gateway.backend import Claim
+
+if TYPE_CHECKING:
+    from holdfast.gateway.pool import Pool
+    from holdfast.gateway.session import StreamRun
+
+SHEDDING_S = 1.0
+"""For so long after a rejection new requests get no benefit of the doubt (seconds)."""
+
+COUNTED_S = 0.05
+"""The streams in flight are counted this often at most (seconds): there may be thousands of replicas."""
+
+
+LOOKED_AT = 64
+"""Of so many replicas at most it is asked why they are busy, to tell it: thousands are so for the same reason."""
+
+SLOWEST_PER_S = 0.001
+"""No queue is held for slower than this (streams per second)."""
+
+
+class Admission:
+    """Rejects requests for one deployment. `rejected(model, reason)` hears of each."""
+
+    def __init__(
+        self, pool: Pool, thresholds: Thresholds, rng: random.Random, rejected: Callable[[str, str], None]
+    ) -> None:
+        self.thresholds = thresholds
+        self._pool = pool
+        self._rng = rng
+        self._rejected = rejected
+        self._rejected_s = float("-inf")
+        self._in_flight = 0
+        self._counted_s = float("-inf")
+
+    @property
+    def shedding(self) -> bool:
+        """Whether requests were rejected of late."""
+        return asyncio.get_running_loop().time() - self._rejected_s < SHEDDING_S
+
+    def check(self, claim: Claim) -> None:
+        """Raise `Overloaded` if a request for one stream would be rejected now."""
+        reason = self._reason(1, claim)
+        if reason is not None and self._victims(reason, 1, claim) is None:
+            raise self.rejection(self._why(reason))
+
+    def enter(self, streams: int, claim: Claim) -> None:
+        """Let so many streams begin or wait, and others give way where they must. Raises `Overloaded`."""
+        reason = self._reason(streams, claim)
+        victims = self._surplus(streams, claim) if reason is None else self._victims(reason, streams, claim)
+        if victims is None:
+            assert reason is not None
+            raise self.rejection(self._why(reason))
+        for run in victims:
+            if run.queue is not None:
+                run.fail(self.rejection(Reason.DISPLACED))
+
+    def enter_resumed(self, streams: int) -> None:
+        """What has begun elsewhere is rejected only where no more may wait, for whatever reason."""
+        waiting = self._waiting
+        if streams > self._free(waiting) and (waiting or streams > self._free(waiting) + self._pool.places):
+            raise self.rejection(Reason.QUEUE_FULL)
+
+    def rejection(self, reason: Reason) -> Overloaded:
+        """Count a rejection; the error for it."""
+        pool, now_s = self._pool, asyncio.get_running_loop().time()
+        pool.service.rejected(now_s)
+        if reason is not Reason.DISPLACED:
+            self._rejected_s = now_s
+        self._rejected(pool.config.name, reason)
+        after_s = pool.service.retry_after_s(len(pool.queue), self._in_flight_at(now_s), now_s, self._rng.random())
+        message = f"The request to `{pool.config.name}` was rejected ({reason}): {TEXTS[reason]}."
+        return Overloaded(message, after_s, reason)
+
+    def patience_s(self, priority: Priority) -> float | None:
+        """How long a stream that begins to wait now may do so if others wait behind it; None where nobody knows."""
+        age_s, drain = self._bounds(priority)
+        if age_s is None or drain is None:
+            return None
+        return STALE_FACTOR * max(age_s, (self._pool.queue.ahead(priority) + 1) / max(drain, SLOWEST_PER_S))
+
+    def stale(self, run: StreamRun) -> bool:
+        """Whether it has waited for so long that it gives way to those behind it."""
+        if run.patience_s is None or run.waiting_since_s is None or len(self._pool.queue) < 2 or run.stream.attempts:
+            return False
+        return asyncio.get_running_loop().time() - run.waiting_since_s > run.patience_s
+
+    @property
+    def _waiting(self) -> int:
+        """Streams that are looked for may have to wait as well, once nobody is found to hold them."""
+        return len(self._pool.queue) + len(self._pool.searches)
+
+    def _free(self, waiting: int) -> int:
+        return self._pool.config.max_queued_requests - waiting
+
+    def _reason(self, streams: int, claim: Claim) -> Reason | None:
+        pool = self._pool
+        places, waiting = pool.places, self._waiting
+        if streams <= places and not waiting:
+            return None
+        age_s, drain = self._bounds(claim.priority)
+        ahead = pool.queue.ahead(claim.priority)
+        owed = pool.usage[claim.tenant] + streams <= pool.usage.total() / (len(pool.usage) or 1)
+        patient = owed or not self.shedding
+        return decide(streams, places, Line(waiting, ahead, pool.config.max_queued_requests, drain, age_s, patient))
+
+    def _bounds(self, priority: Priority) -> tuple[float | None, float | None]:
+        """How long a request may wait, and how many that wait begin per second. None while no replica is there: then
+        all wait for one to come."""
+        pool = self._pool
+        if not pool.reachable:
+            return None, None
+        now_s = asyncio.get_running_loop().time()
+        drain = pool.service.drain_per_s(self._in_flight_at(now_s), priority, now_s)
+        return pool.service.age_max_s(self.thresholds), drain
+
+    def _surplus(self, streams: int, claim: Claim) -> list[StreamRun]:
+        """Those of lower priorities that would wait too long once these streams go before them."""
+        pool = self._pool
+        if not pool.queue:
+            return []
+        age_s, drain = self._bounds(Priority.CRITICAL)
+        if age_s is None or drain is None:
+            return []
+        surplus = math.ceil(len(pool.queue) + streams - pool.places - max(1.0, age_s * drain))
+        return pool.queue.below(claim.priority, surplus) if surplus > 0 else []
+
+    def _victims(self, reason: Reason, streams: int, claim: Claim) -> list[StreamRun] | None:
+        """Who gives way to so many streams that are too many; None if nobody must."""
+        queue, usage = self._pool.queue, self._pool.usage
+        if reason is Reason.QUEUE_FULL:
+            lower = queue.below(claim.priority, streams)
+            if len(lower) == streams:
+                return lower
+        greedy = queue.greedy(claim.priority, usage[claim.tenant] + 1, usage) if streams == 1 else None
+        return None if greedy is None else [greedy]
+
+    def _why(self, reason: Reason) -> Reason:
+        """What keeps replicas from taking more, if they tell, rather than that a queue is long."""
+        if reason is Reason.QUEUE_FULL:
+            return reason
+        busy = {link.pressure.why_busy(link.in_flight) for link in self._pool.links[:LOOKED_AT] if link.ready}
+        return next((one for one in (Reason.KV_BLOCKS, Reason.PREFILL_TOKENS) if one in busy), reason)
+
+    def _in_flight_at(self, now_s: float) -> int:
+        if now_s - self._counted_s > COUNTED_S:
+            self._counted_s = now_s
+            self._in_flight = sum(link.in_flight for link in self._pool.links)
+        return self._in_flight

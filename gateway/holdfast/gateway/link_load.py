@@ -1,0 +1,60 @@
+"""How busy a replica is, as its gateway can know it, and whether that is too much for new streams."""
+
+from __future__ import annotations
+
+import sys
+
+from holdfast.core.admission import Reason, busy, in_flight_limit
+from holdfast.core.requests import EngineInfo, EngineLoad
+from holdfast.core.thresholds import Thresholds
+
+
+class LinkLoad:
+    """What the replica reported last. `others` are streams there that are not this gateway's.
+
+    Some of our own may be on the way there, or back: so they are counted here, and only the rest is taken from reports.
+    """
+
+    __slots__ = ("_busy", "_in_flight_max", "_info", "_reported", "_thresholds", "kv_used", "others")
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self._thresholds = thresholds
+        self._info: EngineInfo | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """The replica is out of sight."""
+        self._reported: EngineLoad | None = None
+        self._busy: Reason | None = None
+        self._in_flight_max = sys.maxsize
+        self.kv_used = 0.0
+        self.others = 0
+
+    def introduced(self, info: EngineInfo) -> None:
+        """What the replica's engine is like."""
+        self._info = info
+
+    def reported(self, load: EngineLoad, own: int) -> None:
+        """A heartbeat came while so many of our own streams were there."""
+        self._reported = load
+        self.others = max(0, load.running + load.waiting - own)
+        self.kv_used = load.kv_blocks_used / max(1, load.kv_blocks)
+        self._judge()
+
+    def set_thresholds(self, thresholds: Thresholds) -> None:
+        """From when on it is too busy, from now on."""
+        self._thresholds = thresholds
+        self._judge()
+
+    def spare(self, own: int) -> int:
+        """How many new streams it may get, with so many of our own there; it may have more already than it should."""
+        return 0 if self._busy is not None else max(0, self._in_flight_max - own - self.others)
+
+    def why_busy(self, own: int) -> Reason | None:
+        """Why it gets no new streams, if that is so because of its load."""
+        return self._busy or (None if self.spare(own) else Reason.IN_FLIGHT)
+
+    def _judge(self) -> None:
+        if self._reported is not None and self._info is not None:
+            self._busy = busy(self._reported, self._info, self._thresholds)
+            self._in_flight_max = in_flight_limit(self._info, self._thresholds)

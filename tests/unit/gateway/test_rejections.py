@@ -1,0 +1,103 @@
+"""What a client is told that is turned away, and what it may say about its request."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+
+from holdfast.core.admission import Priority, Reason
+from holdfast.core.errors import NoReplica, Overloaded
+from holdfast.gateway.app import HttpSettings, create_app
+from holdfast.gateway.backend import Claim
+from holdfast.gateway.claims import model_of
+from tests.unit.gateway.client import CHAT, ask, chat
+from tests.unit.gateway.fakes import FakeBackend
+
+FULL = Overloaded("no room", 7.25, Reason.KV_BLOCKS)
+
+
+@pytest.mark.parametrize("status", [503, 429, 529])
+async def test_a_rejection_has_the_status_that_is_set_a_reason_and_when_to_come_again(status: int) -> None:
+    backend = FakeBackend(refuse_open=FULL)
+    app = create_app(backend, HttpSettings(overload_status=status))
+    answer = await ask(app, CHAT, chat(stream=True))
+    assert answer.status == status
+    assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("8", "7250")
+    assert answer.headers["x-holdfast-reason"] == "kv_blocks"
+    assert answer.error == {"message": "no room", "type": "server_error", "param": None, "code": "overloaded"}
+    metrics = await ask(app, "/metrics", method="GET")
+    assert b'outcome="overloaded"' in metrics.body
+
+
+async def test_a_model_without_replicas_is_unavailable_whatever_the_status_of_rejections() -> None:
+    app = create_app(
+        FakeBackend(refuse_first=NoReplica("none", 1, Reason.NO_REPLICA)), HttpSettings(overload_status=429)
+    )
+    answer = await ask(app, CHAT, chat())
+    assert (answer.status, answer.error["code"]) == (503, "no_replica")
+
+
+@pytest.mark.parametrize(
+    ("given", "priority"),
+    [("critical", Priority.CRITICAL), ("Default", Priority.DEFAULT), (" batch ", Priority.BATCH)],
+)
+async def test_a_request_says_how_important_it_is(given: str, priority: Priority) -> None:
+    backend = FakeBackend()
+    app = create_app(backend)
+    await ask(app, CHAT, chat(), {"x-holdfast-priority": given})
+    await ask(app, CHAT, chat())
+    assert backend.claims == [Claim(priority), Claim()]
+
+
+@pytest.mark.parametrize("given", ["", "urgent", "2"])
+async def test_a_priority_that_there_is_not_is_an_error(given: str) -> None:
+    answer = await ask(create_app(FakeBackend()), CHAT, chat(), {"x-holdfast-priority": given})
+    assert (answer.status, answer.error["param"]) == (400, "x-holdfast-priority")
+    assert "critical, default, batch" in answer.error["message"]
+
+
+async def test_tenants_are_told_apart_by_their_keys_where_keys_are_asked_for() -> None:
+    backend = FakeBackend()
+    app = create_app(backend, HttpSettings(api_keys=(SecretStr("one"), SecretStr("two"))))
+    for key in ("one", "two", "one"):
+        await ask(app, CHAT, chat(), {"authorization": f"Bearer {key}"})
+    first, second, third = (claim.tenant for claim in backend.claims)
+    assert first == third != second
+    assert "one" not in first
+    backend.claims.clear()
+    await ask(create_app(backend), CHAT, chat(), {"authorization": "Bearer anything"})
+    assert backend.claims == [Claim()]
+
+
+async def test_while_requests_are_turned_away_they_are_not_read_first() -> None:
+    backend = FakeBackend(refuse_open=FULL, is_crowded=True)
+    app = create_app(backend)
+    body = {**chat(), "temperature": "hot"}
+    assert (await ask(app, CHAT, body)).status == 503
+    backend.is_crowded = False
+    assert (await ask(app, CHAT, body)).status == 400
+
+
+async def test_a_gateway_with_all_the_requests_that_it_can_take_reads_no_more() -> None:
+    backend = FakeBackend()
+    app = create_app(backend, HttpSettings(requests_max=1))
+    app.metrics.in_flight += 1
+    answer = await ask(app, CHAT, chat())
+    assert (answer.status, answer.headers["x-holdfast-reason"]) == (503, "gateway_full")
+    app.metrics.in_flight -= 1
+    assert (await ask(app, CHAT, chat())).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (b'{"messages": [{"model": "x"}], "model": "m"}', "m"),
+        (b'{"model": 5}', ""),
+        (b"{", ""),
+        (b"[]", ""),
+        (b"\xff", ""),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_a_model_is_found_without_reading_the_rest(body: bytes, model: str) -> None:
+    assert model_of(body) == model
