@@ -77,12 +77,14 @@ class FaultCluster:
     def __init__(
         self,
         shape: Shape,
+        settings: Settings,
         urls: list[str],
         follower: Follower,
         servers: dict[str, list[ChildProcess]],
         network: SilentNetwork,
     ) -> None:
         self.shape = shape
+        self._settings = settings
         self.urls = urls
         self.servers = servers
         self.network = network
@@ -102,6 +104,10 @@ class FaultCluster:
                 await self._follower.until(predicate)
         except TimeoutError:
             raise SystemExit(f"what was waited for was not in the log within {WAIT_TIMEOUT_S:g} s") from None
+
+    def operating(self) -> contextlib.AbstractAsyncContextManager[Operator]:
+        """Somebody who can ask for drains, as `holdfast drain` does: one more Python would cost the streams pauses."""
+        return operating(self._settings, self._follower)
 
     def running(self) -> list[ReplicaState]:
         """The replicas that run, oldest first."""
@@ -189,7 +195,7 @@ async def fault_cluster(shape: Shape) -> AsyncIterator[FaultCluster]:
             await stack.enter_async_context(far_node(settings, follower, network, directory / "data"))
             await deploy(settings, follower, shape.wish)
         await _all_ready(urls, shape.replicas, up)
-        yield FaultCluster(shape, urls, follower, servers, network)
+        yield FaultCluster(shape, settings, urls, follower, servers, network)
 
 
 async def _start_servers(
@@ -221,9 +227,15 @@ async def following(settings: Settings) -> AsyncIterator[Follower]:
 
 async def deploy(settings: Settings, follower: Follower, wish: Wish) -> None:
     """Ask for replicas, as `holdfast up` does once its nodes have joined."""
-    async with open_log(settings) as log:
-        operator = Operator(log, SystemClock(), identify(settings, "operator", "bench"), follower)
+    async with operating(settings, follower) as operator:
         await operator.deploy(application_for(wish, None))
+
+
+@contextlib.asynccontextmanager
+async def operating(settings: Settings, follower: Follower) -> AsyncIterator[Operator]:
+    """Somebody who asks things of the cluster."""
+    async with open_log(settings) as log:
+        yield Operator(log, SystemClock(), identify(settings, "operator", "bench"), follower)
 
 
 @contextlib.asynccontextmanager

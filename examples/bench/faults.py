@@ -10,25 +10,21 @@ even undisturbed; what the fault added to it has to be within the same limit.
 from __future__ import annotations
 
 import asyncio
-import signal
 import statistics
 import time
-from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from examples.bench.fault_cluster import ITL_MS, Shape, Strength, cpu_seconds, fault_cluster
+from examples.bench.leaving import LEAVING
 from examples.bench.load import Order, Report, sending
-from examples.bench.scenarios import SCENARIOS, Finding, Scenario, Times
-from holdfast.gateway.cli.running import EXIT_INTERRUPTED
-
-_T = TypeVar("_T")
+from examples.bench.report import interruptible, print_table
+from examples.bench.scenarios import SCENARIOS, TORCH_SCENARIOS, Finding, Scenario, Times
 
 STRENGTH_TIMEOUT_S = 180.0
 SETTLED_S = 3.0
@@ -40,6 +36,8 @@ LIKE_UNDISTURBED_MS = 10.0
 QUICK_FROZEN_S = 8.0
 QUICK_DOWN_S = 9.0
 """Longer than a lease lives (5 s), so that leaders and nodes are lost in the quick version too (seconds)."""
+
+ALL = [*SCENARIOS, *LEAVING, *TORCH_SCENARIOS]
 
 TORCH_STREAMS = 8
 TORCH_TOKENS = 200
@@ -76,17 +74,6 @@ class Row(msgspec.Struct):
     def right(self) -> bool:
         """Whether no stream broke or was wrong."""
         return not self.broken and not self.wrong
-
-
-async def _interruptible(work: Coroutine[Any, Any, _T]) -> _T:
-    """The work's result. Ctrl-C and SIGTERM cancel it, which ends all that it has started, and then this process."""
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 class Measured(NamedTuple):
@@ -195,16 +182,7 @@ def _ms(value: float | None) -> str:
 
 
 def _print(rows: list[Row], markdown: bool) -> None:
-    if markdown:
-        aligned = ["---", *["---:"] * (len(HEADINGS) - 1)]
-        print("\n".join(f"| {' | '.join(cells)} |" for cells in (HEADINGS, aligned, *map(_cells, rows))))
-    else:
-        table = Table()
-        for heading in HEADINGS:
-            table.add_column(heading, justify="left" if heading == "scenario" else "right")
-        for row in rows:
-            table.add_row(*_cells(row))
-        Console(width=200).print(table)
+    print_table(HEADINGS, map(_cells, rows), markdown)
     print()
     for row in rows:
         if row.note:
@@ -216,10 +194,10 @@ def _print(rows: list[Row], markdown: bool) -> None:
 def _chosen(only: str) -> list[Scenario]:
     """The scenarios whose name holds one of the texts, and the undisturbed runs that they are compared with."""
     wanted = [text.strip() for text in only.split(",")]
-    chosen = [one for one in SCENARIOS if any(text in one.name for text in wanted)]
+    chosen = [one for one in ALL if any(text in one.name for text in wanted)]
     engines = {one.shape.engine for one in chosen}
-    first = {engine: next(one for one in SCENARIOS if one.shape.engine == engine) for engine in engines}
-    return [one for one in SCENARIOS if one in chosen or one is first.get(one.shape.engine)]
+    first = {engine: next(one for one in ALL if one.shape.engine == engine) for engine in engines}
+    return [one for one in ALL if one in chosen or one is first.get(one.shape.engine)]
 
 
 def _order(shape: Shape, streams: int, tokens: int) -> Order:
@@ -258,7 +236,7 @@ def faults(
         for scenario in chosen:
             progress.update(task, description=scenario.name)
             shape = scenario.shape
-            measured = asyncio.run(_interruptible(_measure(scenario, _order(shape, streams, tokens), times)))
+            measured = asyncio.run(interruptible(_measure(scenario, _order(shape, streams, tokens), times)))
             row = _row(scenario, measured)
             if (reference := undisturbed.setdefault(shape.engine, row)) is not row:
                 _compare(row, reference)

@@ -280,6 +280,9 @@ SCENARIOS = [
     Scenario("gateway kill -9, client resumes", gateway_killed, 500, resumes=True),
     Scenario("a random replica every 2 s", replicas_at_random, 100),
     Scenario("the only replica kill -9", replica_killed, None, Shape(replicas=1, nodes=1), replacement_start),
+]
+
+TORCH_SCENARIOS = [
     Scenario("torch: undisturbed", nothing, None, TORCH),
     Scenario("torch: replica kill -9", replica_killed, 50, TORCH),
     Scenario("torch: node and its replicas kill -9", node_killed, 1000, TORCH),

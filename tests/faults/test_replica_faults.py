@@ -186,5 +186,5 @@ def happened(cluster: Cluster, kind: str, replica: str | None = None) -> list[di
     return [
         event
         for event in cluster.log()
-        if event["payload"]["type"] == kind and replica in (None, event["payload"]["replica"])
+        if event["payload"]["type"] == kind and replica in (None, event["payload"].get("replica"))
     ]
