@@ -87,6 +87,19 @@ def node_drained(mode: DrainMode) -> Fault:
     return fault
 
 
+def gateway_drained(mode: DrainMode) -> Fault:
+    """`holdfast drain` of a gateway, and `undrain` once it has nothing open any more."""
+
+    async def fault(cluster: FaultCluster, _times: Times) -> None:
+        gateway = cluster.gateway(0).id
+        async with cluster.operating() as operator:
+            await operator.drain("gateway", gateway, mode)
+            await cluster.until(lambda state: state.gateways[gateway].drained)
+            await operator.undrain("gateway", gateway)
+
+    return fault
+
+
 def follower(cluster: FaultCluster) -> NodeState:
     """A node that does not lead."""
     leader = cluster.leader().id
@@ -115,4 +128,6 @@ LEAVING = [
     Scenario("replica drained, streams migrate", replica_drained("migrate"), LEAVING_MS),
     Scenario("node drained, streams finish", node_drained("finish"), LEAVING_MS),
     Scenario("node drained, streams migrate", node_drained("migrate"), LEAVING_MS),
+    Scenario("gateway drained, streams finish", gateway_drained("finish"), LEAVING_MS, resumes=True),
+    Scenario("gateway drained, streams migrate, client resumes", gateway_drained("migrate"), LEAVING_MS, resumes=True),
 ]
