@@ -15,8 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.acceptance.conftest import Cluster
-from tests.faults.test_replica_faults import PACE, assert_right, happened, running, under_streams, while_streams_come
+from tests.faults.test_replica_faults import (
+    PACE,
+    assert_right,
+    happened,
+    ready,
+    running,
+    under_streams,
+    while_streams_come,
+)
 
 LONG_TTL = ("--lease-ttl-s", "600")
 SHORT_TTL = ("--lease-ttl-s", "2")
@@ -188,10 +198,18 @@ def test_a_thawed_leader_has_its_decision_refused_and_says_so(start_cluster: Any
 
     The replacement of a replica whose starts failed is such a one: it waits for the back-off.
     """
-    cluster: Cluster = start_cluster(*SHORT_TTL, nodes=2, replicas=1)
+    cluster: Cluster = start_cluster(
+        *SHORT_TTL,
+        nodes=2,
+        replicas=1,
+        engine_args={"faults": True},
+        environment={"HOLDFAST_SERVING__MIGRATION_LIMIT": "0"},
+    )
     for number in range(FAILED_STARTS):
-        status = cluster.wait(lambda status: len(running(status)) == 1)
-        os.kill(running(status)[0]["pid"], signal.SIGTERM)
+        cluster.wait(lambda status: len(running(status)) == 1)
+        cluster.wait_health(lambda health: ready(health) == 1)
+        poison = {"model": "mock", "prompt": "[[fault:crash]]", "max_tokens": 50}
+        assert httpx.post(f"{cluster.url}/v1/completions", json=poison, timeout=30, trust_env=False).status_code == 503
         cluster.wait(lambda status: not running(status))
         assert len(happened(cluster, "ReplicaExited")) == number + 1
     stale = cluster.status()["controller"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.gateway.cli import doctor, leases, log, members, requests, status, up
+from holdfast.gateway.cli import doctor, drain, leases, log, members, requests, status, up
 from holdfast.gateway.cli.extensions import ExtensibleGroup
 from holdfast.gateway.cli.logs import quiet_libraries
 
@@ -26,6 +26,8 @@ app.command(epilog=status.EPILOG)(status.status)
 app.add_typer(log.app, name="log")
 app.add_typer(leases.app, name="leases")
 app.add_typer(requests.app, name="requests")
+app.command(epilog=drain.DRAIN_EPILOG)(drain.drain)
+app.command(epilog=drain.UNDRAIN_EPILOG)(drain.undrain)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command()(members.node)
 app.command()(members.gateway)

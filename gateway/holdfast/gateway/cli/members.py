@@ -12,7 +12,7 @@ import typer
 
 from holdfast.gateway.cli.logs import log_to_standard_error
 from holdfast.gateway.cli.options import EtcdOption, LeaseTtlOption, NatsOption, gateway_overrides, overrides
-from holdfast.gateway.cli.running import EXIT_FAILED, execute, guarded, stop_on_signals
+from holdfast.gateway.cli.running import execute, guarded, stop_on_signals
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its lasting name: lower case, digits, dashes.")]
 
@@ -27,7 +27,8 @@ def node(
     """Run a node: it takes replicas, starts and supervises them, and stands by to lead.
 
     `holdfast up` starts its nodes with this. On a fleet, run one per machine under your service manager; all
-    settings are in the environment (HOLDFAST_...). SIGTERM ends it in order, a second signal at once.
+    settings are in the environment (HOLDFAST_...). SIGTERM ends it once other nodes run what it ran, a second signal at
+    once.
     """
     from holdfast.gateway.processes import run_node
     from holdfast.gateway.settings import load_settings
@@ -61,5 +62,5 @@ async def _until_told(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run a member until a signal says stop."""
     log_to_standard_error()
     stop = asyncio.Event()
-    stop_on_signals(stop.set, lambda: os._exit(EXIT_FAILED))
+    stop_on_signals(stop.set, os._exit)
     await run(stop)

@@ -73,17 +73,19 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def stop_on_signals(stop: Callable[[], None], at_once: Callable[[], None]) -> None:
-    """SIGINT, SIGTERM and SIGHUP call `stop`; any of them again calls `at_once`. Call within a running loop."""
+def stop_on_signals(stop: Callable[[], None], at_once: Callable[[int], None]) -> None:
+    """SIGINT, SIGTERM and SIGHUP call `stop`; any of them again calls `at_once` with the exit code for it, which is 128
+    and the signal's number. Call within a running loop.
+    """
     loop = asyncio.get_running_loop()
     told = False
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
         nonlocal told
         if told:
-            at_once()
+            at_once(128 + number)
         told = True
         stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)

@@ -134,7 +134,7 @@ async def _run(plan: Plan, settings: Settings, data_dir: Path) -> None:
 async def _serve(cluster: LocalCluster, progress: ConsoleProgress) -> None:
     stop = asyncio.Event()
 
-    def at_once() -> None:
+    def at_once(_code: int) -> None:
         cluster.kill()
         os._exit(EXIT_INTERRUPTED)
 
