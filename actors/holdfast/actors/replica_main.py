@@ -119,8 +119,12 @@ async def serve(
     stdin: asyncio.StreamReader,
     load: Callable[[ReplicaSpecification], Awaitable[Engine]] = load_engine,
     end_now: Callable[[int], object] = os._exit,
+    began: Callable[[Replica], None] = lambda _replica: None,
 ) -> None:
-    """Load, report readiness, serve until told to stop or until the node is gone; `end_now` is for a second signal."""
+    """Load, report readiness, serve until told to stop or until the node is gone; `end_now` is for a second signal.
+
+    `began` gets the replica that serves.
+    """
     stopping = Stopping(StopOrder(specification.drain, specification.graceful_shutdown_timeout_s))
     stopping.on_signals(lambda: channel.report(Draining()), end_now)
     node_gone = asyncio.Event()
@@ -134,6 +138,7 @@ async def serve(
         engine = await _load(load(specification), stopping)
         if engine is not None:
             replica = Replica(specification, engine, channel.note, metrics, traces)
+            began(replica)
             server, address = await replica.listen()
             channel.report(Ready(address, engine.info, system.port))
             await _serve(replica, server, specification.orphan_grace_s, stopping, node_gone)
@@ -195,10 +200,11 @@ async def run(
     stdin: asyncio.StreamReader,
     load: Callable[[ReplicaSpecification], Awaitable[Engine]] = load_engine,
     end_now: Callable[[int], object] = os._exit,
+    began: Callable[[Replica], None] = lambda _replica: None,
 ) -> int:
     """Be a replica, from the specification that `stdin` brings to the exit code. `load` makes the engine.
 
-    `end_now(exit code)` ends the process without another word.
+    `end_now(exit code)` ends the process without another word. `began` gets the replica once it serves.
     """
     try:
         specification = msgspec.json.decode(await stdin.readline(), type=ReplicaSpecification)
@@ -206,7 +212,7 @@ async def run(
         channel.report(Failed(f"bad specification: {error}"))
         return 2
     try:
-        await serve(specification, channel, stdin, load, end_now)
+        await serve(specification, channel, stdin, load, end_now, began)
     except BaseExceptionGroup as group:
         return _failed(channel, _first_leaf(group))
     except Exception as error:

@@ -161,11 +161,12 @@ class Stream:
         """The attempt broke off: wait for another, or fail at the limit.
 
         A request that an engine took in and then died of, again and again without a token, is not handed on to
-        kill the next one too.
+        kill the next one too. An attempt that no engine took in tells nothing of the request.
         """
         if self.status is not StreamStatus.RUNNING:
             return
-        self._barren = self._barren + 1 if self._begun_at == len(self.accepted) else 0
+        if self._begun_at is not None:
+            self._barren = 0 if self.proven else self._barren + 1
         if self.attempts > self.migrations_max or self._barren >= BARREN_ATTEMPTS_MAX:
             self.fail(cause)
         else:

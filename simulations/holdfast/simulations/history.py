@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast.core.cluster import ClusterState
+from holdfast.simulations.strays import Stray
 
 NODE: Final = "node"
 GATEWAY: Final = "gateway"
@@ -26,6 +27,9 @@ CANCELLED: Final = "cancelled"
 """How a request ended, as its client saw it. `ERROR`: an answer of the API, or an event in the stream. `UNREACHED`: the
 client gave up by itself, at its deadline or after its tries, on connections that failed or were silent. `CANCELLED`:
 it went away because it wanted to."""
+
+POISONED: Final = "poisoned request"
+"""The kind of fault that a request is which breaks each engine that takes it in."""
 
 TOKEN: Final = "token"
 ROLE: Final = "role"
@@ -207,13 +211,15 @@ class Try(msgspec.Struct, gc=False):
 
 class Exchange(msgspec.Struct, gc=False):
     """A request for tokens as a gateway's process (by its id) has it. `due_s` is by when that must have ended it: after
-    its own time limit, and what a client may take for the last write.
+    its own time limit, and what a client may take for the last write. `sent_away_s` is when its client was told in
+    the middle of a stream to go on at another gateway, as this one ends.
     """
 
     pid: int
     began_s: float
     due_s: float
     ended_s: float | None = None
+    sent_away_s: float | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
@@ -228,8 +234,8 @@ class Request(msgspec.Struct):
     """What a client asked, and all that it got.
 
     `prompt` is what the engine sees (`prompt_text`); it must be unique within the run. `seed` is None where the gateway
-    draws it, `max_tokens` 0 where there is no limit. `deadline_s` is by when an end must have come. `leaves` is set
-    where the client means to go away before the end.
+    draws it, `max_tokens` 0 where there is no limit. `deadline_s` is by when an end must have come. One that is
+    `poisoned` breaks engines. `stood_still` has (when, on which replica) an engine lost it without a word.
 
     `events` are (kind, choice, text, event id), in the order in which they came; the text of a `FINISH` is its reason.
     """
@@ -246,6 +252,8 @@ class Request(msgspec.Struct):
     streamed: bool = True
     chat: bool = False
     wants_usage: bool = False
+    poisoned: bool = False
+    stood_still: list[tuple[float, str]] = []
     response_id: str = ""
     tries: list[Try] = []
     attempts: list[Attempt] = []
@@ -301,7 +309,8 @@ class History:
     """Everything recorded of one run.
 
     `narrating` tells whether notes are wanted: ask it before a text is put together.
-    `move_bound_s` is how long a stream may stay on a replica that stands still; 0: nothing is asked.
+    `move_bound_s` is how long a stream may stay on a replica that stands still, `stall_bound_s` on one whose engine
+    lost it; 0: nothing is asked. `attempts_max` is how often a gateway may begin a stream; None: nothing is asked.
     `ended_s` is when the run was over, and `broken` why, if it raised. `derived` is for checkers that keep what they
     have worked out.
     """
@@ -309,6 +318,8 @@ class History:
     def __init__(self, *, narrating: bool = False) -> None:
         self.narrating = narrating
         self.move_bound_s = 0.0
+        self.stall_bound_s = 0.0
+        self.attempts_max: int | None = None
         self.processes: list[Process] = []
         self.appended: list[Appended] = []
         self.lost: list[Lost] = []
@@ -321,6 +332,7 @@ class History:
         self.folded: list[Folded] = []
         self.samples: dict[tuple[str, str], Sample] = {}
         self.reaches: list[Reach] = []
+        self.strays: list[Stray] = []
         self.unhandled: list[Unhandled] = []
         self.notes: list[Note] = []
         self.settle: Settle | None = None
@@ -383,6 +395,12 @@ class History:
         if request is not None:
             request.attempts.append(Attempt(at_s, replica, accepted))
 
+    def stream_stands_still(self, at_s: float, replica: str, prompt: str) -> None:
+        """A replica's engine makes no more tokens for a stream, and does not say so."""
+        request = self._by_prompt.get(prompt)
+        if request is not None:
+            request.stood_still.append((at_s, replica))
+
     def fault(self, at_s: float, kind: str, target: str, details: str = "", until_s: float | None = None) -> Fault:
         """A fault is injected. Set `until_s` of the record when it is healed."""
         fault = Fault(kind, target, at_s, until_s, details)
@@ -400,6 +418,12 @@ class History:
             self.samples[actor, name] = Sample(actor, name, size, bound, at_s)
         elif size - bound > known.size - known.bound:
             known.size, known.bound, known.at_s = size, bound, at_s
+
+    def stray(self, at_s: float, what: str, replica: str, gateway: str) -> Stray:
+        """A stream is astray. Set `until_s` of the record for as long as each look sees it so."""
+        stray = Stray(what, replica, gateway, at_s, at_s)
+        self.strays.append(stray)
+        return stray
 
     def gateway_reaches(self, at_s: float, gateway: str, replicas: tuple[str, ...]) -> None:
         """The replicas that a gateway can send streams to. Tell all while settling, several times a second."""

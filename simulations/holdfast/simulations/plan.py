@@ -37,6 +37,7 @@ class Scenario(msgspec.Struct, frozen=True):
     requests: int = 22
     operations: int = 3
     heals: bool = True
+    poisoned: int = 0
 
     @property
     def core_nodes(self) -> int:

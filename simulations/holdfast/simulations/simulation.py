@@ -15,6 +15,8 @@ from time import perf_counter
 
 import msgspec
 
+from holdfast.gateway.link import STALL_LOOK_S
+from holdfast.gateway.stalls import STALL_STEPS
 from holdfast.simulations.checkers import check_all
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.cluster.cluster import Cluster
@@ -22,7 +24,7 @@ from holdfast.simulations.cluster.samples import Sampler
 from holdfast.simulations.faults.injection import Injector
 from holdfast.simulations.faults.kinds import KINDS, draw_faults
 from holdfast.simulations.history import History, Settle
-from holdfast.simulations.plan import Plan, Scenario, draw_knobs
+from holdfast.simulations.plan import Knobs, Plan, Scenario, draw_knobs
 from holdfast.simulations.work.workload import Workload, draw_work
 from holdfast.simulations.world.guards import LeftTheSimulation, sealed
 from holdfast.simulations.world.world import World
@@ -34,6 +36,13 @@ then leases end and replicas start anew."""
 
 MOVE_S = 2.0
 """Within so long (virtual seconds) after a replica was silent for too long its streams are on another one."""
+
+
+STALL_MOVE_S = 1.0
+"""The same for a stream that stood still for too long (virtual seconds)."""
+
+PACE_MAX = 1.65
+"""A step of an engine takes so many times its time at most: after updates, and with its jitter."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -97,7 +106,9 @@ def _live(world: World, plan: Plan, history: History) -> None:
     sampler = Sampler(cluster)
     sampler.arm()
     settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
+    history.attempts_max = plan.knobs.migration_limit + 1
     history.move_bound_s = plan.knobs.heartbeat_timeout_s + plan.knobs.heartbeat_interval_s + MOVE_S
+    history.stall_bound_s = _stall_bound_s(plan.knobs)
     if settle_s + SETTLE_BOUND_S <= plan.lasts_s:  # a run cut short may not be blamed for what it had no time for
         history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
     world.scheduler.run(plan.lasts_s)
@@ -105,6 +116,12 @@ def _live(world: World, plan: Plan, history: History) -> None:
     injector.finish()
     cluster.over = True
     history.ended_s = world.now_s
+
+
+def _stall_bound_s(knobs: Knobs) -> float:
+    """How long a stream may stay on an engine that lost it: gateways wait, also for steps, of which heartbeats tell."""
+    steps_s = STALL_STEPS * knobs.itl_ms / 1000 * PACE_MAX
+    return max(knobs.stream_stall_timeout_s, steps_s) + knobs.heartbeat_interval_s + STALL_LOOK_S + STALL_MOVE_S
 
 
 def _trace(trace_of_turns: int, history: History) -> str:

@@ -310,3 +310,17 @@ def test_a_replica_without_room_costs_no_attempt() -> None:
     stream.start()
     stream.lost(LOST)
     assert stream.status is StreamStatus.FAILED
+
+
+def test_an_attempt_that_no_engine_took_in_tells_nothing_of_the_request() -> None:
+    stream = Stream(EngineRequest(prompt="x"), migrations_max=10)
+    for admitted in (True, False, True, False):
+        stream.start()
+        if admitted:
+            stream.admitted(1)
+        stream.lost(LOST)
+        assert stream.suspect
+    stream.start()
+    stream.admitted(1)
+    stream.lost(LOST)
+    assert stream.status is StreamStatus.FAILED, "engines took it in three times, and none brought a token"

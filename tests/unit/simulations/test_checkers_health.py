@@ -90,6 +90,7 @@ def test_what_an_earlier_life_of_a_gateway_reached_does_not_count() -> None:
     run = well()
     run.processes["gateway-1"].ended(13.0, -9, "fault")
     run.at_s = 14.0
+    run.decide(ev.GatewayLost("gateway-1", "i1", "its process ended"))
     run.gateway("gateway-1", 900)
     assert "gateway-1 does not reach" in only(broken(run), "liveness")
     run.history.gateway_reaches(14.5, "gateway-1", ALL)
@@ -99,6 +100,8 @@ def test_what_an_earlier_life_of_a_gateway_reached_does_not_count() -> None:
 def test_a_cluster_without_a_gateway_is_found() -> None:
     run = well()
     run.processes["gateway-1"].ended(13.0, -9, "fault")
+    run.at_s = 14.0
+    run.decide(ev.GatewayLost("gateway-1", "i1", "its process ended"))
     assert "no gateway runs" in only(broken(run), "liveness")
 
 
@@ -170,8 +173,9 @@ def test_an_exception_that_nobody_handled_is_found() -> None:
 
 
 def ended(status: int, by: str = "") -> Run:
-    """All is well, but a second gateway's process ended at 8 s."""
+    """All is well, but a second gateway's process ended at 8 s, and nobody has the time to settle that."""
     run = well()
+    run.history.settle = None
     run.at_s = 3.0
     run.gateway("gateway-2", 902)
     run.processes["gateway-2"].ended(8.0, status, by)

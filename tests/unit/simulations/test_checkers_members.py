@@ -65,6 +65,20 @@ def test_of_a_healthy_core_only_the_core_must_take_part() -> None:
     assert broken(run) == []
 
 
+def test_a_member_that_ended_long_ago_and_takes_part_by_the_log_is_found() -> None:
+    run = well()
+    run.at_s = 5.0
+    run.gateway("gateway-2", 105)
+    run.processes["gateway-2"].ended(8.0, -9, "a fault")
+    assert only(broken(run), "members") == "gateway-2 (process 105) ended at 8.000 s, and is ALIVE in the log"
+    run.history.ended_s = 14.0
+    assert broken(run) == []
+    run.history.ended_s = 30.0
+    run.at_s = 20.0
+    run.decide(ev.GatewayLost("gateway-2", "i1", "its process ended"))
+    assert broken(run) == []
+
+
 # --- leases ---------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from holdfast.simulations.checkers.moves import LOSES_STREAM
 from holdfast.simulations.history import ERROR, Request
 from tests.unit.simulations.recorded import Run, answered, broken, only, well
 
@@ -101,5 +102,39 @@ def _nothing_is_asked(run: Run, _request: Request) -> None:
 )
 def test_a_stream_that_moved_or_could_not_is_no_violation(happens: Callable[[Run, Request], None]) -> None:
     run, request = stuck()
+    happens(run, request)
+    assert "moves" not in {violation.checker for violation in broken(run)}
+
+
+def lost() -> tuple[Run, Request]:
+    """A stream of two tokens that its engine lost at 20 s."""
+    run, request = stuck()
+    run.history.move_bound_s, run.history.stall_bound_s = 0.0, BOUND_S
+    run.processes["app.tiny.1"].frozen.clear()
+    run.history.stream_stands_still(FROZEN_S, "app.tiny.1", request.prompt)
+    run.history.fault(FROZEN_S, LOSES_STREAM, "app.tiny.1", until_s=FROZEN_S)
+    return run, request
+
+
+def test_a_stream_that_stays_on_an_engine_which_lost_it_is_found() -> None:
+    run, _ = lost()
+    assert only(broken(run), "moves") == "request 7 is still on app.tiny.1, whose engine lost it at 20.000 s"
+
+
+def _is_slow(run: Run, _request: Request) -> None:
+    run.history.fault(21.0, "slow engine", "app.tiny.1", until_s=22.0)
+
+
+def _replica_ended(run: Run, _request: Request) -> None:
+    run.processes["app.tiny.1"].ended(21.0, -9, "a fault")
+
+
+def _no_bound(run: Run, _request: Request) -> None:
+    run.history.stall_bound_s = 0.0
+
+
+@pytest.mark.parametrize("happens", [_moves, _ends, _goes_on, _calls_again, _is_slow, _replica_ended, _no_bound])
+def test_a_lost_stream_that_moved_or_could_not_is_no_violation(happens: Callable[[Run, Request], None]) -> None:
+    run, request = lost()
     happens(run, request)
     assert "moves" not in {violation.checker for violation in broken(run)}

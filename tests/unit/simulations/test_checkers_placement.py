@@ -253,6 +253,16 @@ def test_a_replica_that_ends_in_order_with_streams_and_time_left_is_found() -> N
     assert "app.tiny.1 ended with 2 streams, 1.500 s after it was told to stop" in only(broken(run), "drains")
 
 
+@pytest.mark.parametrize(("told_s", "found"), [(None, "was not told"), (24.0, "told to stop at 24.000 s"), (22.0, "")])
+def test_a_gateway_that_sends_clients_away_before_its_time_is_over_is_found(told_s: float | None, found: str) -> None:
+    run = well()
+    if told_s is not None:
+        run.processes["gateway-1"].told(told_s, 3.0)
+    run.history.exchange(20.0, 103, 40.0).sent_away_s = 25.0
+    run.history.exchanges[-1].ended_s = 25.0
+    assert found in only(broken(run), "drains") if found else broken(run) == []
+
+
 def test_a_replica_may_end_without_streams_or_when_its_time_is_over_or_by_force() -> None:
     run = well()
     replica = run.processes["app.tiny.1"]

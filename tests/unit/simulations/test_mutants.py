@@ -43,6 +43,7 @@ from tests.contract import test_log
 from tests.contract.worlds import jetstream_settings
 from tests.unit.actors import test_controller, test_leasing, test_node, test_reach, test_replica_run
 from tests.unit.core import test_reconcile, test_state, test_stream
+from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
 from tests.unit.simulations.test_jetstream_contract import test_the_contract_holds as holds_in_simulation
 from tests.unit.support.history import INFO, History, application
 from tests.unit.support.virtual_time import settle, virtual_time
@@ -457,6 +458,9 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "redial": _dials_again,
     "silence": _notices,
     "engine-watch": _stuck,
+    "start-pause": test_reconcile.test_failed_starts_are_tried_again_after_longer_and_longer_waits,
+    "lost-gateways": lambda: test_reconcile.test_a_gateway_whose_lease_expired_is_given_up_once(False),
+    **STREAM_WITNESSES,
 }
 
 

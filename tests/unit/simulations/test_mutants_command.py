@@ -121,15 +121,15 @@ def test_a_mutants_runs_are_of_its_setting(name: str) -> None:
 
 
 def test_a_real_mutant_is_caught_and_the_code_is_whole_again() -> None:
-    caught = attempt(Trial("reads-its-decisions", 1))
-    assert "placements" in {violation.checker for violation in caught.violations}
-    assert attempt(Trial("reads-its-decisions", 1, guarded=True)).violations == []
+    caught = attempt(Trial("free-slots", 5))
+    assert "capacity" in {violation.checker for violation in caught.violations}
+    assert attempt(Trial("free-slots", 5, guarded=True)).violations == []
 
 
 def test_the_run_of_a_mutant_can_be_told() -> None:
-    ended = CliRunner().invoke(app, ["replay", "1", "--mutant", "reads-its-decisions", "--lasts-s", "9", "--json"])
+    ended = CliRunner().invoke(app, ["replay", "5", "--mutant", "free-slots", "--lasts-s", "9", "--json"])
     assert ended.exit_code == 1
     result = json.loads(ended.stdout.splitlines()[-1])
-    assert "placements" in {violation["checker"] for violation in result["violations"]}
-    ended = CliRunner().invoke(app, ["replay", "1", "--mutant", "reads-its-decisions", "--scenario", "core"])
+    assert "capacity" in {violation["checker"] for violation in result["violations"]}
+    ended = CliRunner().invoke(app, ["replay", "5", "--mutant", "free-slots", "--scenario", "core"])
     assert (ended.exit_code, "--mutant goes with a seed" in ended.output) == (2, True)

@@ -178,6 +178,19 @@ def test_blocked_way_holds_and_then_delivers() -> None:
     assert (pair.got, pair.lost) == ([1, 2], [])
 
 
+@pytest.mark.parametrize(("abort", "error"), [(True, ConnectionResetError), (False, type(None))])
+def test_what_was_closed_while_the_way_was_blocked_is_heard_of_afterwards(abort: bool, error: type) -> None:
+    pair = Pair()
+    pair.world.network.block("a", "b")
+    pair.client.call(pair.ends[0].abort if abort else pair.ends[0].close)
+    pair.run(2)
+    assert pair.lost == []
+    pair.world.network.unblock("a", "b")
+    pair.run(1)
+    ((side, what),) = pair.lost
+    assert (side, type(what)) == ("server", error)
+
+
 def test_both_ends_give_up_a_way_that_stays_blocked() -> None:
     pair = Pair()
     pair.world.network.block("a", "b")

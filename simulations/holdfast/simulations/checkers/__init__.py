@@ -9,7 +9,9 @@ from holdfast.simulations.checkers.health import bounds, goal_reached_s, livenes
 from holdfast.simulations.checkers.log import durability, fences, fold, leaders
 from holdfast.simulations.checkers.members import leases, members
 from holdfast.simulations.checkers.moves import moves
+from holdfast.simulations.checkers.owners import owners
 from holdfast.simulations.checkers.placement import capacity, drains, losses, orphans, placements, updates
+from holdfast.simulations.checkers.starts import attempts, starts
 from holdfast.simulations.checkers.streams import ends, error_counts, streams
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
@@ -20,11 +22,14 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     streams,
     ends,
     moves,
+    owners,
+    attempts,
     durability,
     fold,
     leaders,
     fences,
     placements,
+    starts,
     capacity,
     losses,
     leases,

@@ -11,7 +11,7 @@ from holdfast.core.cluster import MemberStatus
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import GATEWAY, NODE, SERVER, History, LeaseEvent, Process
+from holdfast.simulations.history import GATEWAY, NODE, SERVER, History, LeaseEvent, Process, Settle
 
 MEMBERS: Final = "members"
 LEASES: Final = "leases"
@@ -39,7 +39,8 @@ LOG: Final = "log"
 
 
 def members(history: History) -> list[Violation]:
-    """At the end, every node and gateway that runs takes part by the log, and holds the lease that says so.
+    """At the end, every node and gateway that runs takes part by the log, and holds the lease that says so; and none
+    whose process has ended does.
 
     That is asked of those who had the time that the settling of a run is given.
     """
@@ -58,7 +59,25 @@ def members(history: History) -> list[Violation]:
         if wrong:
             message = f"{process.name} (process {process.pid}) runs since {process.began_s:.3f} s, and {wrong}"
             found.append(Violation(MEMBERS, history.ended_s, message))
-    return found
+    return [*found, *_ended(history, log, settle)]
+
+
+def _ended(history: History, log: FinalLog, settle: Settle) -> Iterator[Violation]:
+    """Members that ended long ago, and take part by the log; not nodes with replicas: these are given up slowly."""
+    holding = {replica.node for replica in log.state.replicas.values()}
+    for process in history.processes:
+        mine = log.member_of(process)
+        if mine is None or process.ended_s is None or (process.role == NODE and mine.name in holding):
+            continue
+        known = (log.state.nodes if process.role == NODE else log.state.gateways).get(mine.name)
+        if known is None or known.pid != process.pid or known.status not in _TAKES_PART:
+            continue
+        if history.ended_s - max(process.ended_s, settle.began_s) > settle.bound_s:
+            message = f"{process.name} (process {process.pid}) ended at {process.ended_s:.3f} s, and is {known.status}"
+            yield Violation(MEMBERS, history.ended_s, f"{message} in the log")
+
+
+_TAKES_PART: Final = (MemberStatus.ALIVE, MemberStatus.STOPPING)
 
 
 def _not_taking_part(log: FinalLog, process: Process, leased: set[str]) -> str:

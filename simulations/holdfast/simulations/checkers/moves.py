@@ -1,4 +1,4 @@
-"""Streams leave a replica that stands still, while others could take them."""
+"""Streams leave a replica that stands still, or whose engine lost them, while others could take them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ UNDER_WAY_S: Final = 1.0
 CALM_S: Final = 5.0
 """A fault that ended less than so long before a freeze, in seconds, may still keep a gateway from what it should do."""
 
+LOSES_STREAM: Final = "engine loses stream"
+"""The kind of fault that is no reason for anything but one stream's standing still."""
+
 BUSY_MAX: Final = 4
 """Where more requests for a model are open, its other replicas may have no room."""
 
 
 def moves(history: History) -> list[Violation]:
-    """A stream whose replica stands still goes on elsewhere, or ends, within `history.move_bound_s`.
+    """A stream whose replica stands still goes on elsewhere, or ends, within `history.move_bound_s`; one that its
+    engine lost, within `history.stall_bound_s`.
 
     That is asked where nothing but standing still befalls anybody who has to do with it, and where another replica of
     the model is well.
     """
-    if not history.move_bound_s:
-        return []
     log = final_log(history)
-    found = []
+    found = list(_lost(history, log)) if history.stall_bound_s else []
+    if not history.move_bound_s:
+        return found
     for process in history.processes:
         for from_s, until_s in process.frozen if process.role == REPLICA else ():
             due_s = from_s + history.move_bound_s
@@ -43,6 +47,22 @@ def moves(history: History) -> list[Violation]:
                     message = f"request {request.id} is still on {process.replica}, which stands still since"
                     found.append(Violation(MOVES, due_s, f"{message} {from_s:.3f} s"))
     return found
+
+
+def _lost(history: History, log: FinalLog) -> Iterator[Violation]:
+    for request in history.requests:
+        for from_s, replica in request.stood_still if request.n == 1 and request.streamed else ():
+            due_s = from_s + history.stall_bound_s
+            ended_s = request.ended_s if request.ended_s is not None else history.ended_s
+            before = [attempt for attempt in request.attempts if attempt.at_s <= from_s]
+            if ended_s <= due_s or before[-1].replica != replica or _moved(request, from_s, due_s):
+                continue
+            process = next(one for one in history.processes if one.replica == replica)
+            well = not _befallen(history, from_s, due_s, replica, process.host)
+            well = well and _lives(history, process.pid, from_s, due_s)
+            if well and _could_move(history, log, process, request, from_s, due_s):
+                message = f"request {request.id} is still on {replica}, whose engine lost it at {from_s:.3f} s"
+                yield Violation(MOVES, due_s, message)
 
 
 def _left_there(history: History, process: Process, from_s: float, due_s: float) -> Iterator[Request]:
@@ -95,7 +115,8 @@ def _could_move(
 
 def _befallen(history: History, from_s: float, due_s: float, *names: str) -> bool:
     return any(
-        fault.from_s <= due_s
+        fault.kind != LOSES_STREAM
+        and fault.from_s <= due_s
         and (fault.until_s is None or fault.until_s > from_s - CALM_S)
         and (befalls(fault, *names) or fault.target == "")
         for fault in history.faults

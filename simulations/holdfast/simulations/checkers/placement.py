@@ -17,7 +17,7 @@ from holdfast.core.drains import leaving, nodes_left
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import NODE, REPLICA, History, Process
+from holdfast.simulations.history import GATEWAY, NODE, REPLICA, History, Process
 
 ORPHANS: Final = "orphans"
 PLACEMENTS: Final = "placements"
@@ -328,7 +328,9 @@ ROUNDING_S = 1e-6
 
 
 def drains(history: History) -> list[Violation]:
-    """A replica that is told to stop does not end in order while it has streams and time left to finish them."""
+    """A replica that is told to stop does not end in order while it has streams and time left to finish them; nor does
+    a gateway send clients away.
+    """
     found = []
     for process in history.processes:
         if process.told_s is None or process.ended_s is None or process.status != 0 or not process.streams_left:
@@ -339,4 +341,16 @@ def drains(history: History) -> list[Violation]:
                 f"{process.name} ended with {process.streams_left} streams, {took_s:.3f} s after it was told to stop"
             )
             found.append(Violation(DRAINS, process.ended_s, f"{ended}, and it had {process.grace_s:g} s"))
-    return found
+    return [*found, *_sent_away(history)]
+
+
+def _sent_away(history: History) -> Iterator[Violation]:
+    gateways = {process.pid: process for process in history.processes if process.role == GATEWAY}
+    for exchange in history.exchanges:
+        if exchange.sent_away_s is None:
+            continue
+        gateway, at_s = gateways[exchange.pid], exchange.sent_away_s
+        if gateway.told_s is None or at_s - gateway.told_s < gateway.grace_s - ROUNDING_S:
+            told = "was not told to stop" if gateway.told_s is None else f"was told to stop at {gateway.told_s:.3f} s"
+            message = f"{gateway.name} sends a client away, and {told}; requests have {gateway.grace_s:g} s to end"
+            yield Violation(DRAINS, at_s, message)

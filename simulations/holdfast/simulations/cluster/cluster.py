@@ -233,7 +233,7 @@ class Cluster:
         process = member.process
         assert process is not None
         stop = asyncio.Event()
-        member.on_stop(stop)
+        member.on_stop(stop, self.knobs.drain_timeout_s)
         await be_gateway(
             self.settings_for(member.host),
             member.identity(),
@@ -271,6 +271,10 @@ class Cluster:
             self.world.now_s, process.name, role, process.host.name, process.pid, replica=replica, parent=parent
         )
         return life
+
+    def life(self, process: SimProcess) -> Life:
+        """The record of a process of the cluster."""
+        return self._lives[process]
 
     def froze(self, process: SimProcess) -> None:
         """A fault: the process stands still."""

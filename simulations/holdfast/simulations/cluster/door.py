@@ -38,6 +38,11 @@ LOOK_S: Final = 0.05
 PARTS_MAX: Final = 64
 """Pieces of a body that wait for the application; a client that sends more of them at once is cut."""
 
+STOPPING: Final = b'"gateway_stopping"'
+"""What clients are told who are to go to another gateway: with their first word, or in the middle of a stream."""
+
+OK: Final = 200
+
 CONNECTION: Final = "holdfast.connection"
 
 
@@ -152,6 +157,8 @@ class _Connection:
         self._unfinished = False
         self._answered = False
         self._retired = False
+        self._record: Exchange | None = None
+        self._begun = False
         self.gone = False
         self.task: asyncio.Task[None] | None = None
         end.attach(self._on_message, self._on_lost)
@@ -211,7 +218,7 @@ class _Connection:
         }
 
     async def _exchange(self, scope: Scope) -> None:
-        due = self._door.exchange_began()
+        due = self._record = self._door.exchange_began()
         try:
             await self._app(scope, self._receive, self._send)
         except Exception as error:
@@ -238,10 +245,13 @@ class _Connection:
         if self.gone:
             return
         if message["type"] == "http.response.start":
+            self._begun = message["status"] == OK
             end.send(AnswerHead(message["status"], _tuple(message["headers"])), HEAD_BYTES)
             return
         data, more = message.get("body", b""), message.get("more_body", False)
         self._answered = not more
+        if STOPPING in data and self._begun and self._record is not None:
+            self._record.sent_away_s = self._process.world.now_s
         end.send(BodyPart(data, more), len(data))
         while more and end.unread_bytes > UNREAD_BYTES_MAX and not self.gone:  # noqa: ASYNC110 - nobody could signal it
             await asyncio.sleep(LOOK_S)

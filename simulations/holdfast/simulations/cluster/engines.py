@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set
 
 from holdfast.actors.engines.base import StepOutput
 from holdfast.actors.engines.mock import MockEngine, prompt_text
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest
-from holdfast.simulations.history import History
+from holdfast.simulations.history import POISONED, History
+from holdfast.simulations.work.items import POISON
 from holdfast.simulations.world.process import SimProcess
 
 
 class OutOfMemory(RuntimeError):
     """As a GPU's allocator says it."""
+
+
+class Poisoned(RuntimeError):
+    """A request that the engine can't bear."""
 
 
 class BreakableEngine:
@@ -28,6 +34,10 @@ class BreakableEngine:
         self.cuts_answers = False
         self.ran_out = False
         self.cut = False
+        self._prompts: dict[int, str] = {}
+        self._poison: set[int] = set()
+        self._begun: dict[int, None] = {}
+        self._lost: set[int] = set()
 
     @property
     def info(self) -> EngineInfo:
@@ -36,11 +46,16 @@ class BreakableEngine:
     async def admit(self, key: int, request: EngineRequest) -> int:
         """As `Engine.admit`."""
         tokens = await self._engine.admit(key, request)
-        self._history.attempt(self._process.world.now_s, self._replica, prompt_text(request), len(request.accepted))
+        prompt = prompt_text(request)
+        self._history.attempt(self._process.world.now_s, self._replica, prompt, len(request.accepted))
+        if POISON in prompt:
+            self._poison.add(key)
+        self._prompts[key] = prompt
         return tokens
 
     def drop(self, key: int) -> None:
         """As `Engine.drop`."""
+        self._forget(key)
         self._engine.drop(key)
 
     async def step(self) -> StepOutput:
@@ -48,14 +63,41 @@ class BreakableEngine:
         if self.slow_s:
             await asyncio.sleep(self.slow_s)
         output = await self._engine.step()
+        if not self._poison.isdisjoint(output.keys):
+            now_s = self._process.world.now_s
+            self._history.fault(now_s, POISONED, self._replica, until_s=now_s)
+            raise Poisoned("an illegal memory access was encountered")
         if self.out_of_memory:
             self.ran_out = True
             raise OutOfMemory("out of memory: tried to allocate 2.00 GiB")
+        self._begun.update(dict.fromkeys(output.keys))
+        if self._lost:
+            output = _without(output, self._lost)
+        for key, _reason in output.finished:
+            self._forget(key)
         if self.cuts_answers and output.tokens:
             self.cut = True
             # A driver's bug: something of the last stream is missing where its key is not.
             self._process.rng.choice((output.tokens, output.texts, output.positions)).pop()
         return output
+
+    @property
+    def begun(self) -> list[int]:
+        """The streams that have had a token, and go on."""
+        return [key for key in self._begun if key not in self._lost]
+
+    def lose_stream(self, pick: float) -> None:
+        """Make no more tokens for one of those that have begun, and say nothing of it. There must be one."""
+        begun = self.begun
+        key = begun[int(pick * len(begun))]
+        self._lost.add(key)
+        self._history.stream_stands_still(self._process.world.now_s, self._replica, self._prompts[key])
+
+    def _forget(self, key: int) -> None:
+        self._prompts.pop(key, None)
+        self._begun.pop(key, None)
+        self._poison.discard(key)
+        self._lost.discard(key)
 
     def load(self) -> EngineLoad:
         """As `Engine.load`."""
@@ -72,3 +114,16 @@ class BreakableEngine:
     def resume(self) -> None:
         """Go on."""
         self._engine.resume()
+
+
+def _without(output: StepOutput, lost: Set[int]) -> StepOutput:
+    """The step without what belongs to these streams."""
+    kept = [at for at, key in enumerate(output.keys) if key not in lost]
+    return StepOutput(
+        [output.keys[at] for at in kept],
+        [output.positions[at] for at in kept],
+        [output.tokens[at] for at in kept],
+        [output.texts[at] for at in kept],
+        None if output.logprobs is None else [output.logprobs[at] for at in kept],
+        [(key, reason) for key, reason in output.finished if key not in lost],
+    )

@@ -57,14 +57,15 @@ class Member:
         incarnation = f"{process.rng.getrandbits(32):08x}"
         return Identity(self._cluster.name, self.role, self.name, incarnation, self.host, process.pid, self.host)
 
-    def on_stop(self, stop: asyncio.Event) -> None:
-        """Set `stop` at SIGTERM; a second one ends the process at once."""
-        process = self.process
+    def on_stop(self, stop: asyncio.Event, grace_s: float = 0.0) -> None:
+        """Set `stop` at SIGTERM; a second one ends the process at once. Requests have `grace_s` to end."""
+        cluster, process = self._cluster, self.process
         assert process is not None
 
         def told() -> None:
             if stop.is_set():
                 process.kill()
+            cluster.life(process).told(cluster.world.now_s, grace_s)
             stop.set()
 
         process.loop.add_signal_handler(signal.SIGTERM, told)

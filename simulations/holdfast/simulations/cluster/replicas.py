@@ -10,6 +10,7 @@ import msgspec
 from holdfast.actors import replica_main
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.engines.mock import MockEngine, parse_settings
+from holdfast.actors.replica import Replica
 from holdfast.actors.specification import ReplicaSpecification, Report, decode_order, encode_report
 from holdfast.core.errors import WorldFailure
 from holdfast.core.ports import Process
@@ -29,7 +30,7 @@ LOAD_SPREAD = 0.5
 
 
 class RunningReplica:
-    """A replica's process, for its node and for faults. `engine` is None until it is loaded.
+    """A replica's process, for its node and for faults. `engine` and `replica` are None until it is loaded.
 
     To its node it is a `Process`; to the replica it is a `replica_main.Channel`.
     """
@@ -38,6 +39,7 @@ class RunningReplica:
         self.name = name
         self.node = node
         self.engine: BreakableEngine | None = None
+        self.replica: Replica | None = None
         self.fails_to_load = False
         self._load_s = load_s
         self._history = history
@@ -128,7 +130,10 @@ class RunningReplica:
         self._grace_s = msgspec.json.decode(specification, type=ReplicaSpecification).graceful_shutdown_timeout_s
         self._stdin = asyncio.StreamReader(loop=process.loop)
         self._stdin.feed_data(specification + b"\n")
-        return await replica_main.run(self, self._stdin, self._load, process.exit)
+        return await replica_main.run(self, self._stdin, self._load, process.exit, self._serves)
+
+    def _serves(self, replica: Replica) -> None:
+        self.replica = replica
 
     def _hang_up(self) -> None:
         if self._stdin is not None:

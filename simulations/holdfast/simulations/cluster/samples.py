@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from holdfast.actors.node import Node
 from holdfast.actors.wire import WRITE_BUFFER_MAX_BYTES
 from holdfast.actors.writer import OUTBOX_FACTS_MAX
 from holdfast.core.cluster import ReplicaStatus
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ORPHANS_MAX
-from holdfast.gateway.session import RESUMED_ORDINALS
+from holdfast.gateway.session import RESUMED_ORDINALS, StreamRun
 from holdfast.simulations.cluster.cluster import Cluster
+from holdfast.simulations.cluster.holdings import Holdings
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.work.items import CHOICES_MAX
 
@@ -19,6 +22,9 @@ SETTLING_INTERVAL_S = 1.0
 
 LOOKS_PER_FOLD = 4
 
+LATE_S = 1.0
+"""A gateway does what it does by a timer so late at most, in seconds."""
+
 
 class Sampler:
     """Looks at all members of a cluster."""
@@ -27,6 +33,7 @@ class Sampler:
         self._cluster = cluster
         self._history = cluster.history
         self._looks = 0
+        self._holdings = Holdings(cluster)
 
     def arm(self) -> None:
         """Begin to look."""
@@ -61,6 +68,7 @@ class Sampler:
             self._outbox(now_s, member, inside)
             if isinstance(inside, GatewayProcess):
                 self._gateway(now_s, member, inside, settling=settle is not None and now_s >= settle.began_s)
+        self._holdings.look()
 
     def _living(self) -> list[tuple[Member, Node | GatewayProcess]]:
         inside = self._cluster.inside
@@ -85,6 +93,7 @@ class Sampler:
             # Streams that have been on a replica are never refused for the queue's length.
             waiting = sum(run.ordinal % RESUMED_ORDINALS == 0 for run in pool.queue)
             history.sample(now_s, member.name, f"queue of {name}", waiting, pool.config.max_queued_requests)
+            self._waits(now_s, member, name, pool.queue)
             for link in pool.links:
                 bound = pool.config.max_ongoing_requests
                 # What another gateway began goes on here, room or none: it takes no more of the replica than before.
@@ -102,3 +111,16 @@ class Sampler:
             )
         unsent = max((end.waiting_bytes for end in self._cluster.world.network.ends_of(process)), default=0)
         history.sample(now_s, member.name, "unsent bytes", unsent, WRITE_BUFFER_MAX_BYTES)
+
+    def _waits(self, now_s: float, member: Member, model: str, queue: Iterable[StreamRun]) -> None:
+        """Nobody waits for a replica for longer than that is waited for, unless the gateway stands or stood still."""
+        process = member.process
+        assert process is not None
+        frozen = self._cluster.life(process).frozen
+        if process.lane.cost_s or (frozen and (frozen[-1][1] is None or frozen[-1][1] > now_s - LATE_S)):
+            return
+        loop_s = process.loop.time()
+        waited_s = max((loop_s - run.waiting_since_s for run in queue if run.waiting_since_s is not None), default=0.0)
+        bound_s = self._cluster.knobs.replica_wait_s + LATE_S
+        name = f"milliseconds of waiting for {model}"
+        self._history.sample(now_s, member.name, name, int(waited_s * 1000), int(bound_s * 1000))

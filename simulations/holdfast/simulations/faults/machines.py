@@ -75,6 +75,16 @@ def _cut_answer(injector: Injector, fault: Fault) -> Broken:
     return Broken(replica.name, struck=lambda: engine.cut)
 
 
+def _lose_stream(injector: Injector, fault: Fault) -> Broken:
+    engines = [(replica, engine) for replica in injector.replicas() if (engine := replica.engine) and engine.begun]
+    chosen = pick(engines, fault)
+    if chosen is None:
+        return NOTHING
+    replica, engine = chosen
+    engine.lose_stream(fault.amount)
+    return Broken(replica.name)
+
+
 MACHINE_KINDS = {
     "clock skew": Kind(_skew, 1.0, (1.0, 20.0)),
     "clock jump": Kind(_jump, 1.0),
@@ -82,4 +92,5 @@ MACHINE_KINDS = {
     "engine out of memory": Kind(_out_of_memory, 1.0),
     "slow engine": Kind(_slow_engine, 1.0, (1.0, 10.0)),
     "wrong-length answer": Kind(_cut_answer, 1.0),
+    "engine loses stream": Kind(_lose_stream, 1.0),
 }

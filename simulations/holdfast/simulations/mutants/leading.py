@@ -17,6 +17,7 @@ from holdfast.simulations.checkers.members import LEASES, MEMBERS
 from holdfast.simulations.checkers.placement import LOSSES, PLACEMENTS
 from holdfast.simulations.mutants.edits import edit
 from holdfast.simulations.mutants.mutant import CUT_OFF, STALE, Mutant, Setting
+from holdfast.simulations.plan import CORE
 from holdfast.store.etcd import EtcdLeases
 
 _DECIDES_ON: Final = (
@@ -172,5 +173,12 @@ MUTANTS: Final = (
         (edit(GatewayProcess._rejoin_when_given_up, ("while True:", "while False:")),),
         (MEMBERS,),
         CUT_OFF,
+    ),
+    Mutant(
+        "lost-gateways",
+        "a gateway whose lease is gone is given up",
+        (edit(reconcile._lost_gateways, ("MemberStatus.STOPPING) and expired:", "MemberStatus.STOPPING) and False:")),),
+        (MEMBERS,),
+        Setting(CORE, ("gateway crash",)),
     ),
 )

@@ -10,6 +10,7 @@ from holdfast.core import placement, reconcile, state
 from holdfast.core.placement import Vacancies
 from holdfast.simulations.checkers.health import LIVENESS
 from holdfast.simulations.checkers.placement import CAPACITY, DRAINS, ORPHANS, PLACEMENTS, UPDATES
+from holdfast.simulations.checkers.starts import STARTS
 from holdfast.simulations.mutants.edits import edit
 from holdfast.simulations.mutants.mutant import Mutant, Setting
 
@@ -111,5 +112,12 @@ MUTANTS: Final = (
         (edit(state._remember_numbers, ("if application is None:", "if True:")),),
         (PLACEMENTS,),
         Setting(shape={"operations": 8}),
+    ),
+    Mutant(
+        "start-pause",
+        "a start that failed is followed by a pause, which doubles with each failure",
+        (edit(reconcile._retry_at, ("return since + timedelta(seconds=backoff_s)", "return since")),),
+        (STARTS,),
+        Setting(kinds=("launch failure", "replica crash", "engine out of memory")),
     ),
 )

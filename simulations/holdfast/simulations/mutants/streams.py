@@ -10,11 +10,18 @@ from holdfast.core import admission
 from holdfast.core.liveness import Liveness
 from holdfast.core.stream import Stream
 from holdfast.gateway import resuming
+from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.pool import Pool
+from holdfast.gateway.serving import Serving
 from holdfast.gateway.session import StreamSession
 from holdfast.gateway.sse import Encoder
+from holdfast.gateway.stalls import StallWatch
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS
 from holdfast.simulations.checkers.moves import MOVES
+from holdfast.simulations.checkers.owners import OWNERS
+from holdfast.simulations.checkers.placement import DRAINS
+from holdfast.simulations.checkers.starts import ATTEMPTS
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
 from holdfast.simulations.mutants.edits import edit
 from holdfast.simulations.mutants.mutant import CUT_OFF, Mutant, Setting
@@ -35,6 +42,51 @@ _FROZEN: Final = Setting(
     knobs={"heartbeat_interval_s": 0.5, "heartbeat_timeout_s": 2.0, "itl_ms": 120.0},
 )
 """A few replicas, or others, stand still for a while."""
+
+_RESET: Final = Setting(kinds=("reset connection",), shape={"requests": 60}, knobs={"itl_ms": 250.0})
+"""Connections break, and are there again at once."""
+
+_CUT_OFF_FROM_REPLICAS: Final = Setting(
+    kinds=("partition", "one-way partition"),
+    shape={"requests": 120, "operations": 0},
+    knobs={
+        "log_servers": 1,
+        "lease_servers": 1,
+        "heartbeat_interval_s": 0.5,
+        "heartbeat_timeout_s": 2.0,
+        "stream_stall_timeout_s": 20.0,
+        "itl_ms": 250.0,
+    },
+)
+"""Gateways lose sight of replicas, and see them again, while clients change their gateways."""
+
+_DESERTED: Final = Setting(
+    kinds=("gateway crash",),
+    shape={"requests": 120, "gateways": 1, "faults_min": 3, "faults_max": 6},
+    knobs={"itl_ms": 1000.0, "streams_max": 2, "max_ongoing_requests": 16, "restart_s": 8.0},
+)
+"""The only gateway crashes, and is away for long, while slow engines have more streams than room."""
+
+_POISONED: Final = Setting(
+    shape={
+        "faults_min": 0,
+        "faults_max": 0,
+        "operations": 0,
+        "replicas": 3,
+        "requests": 60,
+        "poisoned": 1,
+        "work_until_s": 28.0,
+    },
+    knobs={"migration_limit": 10, "replica_wait_s": 10.0, "request_timeout_s": 30.0, "load_s": 0.05, "itl_ms": 120.0},
+)
+"""One request breaks engines, beside others, and nothing else breaks."""
+
+_LOST_STREAMS: Final = Setting(
+    kinds=("engine loses stream",),
+    shape={"requests": 60, "operations": 0},
+    knobs={"stream_stall_timeout_s": 1.0, "heartbeat_interval_s": 0.5, "itl_ms": 25.0, "migration_limit": 3},
+)
+"""Engines lose single streams, and nothing else breaks."""
 
 _HUNG: Final = Setting(
     CORE, ("engine hangs",), {"requests": 120, "gateways": 1, "faults_from_s": 20.0, "faults_min": 2, "faults_max": 3}
@@ -174,5 +226,100 @@ MUTANTS: Final = (
         ),
         (LIVENESS,),
         _HUNG,
+    ),
+    Mutant(
+        "stop-frame",
+        "a stream whose client has gone ends at its replica too",
+        (edit(Replica._on_frame, ("Stop):\n        self._stop(peer, frame.attempt)", "Stop):\n        pass")),),
+        (OWNERS,),
+    ),
+    Mutant(
+        "fence-frame",
+        "a stream that was taken elsewhere ends at the replica that is suspected",
+        (edit(Replica._on_frame, ("self._fence(peer, frame)", "pass")),),
+        (OWNERS,),
+        _FROZEN,
+    ),
+    Mutant(
+        "fence-again",
+        "what a replica could not be told of streams that are elsewhere it is told once it is reached again",
+        (edit(ReplicaLink._on_body, ("self._fence([], [])", "pass")),),
+        (OWNERS,),
+        _RESET,
+    ),
+    Mutant(
+        "fence-of-former-gateway",
+        "a gateway fences only attempts of its own, and none that another has taken up since: both are out",
+        (
+            edit(
+                HeldStreams.fence,
+                ("elif held.gateway == peer.gateway and held.tokens.ordinal <= ordinal:", "else:"),
+            ),
+        ),
+        (OWNERS,),
+        _CUT_OFF_FROM_REPLICAS,
+    ),
+    Mutant(
+        "later-attempt",
+        "a start or an attachment that comes late does not take a stream from a later attempt",
+        (
+            edit(HeldStreams.begin, ("if other.tokens.ordinal > start.ordinal:", "if False:")),
+            edit(HeldStreams.attach, ("tokens.ordinal > ordinal", "False")),
+        ),
+        (ENDS,),
+        _CUT_OFF_FROM_REPLICAS,
+    ),
+    Mutant(
+        "kept-for-nobody",
+        "a stream that nobody came back for makes way where others wait for room",
+        (edit(HeldStreams.expire, ("late = [", "late = [] and [")),),
+        (OWNERS,),
+        _DESERTED,
+    ),
+    Mutant(
+        "wait-for-a-replica",
+        "who finds no replica with room waits for a while, and is told then that there is none",
+        (
+            edit(
+                Serving._enqueue,
+                ("run.waiting_since_s + self._settings.replica_wait_s", "run.waiting_since_s + 1_000_000.0"),
+            ),
+        ),
+        (BOUNDS,),
+        _CROWDED,
+    ),
+    Mutant(
+        "migration-limit",
+        "a stream that loses one replica after the other ends",
+        (edit(Stream.lost, ("self.attempts > self.migrations_max", "False")),),
+        (ATTEMPTS,),
+    ),
+    Mutant(
+        "breaks-engines",
+        "a request whose attempts break off without a token again and again ends",
+        (edit(Stream.lost, ("self._barren >= BARREN_ATTEMPTS_MAX", "False")),),
+        (ATTEMPTS,),
+        _POISONED,
+    ),
+    Mutant(
+        "probation",
+        "streams that may have broken an engine begin one at a time at each replica",
+        (edit(Pool.choose, ("if suspect:", "if False:")),),
+        (ATTEMPTS,),
+        _POISONED,
+    ),
+    Mutant(
+        "gateway-drain",
+        "a gateway that is told to stop lets its streams end first",
+        (edit(GatewayDrain.drain, ("asyncio.timeout(deadline_s)", "asyncio.timeout(0.0)")),),
+        (DRAINS,),
+        Setting(shape={"operations": 8, "requests": 60}),
+    ),
+    Mutant(
+        "stalled-stream",
+        "a stream that brings nothing while its engine goes on is moved",
+        (edit(StallWatch.look, ("if self._stalls(run, now_s - mark[1], step - mark[2]):", "if False:")),),
+        (MOVES,),
+        _LOST_STREAMS,
     ),
 )

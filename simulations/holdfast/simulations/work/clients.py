@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from holdfast.gateway.client.errors import ApiError, ClientError, ConnectionFailed, DeadlinePassed, StreamBroken
@@ -41,7 +42,7 @@ from holdfast.simulations.history import (
     Request,
 )
 from holdfast.simulations.work.calls import Pool, Wire
-from holdfast.simulations.work.items import Ask, body_of, seen_prompt
+from holdfast.simulations.work.items import POISON, Ask, body_of, seen_prompt
 from holdfast.simulations.world.process import SimProcess
 
 LOGPROBS: Final = "logprobs"
@@ -62,10 +63,13 @@ class Client:
         self.process = process
         self.gateways = gateways
         self.pool = Pool(process)
-        self.setup = Setup(
-            list(gateways), None, POLICY, sticky=sticky, clock=process.loop.time, random=process.rng.random
-        )
+        self.setup = self._setup(POLICY, sticky=sticky)
+        self.once = self._setup(replace(POLICY, tries_max=1), sticky=sticky)
         self._history = history
+
+    def _setup(self, policy: RetryPolicy, *, sticky: bool) -> Setup:
+        loop, rng = self.process.loop, self.process.rng
+        return Setup(list(self.gateways), None, policy, sticky=sticky, clock=loop.time, random=rng.random)
 
     @property
     def now_s(self) -> float:
@@ -107,7 +111,8 @@ class Client:
             last_event_id=last_event_id or None,
         )
         path = CHAT if ask.chat else COMPLETIONS
-        machine = self.setup.call(path, body_of(ask), options, streamed=ask.streamed)
+        setup = self.once if record.poisoned else self.setup
+        machine = setup.call(path, body_of(ask), options, streamed=ask.streamed)
         return _Call(self, ask, record, machine, leaves_after)
 
 
@@ -251,4 +256,5 @@ def record_of(ask: Ask, now_s: float) -> Request:
         streamed=ask.streamed,
         chat=ask.chat,
         wants_usage=ask.wants_usage,
+        poisoned=POISON in ask.prompt,
     )

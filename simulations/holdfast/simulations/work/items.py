@@ -37,6 +37,12 @@ OPERATIONS: Final = (*(SCALE, UPDATE, DRAIN_NODE, DRAIN_GATEWAY) * 3, *(ROLL_BAC
 CHOICES_MAX: Final = 2
 """So many choices are asked for at most."""
 
+POISON: Final = "poison"
+"""Prompts with this word break the engine that takes them in; whoever asks such a thing does not try again."""
+
+POISON_DEADLINE_S: Final = 10.0
+"""Who asks such a thing gives up after so long, in seconds."""
+
 WORK_FROM_S: Final = 3.0
 """Before that nobody asks for anything: the cluster starts."""
 
@@ -146,7 +152,12 @@ def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
         else:
             at_s = rng.uniform(WORK_FROM_S, scenario.work_until_s)
         asks.append(_ask(rng, number, at_s))
-    return asks
+    return [_poisoned(ask) if ask.number < scenario.poisoned else ask for ask in asks]
+
+
+def _poisoned(ask: Ask) -> Ask:
+    """The same, but that it breaks engines, for one stream, and is not asked for again."""
+    return msgspec.structs.replace(ask, prompt=f"{ask.prompt} {POISON}", n=1, stops=(), deadline_s=POISON_DEADLINE_S)
 
 
 def _ask(rng: Random, number: int, at_s: float) -> Ask:

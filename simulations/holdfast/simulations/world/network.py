@@ -211,6 +211,7 @@ class Network:
         self._ports: dict[str, int] = {}
         self._numbers = 0
         self._ends: dict[SimProcess, dict[int, End]] = {}
+        self._holding: dict[int, End] = {}
 
     # --- for processes ----------------------------------------------------------------------------------
 
@@ -253,8 +254,9 @@ class Network:
         self._blocked[key] -= 1
         if not self._blocked[key]:
             del self._blocked[key]
-            for end in self.crossing(source, target):
-                self._flush(end)
+            for end in sorted(self._holding.values(), key=lambda end: end.number):
+                if (end.process.host.name, end.other.process.host.name) == key:
+                    self._flush(end)
 
     def delay(self, source: str, target: str, extra_s: float) -> None:
         """Let all packets of this way take up to so much longer, each as drawn (0: as usual)."""
@@ -308,7 +310,9 @@ class Network:
             if not (source_host.up and target_host.up):
                 return
             if end.clogged or (source_host.name, target_host.name) in self._blocked:
+                # An end that is closed meanwhile still says so once that gets through.
                 end.held.append((arrive, what, size))
+                self._holding[end.number] = end
                 return
             if end.half_open:
                 self._scheduler.call_later(2 * WIRE_S[1], end.lose, ConnectionResetError("nobody is there any more"))
@@ -343,6 +347,7 @@ class Network:
     def close(self) -> None:
         """Forget everything."""
         self._ends.clear()
+        self._holding.clear()
         self._listeners.clear()
 
     def _way_s(self, source: Host, target: Host) -> float:
@@ -361,6 +366,7 @@ class Network:
         if not end.held or end.clogged or (end.process.host.name, end.other.process.host.name) in self._blocked:
             return
         held, end.held = end.held, []
+        del self._holding[end.number]
         end.arrives_s = max(end.arrives_s, self._scheduler.now_s + RESEND_MAX_S * self._random())
         for arrive, what, size in held:
             self.transmit(end, arrive, what, size)
