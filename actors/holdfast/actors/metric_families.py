@@ -71,6 +71,19 @@ REPLICAS_READY = GATEWAY.gauge(
 )
 REPLICAS_WANTED = GATEWAY.gauge("holdfast_replicas_wanted", "Replicas that there should be.", "model", unit="replicas")
 QUEUED = GATEWAY.gauge("holdfast_queued_requests", "Streams that wait for a replica.", "model", unit="streams")
+QUEUE_AGE = GATEWAY.gauge(
+    "holdfast_queue_age_seconds",
+    "How long the stream has waited that waits longest, by priority; not there while none waits.",
+    "model", "priority",
+    unit="seconds",
+    alert='max by (model) (holdfast_queue_age_seconds{priority!="batch"}) > 5',
+)  # fmt: skip
+QUEUE_WAIT = GATEWAY.histogram(
+    "holdfast_queue_wait_seconds",
+    "How long streams that got a replica had waited for it, of those that had to, by priority.",
+    "model", "priority",
+    bounds=DURATION_BOUNDS_S,
+)  # fmt: skip
 REPLICA_INFLIGHT = GATEWAY.gauge(
     "holdfast_replica_inflight_requests", "This gateway's streams on a replica.", "model", "replica", unit="streams"
 )
@@ -195,7 +208,7 @@ NODE_LOG_SEQUENCE = NODE.gauge(
     "holdfast_log_sequence",
     "The last event of the log that this node has read; gateways show it too.",
     unit="events",
-    alert="max(holdfast_log_sequence) - holdfast_log_sequence > 1000",
+    alert="scalar(max(holdfast_log_sequence)) - holdfast_log_sequence > 1000",
 )
 NODE_LEASE_AGE = NODE.gauge(
     "holdfast_lease_age_seconds",

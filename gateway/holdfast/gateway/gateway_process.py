@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from prometheus_client import ProcessCollector
+
 from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession, check_name_free
@@ -55,6 +57,8 @@ class Door(Protocol):
 
 def http_server(app: App, settings: GatewayProcessSettings) -> Door:
     """The real door."""
+    # The process's memory, processor time and open files, as all Prometheus clients call them.
+    ProcessCollector(registry=app.metrics.ledger.registry)
     return HttpServer(app, settings.host, settings.port, settings.backlog)
 
 

@@ -20,7 +20,10 @@ _SYSTEM_PORT = (
 )
 
 SECTIONS: Sequence[tuple[Section, str]] = (
-    (GATEWAY, "`GET /metrics` of each gateway, on the port of its API."),
+    (
+        GATEWAY,
+        "`GET /metrics` of each gateway, on the port of its API; `process_*` of prometheus_client are there as well.",
+    ),
     (NODE, f"`GET /metrics` of each node, {_SYSTEM_PORT}"),
     (REPLICA, f"`GET /metrics` of each replica, {_SYSTEM_PORT}"),
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from holdfast.core.admission import Service
 from holdfast.core.config import DeploymentConfig
@@ -15,6 +18,21 @@ from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.search import Search
 from holdfast.gateway.session import StreamRun
 from holdfast.gateway.waiting import WaitingQueue
+
+
+class PoolReport(msgspec.Struct, frozen=True):
+    """One deployment at one gateway. `in_flight` and `kv_used` (a fraction) are by replica.
+
+    `queue_ages_s` says how long the one has waited that waits longest, by priority; only priorities that wait.
+    """
+
+    model: str
+    replicas_ready: int
+    replicas_wanted: int
+    queued: int
+    queue_ages_s: dict[str, float]
+    in_flight: dict[str, int]
+    kv_used: dict[str, float]
 
 
 class Pool:
@@ -82,6 +100,23 @@ class Pool:
         self.usage[tenant] -= 1
         if self.usage[tenant] <= 0:
             del self.usage[tenant]
+
+    def report(self) -> PoolReport:
+        """How it stands, for metrics."""
+        now_s, ages_s = asyncio.get_running_loop().time(), dict[str, float]()
+        for run in self.queue:
+            if run.waiting_since_s is not None:
+                priority = run.claim.priority.name.lower()
+                ages_s[priority] = max(ages_s.get(priority, 0.0), now_s - run.waiting_since_s)
+        return PoolReport(
+            self.config.name,
+            sum(link.ready for link in self.links),
+            self.config.num_replicas,
+            len(self.queue),
+            ages_s,
+            {link.replica: link.in_flight for link in self.links},
+            {link.replica: link.kv_used for link in self.links},
+        )
 
     def stop_searching(self, link: ReplicaLink) -> None:
         """Nobody need wait for this replica's answer."""

@@ -13,10 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from holdfast.actors.follower import Follower
-from holdfast.actors.metric_families import GATEWAY, HEALTH_TRANSITIONS, REJECTIONS, RESUMPTIONS
+from holdfast.actors.metric_families import GATEWAY, HEALTH_TRANSITIONS, QUEUE_WAIT, REJECTIONS, RESUMPTIONS
 from holdfast.actors.metrics import Ledger
 from holdfast.core.admission import Reason
 from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
@@ -46,7 +44,7 @@ from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.moves import CANCELLED, LOST_AGAIN, Move
-from holdfast.gateway.pool import Pool
+from holdfast.gateway.pool import Pool, PoolReport
 from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun, StreamSession
@@ -62,17 +60,6 @@ _ABOUT_ONE = (ReplicaReady, ReplicaExited, ReplicaStopOrdered)
 """What may change which replicas run."""
 
 logger = logging.getLogger(__name__)
-
-
-class PoolReport(msgspec.Struct, frozen=True):
-    """One deployment at one gateway. `in_flight` and `kv_used` (a fraction) are by replica."""
-
-    model: str
-    replicas_ready: int
-    replicas_wanted: int
-    queued: int
-    in_flight: dict[str, int]
-    kv_used: dict[str, float]
 
 
 class Serving:
@@ -211,17 +198,7 @@ class Serving:
 
     def pools(self) -> list[PoolReport]:
         """How each deployment stands at this gateway, for metrics."""
-        return [
-            PoolReport(
-                name,
-                sum(link.ready for link in pool.links),
-                pool.config.num_replicas,
-                len(pool.queue),
-                {link.replica: link.in_flight for link in pool.links},
-                {link.replica: link.kv_used for link in pool.links},
-            )
-            for name, pool in self._pools.items()
-        ]
+        return [pool.report() for pool in self._pools.values()]
 
     async def idle(self) -> None:
         """Wait until no request is open."""
@@ -403,6 +380,9 @@ class Serving:
             if pool.admission.stale(run):
                 run.fail(pool.admission.rejection(Reason.QUEUE_AGE))
             elif self._begin(run, pool, among):
+                if run.waiting_since_s is not None:
+                    waited_s = asyncio.get_running_loop().time() - run.waiting_since_s
+                    self.ledger.observe(QUEUE_WAIT, waited_s, pool.config.name, run.claim.priority.name.lower())
                 pool.queue.begun(run)
             else:
                 return

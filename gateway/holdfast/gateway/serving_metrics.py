@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from holdfast.actors.metric_families import KV_USAGE, QUEUED, REPLICA_INFLIGHT, REPLICAS_READY, REPLICAS_WANTED
+from holdfast.actors.metric_families import (
+    KV_USAGE,
+    QUEUE_AGE,
+    QUEUED,
+    REPLICA_INFLIGHT,
+    REPLICAS_READY,
+    REPLICAS_WANTED,
+)
 from holdfast.actors.metrics import Samples
 from holdfast.gateway.serving import Serving
 
@@ -17,6 +24,10 @@ def show_serving(serving: Serving) -> None:
     def kv_usage() -> Samples:
         return [((pool.model, at), used) for pool in serving.pools() for at, used in pool.kv_used.items()]
 
+    def ages() -> Samples:
+        return [((pool.model, kind), age_s) for pool in serving.pools() for kind, age_s in pool.queue_ages_s.items()]
+
+    ledger.read(QUEUE_AGE, ages)
     ledger.read(REPLICAS_READY, lambda: [((pool.model,), pool.replicas_ready) for pool in serving.pools()])
     ledger.read(REPLICAS_WANTED, lambda: [((pool.model,), pool.replicas_wanted) for pool in serving.pools()])
     ledger.read(QUEUED, lambda: [((pool.model,), pool.queued) for pool in serving.pools()])
