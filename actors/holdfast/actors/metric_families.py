@@ -24,6 +24,13 @@ PAUSE_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 GATEWAY = Section("Gateways")
 
 GATEWAY_INFO = GATEWAY.gauge("holdfast_gateway_info", "This gateway; always 1.", "gateway_id")
+GATEWAY_STATE = GATEWAY.gauge(
+    "holdfast_gateway_state",
+    "1 for the state that `/health` says this gateway is in, 0 for the others: `STARTING`, `HEALTHY`, `UNHEALTHY`, "
+    "`DRAINING` or `DRAINED`.",
+    "state",
+    alert='max by (instance) (holdfast_gateway_state{state="UNHEALTHY"}) == 1',
+)
 REQUESTS = GATEWAY.counter(
     "holdfast_requests",
     "Requests for tokens that ended: `ok`, `refused`, `overloaded`, `deadline`, `cancelled` (499), "

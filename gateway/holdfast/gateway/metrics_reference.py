@@ -41,6 +41,18 @@ All is in Prometheus' text format. Names are those that vLLM and Dynamo have aft
 for the same thing; units are base units (seconds, tokens, ratios from 0 to 1). Labels never hold what clients choose:
 no request ids, no keys, no tenants; `model` is a deployed one. A family counts at most {SERIES_MAX:,} sets of labels,
 and what comes beyond that under `{OTHER}`.
+
+For Prometheus, with the first gateway, and a node and its replicas, of `holdfast up`:
+
+```yaml
+scrape_configs:
+  - job_name: holdfast-gateways
+    static_configs:
+      - targets: ["127.0.0.1:8000"]
+  - job_name: holdfast-system-ports
+    static_configs:
+      - targets: ["127.0.0.1:9090", "127.0.0.1:9091", "127.0.0.1:9092"]
+```
 """
 
 

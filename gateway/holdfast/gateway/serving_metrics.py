@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.actors.metric_families import (
+    GATEWAY_STATE,
     KV_USAGE,
     QUEUE_AGE,
     QUEUED,
@@ -11,6 +12,7 @@ from holdfast.actors.metric_families import (
     REPLICAS_WANTED,
 )
 from holdfast.actors.metrics import Samples
+from holdfast.core.status import GatewayStatus
 from holdfast.gateway.serving import Serving
 
 
@@ -27,6 +29,11 @@ def show_serving(serving: Serving) -> None:
     def ages() -> Samples:
         return [((pool.model, kind), age_s) for pool in serving.pools() for kind, age_s in pool.queue_ages_s.items()]
 
+    def state() -> Samples:
+        now = serving.health().state
+        return [((one.value,), one is now) for one in GatewayStatus]
+
+    ledger.read(GATEWAY_STATE, state)
     ledger.read(QUEUE_AGE, ages)
     ledger.read(REPLICAS_READY, lambda: [((pool.model,), pool.replicas_ready) for pool in serving.pools()])
     ledger.read(REPLICAS_WANTED, lambda: [((pool.model,), pool.replicas_wanted) for pool in serving.pools()])

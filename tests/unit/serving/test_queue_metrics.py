@@ -1,4 +1,4 @@
-"""How long streams wait for a replica, as the gateway's metrics tell."""
+"""How long streams wait for a replica, and how the gateway stands, as its metrics tell."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ async def test_who_waits_is_told_by_age_and_who_has_waited_by_how_long() -> None
         (await asking).check(ask())
         assert gateway.pools()[0].queue_ages_s == {}
         assert gateway.ledger.histogram(QUEUE_WAIT, "tiny", "default").count == 1
+
+
+async def test_the_state_that_health_tells_is_the_one_that_is_1() -> None:
+    site = Site()
+    site.deploy(application())
+    async with site:
+        await site.replica()
+        gateway = await site.gateway()
+        show_serving(gateway)
+        assert 'holdfast_gateway_state{state="HEALTHY"} 1.0' in gateway.ledger.text().decode()
+        gateway.standing.draining = True
+        text = gateway.ledger.text().decode()
+        assert 'holdfast_gateway_state{state="DRAINING"} 1.0' in text
+        assert 'holdfast_gateway_state{state="HEALTHY"} 0.0' in text
