@@ -38,8 +38,9 @@ async def send(
 
 
 def migrations(cluster: Cluster) -> int:
-    """Streams that the gateway has moved, as its metrics tell."""
-    return int(sum(value for name, _, value in _metrics(cluster) if name == "holdfast_migrations_total"))
+    """Streams that the gateway has moved, as its metrics tell: those that left a replica, and did not fail for it."""
+    left = [(labels, value) for name, labels, value in _metrics(cluster) if name == "holdfast_migrations_total"]
+    return int(sum(value for labels, value in left if 'outcome="failed"' not in labels))
 
 
 def busy(cluster: Cluster) -> dict[str, int]:
