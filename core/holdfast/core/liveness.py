@@ -67,6 +67,11 @@ class Liveness:
         self._pinged += 1
         return self._pinged
 
+    @property
+    def pinged(self) -> int:
+        """The number of the last ping; 0 for none."""
+        return self._pinged
+
     def beat(self, heard: int, load: EngineLoad, now_s: float) -> None:
         """A heartbeat came. Ends a suspicion whose cause is over."""
         self._voice.beat(now_s)

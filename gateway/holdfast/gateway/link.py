@@ -13,7 +13,6 @@ import itertools
 import logging
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,7 @@ from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineInfo
 from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.alarm import Alarm
+from holdfast.gateway.fences import Fences
 from holdfast.gateway.link_load import LinkLoad
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
@@ -65,9 +65,6 @@ STALL_LOOK_S = 0.5
 
 STALL_MARGIN_S = 1.0
 """A replica looks after its own engine; what it does not see within its limit the gateway does, so much later."""
-
-ORPHANS_MAX = 10_000
-"""So many streams are remembered to be fenced at a replica that is not reached."""
 
 REDIAL_FIRST_S = 0.05
 REDIAL_MAX_S = 1.0
@@ -114,7 +111,7 @@ class ReplicaLink:
         self._on_trust = on_trust
         self._stall_s = engine_stall_timeout_s + STALL_MARGIN_S
         self._suspected_s: float | None = None
-        self._unfenced: deque[tuple[str, int]] = deque(maxlen=ORPHANS_MAX)
+        self._fences = Fences()
         self._questions: dict[int, Callable[[Found | None], None]] = {}
         self._stalls = StallWatch(settings)
         self._connection: Connection | None = None
@@ -231,6 +228,8 @@ class ReplicaLink:
             self.record.ended(run)
             if self._connection is not None:
                 self._connection.send(Stop(run.attempt))
+                if run.name:
+                    self._fences.stopped((run.name, run.ordinal), self._liveness.pinged)
             self._freed()
 
     def release(self, run: StreamRun) -> None:
@@ -364,15 +363,14 @@ class ReplicaLink:
         names = _names(run for _attempt, run in orphans)
         self._fence([attempt for attempt, _run in orphans], names)
         # What is lost on the way, or with this connection, is told again over the next one.
-        self._unfenced += names
+        self._fences.add(names)
         cause = StreamLost(f"replica {self.replica} is {suspicion}", suspicion)
         self._on_orphans([run for _attempt, run in orphans], cause)
         self._freed()
 
     def _fence(self, attempts: list[int], streams: list[tuple[str, int]]) -> None:
         """Tell the replica what it has lost, with what it could not be told before."""
-        streams = [*self._unfenced, *streams]
-        self._unfenced.clear()
+        streams = [*self._fences.take(), *streams]
         if self._connection is not None and (attempts or streams):
             self._connection.send(Fence(attempts, streams))
 
@@ -383,7 +381,7 @@ class ReplicaLink:
     def _trust(self, now_s: float) -> None:
         suspected_s, self._suspected_s = self._suspected_s, None
         if suspected_s is not None:
-            self._unfenced.clear()
+            self._fences.clear()
             self._on_trust(self, now_s - suspected_s)
             self._on_capacity(self)
 
@@ -451,6 +449,7 @@ class ReplicaLink:
 
     def _on_heartbeat(self, connection: Connection, beat: Heartbeat) -> None:
         self._liveness.beat(beat.heard, beat.load, connection.last_received_s)
+        self._fences.heard(beat.heard)
         if self._suspected_s is not None and self._liveness.suspicion is None:
             self._trust(connection.last_received_s)
         had_room = self.room
@@ -493,7 +492,8 @@ class ReplicaLink:
         self._on_probation = None
         orphans = list(self._attempts.values())
         self._attempts.clear()
-        self._unfenced += _names(orphans)
+        self._fences.broke()
+        self._fences.add(_names(orphans))
         questions, self._questions = self._questions, {}
         for answer in questions.values():
             answer(None)

@@ -321,6 +321,16 @@ def test_threads_share_a_client(servers: Servers) -> None:
         assert asyncio.run(run(client)) == ["aa\u2028éaa"] * 8
 
 
+def test_a_try_tells_what_is_left_of_the_calls_time_and_what_its_caller_sends_along(
+    servers: Servers, stream: Stream
+) -> None:
+    servers.plan = [Act("reset", 2)]
+    stream(servers, options=Options(deadline_s=20, headers={"X-Holdfast-Parent": "p"}))
+    first, second = (float(one.headers["x-request-timeout-seconds"]) for one in servers.requests[:2])
+    assert 20 < second < first <= 21
+    assert [one.headers["x-holdfast-parent"] for one in servers.requests[:2]] == ["p", "p"]
+
+
 def test_what_is_logged_names_the_request_and_no_secret(
     servers: Servers, stream: Stream, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -178,6 +178,8 @@ def test_the_key_is_in_nothing_that_is_shown(kind: Callable[..., Any]) -> None:
         ("/v1/x", {}, Options(request_id="a b")),
         ("/v1/x", {}, Options(deadline_s=0)),
         ("/v1/x", {}, Options(last_event_id="a\nb")),
+        ("/v1/x", {}, Options(headers={"Authorization": "Bearer mine"})),
+        ("/v1/x", {}, Options(headers={"x-holdfast-parent": "a\r\nb: c"})),
     ],
 )
 def test_misuse_is_told_before_anything_is_sent(path: str, body: dict[str, Any], options: Options) -> None:

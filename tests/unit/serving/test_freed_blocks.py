@@ -9,9 +9,12 @@ from typing import Any, cast
 import pytest
 
 from holdfast.actors.engines.mock import MockEngine
+from holdfast.actors.replica import Replica
 from holdfast.core.errors import DeadlineExceeded
+from holdfast.core.liveness import Liveness
 from holdfast.core.thresholds import Thresholds
 from holdfast.gateway.backend import Session
+from holdfast.gateway.fences import Fences
 from holdfast.gateway.serving import Serving
 from tests.unit.support.history import application
 from tests.unit.support.replicas import LocalReplica, Site, ask, engine_of, eventually
@@ -100,3 +103,27 @@ async def test_of_a_stream_whose_gateway_stands_still(site: Site) -> None:
     await freed_after_one_step(replica, stepped)
     assert loop.time() >= held.until_s
     await session.__aexit__()
+
+
+async def test_of_a_stream_whose_stop_was_lost_with_the_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a name, and would go on for whoever asks for it: it is fenced over the next connection."""
+    replica, stepped = await replica_of(site)
+    gateway = await site.gateway()
+    session = await entered(gateway, name="cmpl-1")
+    await stepped.let(3)
+    monkeypatch.setattr(Replica, "_stop", lambda _self, _peer, _attempt: None)
+    monkeypatch.setattr(Liveness, "beat", lambda _self, _heard, _load, _now_s: None)
+    monkeypatch.setattr(Fences, "heard", lambda _self, _ping: None)
+    await session.__aexit__()
+    await eventually(lambda: len(gateway._links["app.tiny.1"]._fences) == 1)
+    monkeypatch.undo()
+    replica.cut()
+    await freed_after_one_step(replica, stepped)
+
+
+async def test_stops_that_were_heard_are_not_remembered(site: Site) -> None:
+    await site.replica()
+    gateway = await site.gateway()
+    for number in range(50):
+        await (await entered(gateway, name=f"cmpl-{number}")).__aexit__()
+    await eventually(lambda: len(gateway._links["app.tiny.1"]._fences) == 0)

@@ -60,6 +60,11 @@ _KINDS: Final = {
 }
 
 
+TIMEOUT: Final = "x-request-timeout-seconds"
+OVERTIME_S: Final = 1.0
+"""A gateway may go on for so much longer than the call (seconds): who is there to see the deadline hears of it here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What is asked for. The body is the same at every try, and so is the request id."""
@@ -70,6 +75,7 @@ class Call:
     streamed: bool
     deadline_s: float
     last_event_id: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,8 @@ class CallMachine:
             "accept": "text/event-stream" if self.call.streamed else "application/json",
             "accept-encoding": "identity",
             "content-type": "application/json",
+            TIMEOUT: f"{left + OVERTIME_S:.3f}",
+            **dict(self.call.headers),
             "x-request-id": self.call.request_id,
         }
         if self._ledger.delivered:

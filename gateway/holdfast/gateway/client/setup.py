@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
@@ -26,6 +26,20 @@ LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=100
 
 _VISIBLE: Final = re.compile(r"[!-~]{1,4096}")
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
+_HEADER: Final = re.compile(r"[a-z0-9-]{1,64}")
+_HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]{0,1022}[!-~])?")
+_OWN_HEADERS: Final = frozenset(
+    (
+        "accept",
+        "accept-encoding",
+        "authorization",
+        "content-length",
+        "content-type",
+        "host",
+        "last-event-id",
+        "x-request-id",
+    )
+)
 _EVENT_ID: Final = re.compile(r"[!-~]([ -~]{0,4094}[!-~])?")
 
 
@@ -35,11 +49,13 @@ class Options:
 
     deadline_s: in place of the policy's. request_id: sent as `x-request-id`, 1 to 128 visible ASCII characters.
     last_event_id: begin behind this event of a stream that was broken earlier (the body must be the same).
+    headers: sent along, such as `x-holdfast-parent`, `x-holdfast-priority` or `traceparent`; not the client's own.
     """
 
     deadline_s: float | None = None
     request_id: str | None = None
     last_event_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 NO_OPTIONS: Final = Options()
@@ -93,7 +109,8 @@ class Setup:
         deadline_s = self.policy.deadline_s if options.deadline_s is None else options.deadline_s
         if not 0 < deadline_s < float("inf"):
             raise Misuse(f"deadline_s is {deadline_s!r}; it must be a positive number of seconds")
-        return CallMachine(Call(path, sent, request_id, streamed, deadline_s, last_event_id), self._shared)
+        call = Call(path, sent, request_id, streamed, deadline_s, last_event_id, _headers(options.headers))
+        return CallMachine(call, self._shared)
 
     def with_secret(self, headers: Mapping[str, str]) -> dict[str, str]:
         """A try's headers with the API key. The key is in no step, so that whoever logs steps does not log it."""
@@ -101,6 +118,17 @@ class Setup:
 
     def __repr__(self) -> str:
         return f"gateways={list(self.gateways.urls)}"
+
+
+def _headers(given: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What a caller sends along. Raises `Misuse` for what can't be sent, or is the client's to say."""
+    found = tuple((name.lower(), value) for name, value in given.items())
+    for name, value in found:
+        if not _HEADER.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise Misuse(f"the header {name!r} can't be sent: visible ASCII characters, please")
+        if name in _OWN_HEADERS:
+            raise Misuse(f"the header {name!r} is the client's own")
+    return found
 
 
 def failed(error: httpx.RequestError | TimeoutError) -> Failed:

@@ -8,8 +8,8 @@ from holdfast.actors.node import Node
 from holdfast.actors.wire import WRITE_BUFFER_MAX_BYTES
 from holdfast.actors.writer import OUTBOX_FACTS_MAX
 from holdfast.core.cluster import ReplicaStatus
+from holdfast.gateway.fences import ORPHANS_MAX
 from holdfast.gateway.gateway_process import GatewayProcess
-from holdfast.gateway.link import ORPHANS_MAX
 from holdfast.gateway.session import RESUMED_ORDINALS, StreamRun
 from holdfast.simulations.cluster.cluster import Cluster
 from holdfast.simulations.cluster.holdings import Holdings
@@ -104,7 +104,7 @@ class Sampler:
         open_now = sum(one.pid == process.pid and one.ended_s is None for one in history.exchanges)
         history.sample(now_s, member.name, "streams of requests", len(serving._pool_of), CHOICES_MAX * open_now)
         for link in serving._links.values():
-            history.sample(now_s, member.name, "streams to fence", len(link._unfenced), ORPHANS_MAX)
+            history.sample(now_s, member.name, "streams to fence", len(link._fences), 2 * ORPHANS_MAX)
         if settling:
             history.gateway_reaches(
                 now_s, member.name, tuple(link.replica for link in serving._links.values() if link.ready)
