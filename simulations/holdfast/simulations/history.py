@@ -31,6 +31,10 @@ it went away because it wanted to."""
 POISONED: Final = "poisoned request"
 """The kind of fault that a request is which breaks each engine that takes it in."""
 
+STOP: Final = "stop"
+KILL: Final = "kill"
+"""How requests are cancelled by their ids."""
+
 TOKEN: Final = "token"
 ROLE: Final = "role"
 FINISH: Final = "finish"
@@ -222,12 +226,22 @@ class Exchange(msgspec.Struct, gc=False):
     sent_away_s: float | None = None
 
 
-class Attempt(msgspec.Struct, frozen=True, gc=False):
-    """A replica's engine took the stream in, to go on after `accepted` tokens."""
+class Attempt(msgspec.Struct, gc=False):
+    """A replica's engine took the stream in, to go on after `accepted` tokens. At `last_s` it drew its last one."""
 
     at_s: float
     replica: str
     accepted: int
+    last_s: float = 0.0
+
+
+class Cancellation(msgspec.Struct, gc=False):
+    """Somebody cancels a request by its number, with `STOP` or `KILL`. At `told_s` a gateway said that it is done."""
+
+    at_s: float
+    request: int
+    mode: str
+    told_s: float | None = None
 
 
 class Request(msgspec.Struct):
@@ -236,6 +250,8 @@ class Request(msgspec.Struct):
     `prompt` is what the engine sees (`prompt_text`); it must be unique within the run. `seed` is None where the gateway
     draws it, `max_tokens` 0 where there is no limit. `deadline_s` is by when an end must have come. One that is
     `poisoned` breaks engines. `stood_still` has (when, on which replica) an engine lost it without a word.
+    It belongs to the request with the number `parent` (-1: to none), and asks gateways for no more than `timeout_s`
+    (0: does not). A client that `leaves_openly` closes its connection.
 
     `events` are (kind, choice, text, event id), in the order in which they came; the text of a `FINISH` is its reason.
     """
@@ -254,6 +270,9 @@ class Request(msgspec.Struct):
     wants_usage: bool = False
     poisoned: bool = False
     stood_still: list[tuple[float, str]] = []
+    parent: int = -1
+    timeout_s: float = 0.0
+    leaves_openly: bool = True
     response_id: str = ""
     tries: list[Try] = []
     attempts: list[Attempt] = []
@@ -328,6 +347,7 @@ class History:
         self.terms: list[Term] = []
         self.requests: list[Request] = []
         self.exchanges: list[Exchange] = []
+        self.cancellations: list[Cancellation] = []
         self.faults: list[Fault] = []
         self.folded: list[Folded] = []
         self.samples: dict[tuple[str, str], Sample] = {}
@@ -389,11 +409,22 @@ class History:
         self.exchanges.append(exchange)
         return exchange
 
-    def attempt(self, at_s: float, replica: str, prompt: str, accepted: int) -> None:
-        """A replica's engine took a stream in. Prompts of no recorded request are passed over."""
+    def cancellation(self, at_s: float, request: int, mode: str) -> Cancellation:
+        """Somebody cancels a request. Set `told_s` of the record once that is said to be done."""
+        cancellation = Cancellation(at_s, request, mode)
+        self.cancellations.append(cancellation)
+        return cancellation
+
+    def attempt(self, at_s: float, replica: str, prompt: str, accepted: int) -> Attempt:
+        """A replica's engine took a stream in. Set `last_s` of the record with each token.
+
+        Those of prompts of no recorded request are not kept.
+        """
+        attempt = Attempt(at_s, replica, accepted)
         request = self._by_prompt.get(prompt)
         if request is not None:
-            request.attempts.append(Attempt(at_s, replica, accepted))
+            request.attempts.append(attempt)
+        return attempt
 
     def stream_stands_still(self, at_s: float, replica: str, prompt: str) -> None:
         """A replica's engine makes no more tokens for a stream, and does not say so."""

@@ -58,7 +58,7 @@ async def _hears(frame: FromGateway, method: str) -> None:
 
 def _fences_again() -> None:
     link, sent = _link(), list[Frame]()
-    link._unfenced.append(("s", 1))
+    link._fences.add([("s", 1)])
     link._connection = cast(Connection, SimpleNamespace(send=sent.append, introduced=lambda: None))
     link._on_body(link._connection, msgspec.msgpack.encode(Welcome(PROTOCOL_VERSION, "r", INFO)))
     assert [type(frame) for frame in sent] == [Fence]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from holdfast.simulations.checkers.cancels import cancels
 from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
 from holdfast.simulations.checkers.log import durability, fences, fold, leaders
 from holdfast.simulations.checkers.members import leases, members
@@ -21,6 +22,7 @@ __all__ = ["CHECKERS", "Violation", "check_all", "error_counts", "goal_reached_s
 CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     streams,
     ends,
+    cancels,
     moves,
     owners,
     attempts,

@@ -30,6 +30,7 @@ QUIET: Final = "quiet"
 EXPLAINS_S: Final = 10.0
 """A fault explains that a process ends for so long after it is over, in seconds: timeouts run until then."""
 
+CANCELLED_CODES: Final = frozenset({"request_cancelled", "parent_cancelled"})
 CROWDED: Final = frozenset({"overloaded", "no_replica", "deadline_exceeded", "model_not_found"})
 """Errors that a cluster in full health answers with too: it is asked for more than it can do, or for what it lacks."""
 
@@ -194,7 +195,7 @@ def _served(history: History, settle: Settle, since_s: float) -> Iterator[Violat
 def _failed(request: Request) -> bool:
     """Whether the cluster failed the request; not where it was crowded, or where the client left or gave it no time."""
     if request.how == ERROR:
-        return request.code not in CROWDED
+        return request.code not in CROWDED | CANCELLED_CODES
     # A client whose deadline passes while it gets tokens asked for too many; one that waits for all of them may have.
     patient = request.ended_s is not None and request.ended_s - request.asked_s >= PATIENT_S
     return request.how == UNREACHED and request.first_s is None and request.streamed and patient

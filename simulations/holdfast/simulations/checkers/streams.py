@@ -11,6 +11,7 @@ from holdfast.actors.engines.mock import TOKENS_WITHOUT_LIMIT, base_hash, token_
 from holdfast.actors.engines.words import WORDS
 from holdfast.core.sampling import derive
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP
+from holdfast.simulations.checkers.cancels import may_be_stopped
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import (
     CANCELLED,
@@ -38,6 +39,8 @@ ALLOWED_ERRORS: Final = frozenset(
     {
         (504, "deadline_exceeded"),
         (408, "request_timeout"),
+        (499, "request_cancelled"),
+        (499, "parent_cancelled"),
         (503, "overloaded"),
         (503, "no_replica"),
         (503, "gateway_stopping"),
@@ -115,14 +118,14 @@ def streams(history: History) -> list[Violation]:
     found = []
     for request in history.requests:
         try:
-            _check(request)
+            _check(request, stopped=may_be_stopped(history, request))
         except _Wrong as wrong:
             at_s = request.last_s if request.last_s is not None else request.asked_s
             found.append(Violation(STREAMS, at_s, f"request {request.id}: {wrong}"))
     return found
 
 
-def _check(request: Request) -> None:
+def _check(request: Request, *, stopped: bool) -> None:
     if not request.events:
         if request.how == COMPLETE:
             raise _Wrong("it is called complete, and nothing came")
@@ -132,7 +135,7 @@ def _check(request: Request) -> None:
         raise _Wrong(f"the answer's id {request.response_id!r} is none")
     if request.seed is not None and request.seed != seed:
         raise _Wrong(f"the answer's id has seed {seed}, and {request.seed} was asked for")
-    delivered = _Delivered(request, due_of(request, seed))
+    delivered = _Delivered(request, due_of(request, seed), stopped=stopped)
     for kind, choice, text, event_id in request.events:
         delivered.take(kind, choice, text, event_id)
     if request.how == COMPLETE:
@@ -140,11 +143,12 @@ def _check(request: Request) -> None:
 
 
 class _Delivered:
-    """One request's events, held against what is due as they come."""
+    """One request's events, held against what is due as they come. One that is `stopped` may end with less of it."""
 
-    def __init__(self, request: Request, due: list[Due]) -> None:
+    def __init__(self, request: Request, due: list[Due], *, stopped: bool) -> None:
         self._request = request
         self._due = due
+        self._stopped = stopped
         self._counts = [0] * request.n
         self._finished: set[int] = set()
         self._begun: set[int] = set()
@@ -184,9 +188,18 @@ class _Delivered:
         wanted = request.wants_usage or not request.streamed
         if self._usages != wanted:
             raise _Wrong(f"the usage came {self._usages} times, and {int(wanted)} is due")
-        usage = (max(1, len(request.prompt.split())), sum(len(due.pieces) for due in self._due))
-        if wanted and request.usage != usage:
+        usage = (max(1, len(request.prompt.split())), sum(self._counts))
+        if wanted and request.usage != usage and not self._may_be_used(usage):
             raise _Wrong(f"the usage is {request.usage}, and must be {usage}")
+
+    def _may_be_used(self, usage: tuple[int, int]) -> bool:
+        """Whether one that was stopped may have used what it says: it may have been before its prompt was read, and of
+        an answer that came whole we can't tell how many of its last tokens have no text.
+        """
+        told = self._request.usage
+        if not self._stopped or told is None or told[0] not in (0, usage[0]):
+            return False
+        return told[1] == usage[1] or (not self._request.streamed and told[1] >= usage[1])
 
     def _expect_id(self) -> None:
         self._id = f"{self._request.response_id}:{','.join(map(str, self._counts))}"
@@ -202,18 +215,32 @@ class _Delivered:
         self._expect_id()
 
     def _whole(self, choice: int, text: str) -> None:
-        due = "".join(self._due[choice].pieces)
-        if text != due:
+        pieces = self._due[choice].pieces
+        due = "".join(pieces)
+        if text != due and not (self._stopped and due.startswith(text)):
             raise _Wrong(f"choice {choice} is {text!r}, and must be {due!r}")
-        self._counts[choice] = len(self._due[choice].pieces)
+        self._counts[choice] = len(pieces) if text == due else _tokens(pieces, text)
 
     def _finish(self, choice: int, reason: str) -> None:
         due = self._due[choice]
+        if self._stopped and reason == FINISH_STOP:
+            self._finished.add(choice)
+            return
         if self._counts[choice] != len(due.pieces):
             raise _Wrong(f"choice {choice} finished after {self._counts[choice]} of {len(due.pieces)} tokens")
         if reason != due.finish:
             raise _Wrong(f"choice {choice} finished because of {reason!r}, and it must be {due.finish!r}")
         self._finished.add(choice)
+
+
+def _tokens(pieces: list[str], text: str) -> int:
+    """How many tokens make this beginning of the text, at least. Raises `_Wrong` where one would be cut."""
+    length = 0
+    for count, piece in enumerate(pieces):
+        if length == len(text):
+            return count
+        length += len(piece)
+    raise _Wrong(f"it ends within a token: {text!r}")
 
 
 # --- ends -----------------------------------------------------------------------------------------------
@@ -241,12 +268,20 @@ def _end(history: History, request: Request) -> Iterator[Violation]:
             allowed = any(request.status == status for status, _ in ALLOWED_ERRORS)
         if request.status in (0, 200):
             allowed = request.code in ALLOWED_IN_STREAM
+        allowed = allowed and _has_reason(history, request)
         if not allowed:
             yield Violation(ENDS, ended_s, f"{name} ended in error {request.status or 'event'} {request.code!r}")
         elif request.status not in (0, 200) and request.events and not _resumed(request):
             yield Violation(ENDS, ended_s, f"{name} got error {request.status} {request.code!r} behind its first token")
     elif request.how not in (COMPLETE, UNREACHED, CANCELLED, ""):
         yield Violation(ENDS, ended_s, f"{name} ended in a way that is none: {request.how!r}")
+
+
+def _has_reason(history: History, request: Request) -> bool:
+    """Whether somebody cancelled it, or it belongs to another one, where it was ended for that."""
+    if request.code == "request_cancelled":
+        return any(one.request == request.id for one in history.cancellations)
+    return request.code != "parent_cancelled" or request.parent >= 0
 
 
 def _exchanges(history: History) -> Iterator[Violation]:

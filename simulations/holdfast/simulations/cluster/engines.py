@@ -8,7 +8,7 @@ from collections.abc import Set
 from holdfast.actors.engines.base import StepOutput
 from holdfast.actors.engines.mock import MockEngine, prompt_text
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest
-from holdfast.simulations.history import POISONED, History
+from holdfast.simulations.history import POISONED, Attempt, History
 from holdfast.simulations.work.items import POISON
 from holdfast.simulations.world.process import SimProcess
 
@@ -29,6 +29,7 @@ class BreakableEngine:
         self._process = process
         self._replica = replica
         self._history = history
+        self._attempts: dict[int, Attempt] = {}
         self.slow_s = 0.0
         self.out_of_memory = False
         self.cuts_answers = False
@@ -46,8 +47,8 @@ class BreakableEngine:
     async def admit(self, key: int, request: EngineRequest) -> int:
         """As `Engine.admit`."""
         tokens = await self._engine.admit(key, request)
-        prompt = prompt_text(request)
-        self._history.attempt(self._process.world.now_s, self._replica, prompt, len(request.accepted))
+        prompt, now_s = prompt_text(request), self._process.world.now_s
+        self._attempts[key] = self._history.attempt(now_s, self._replica, prompt, len(request.accepted))
         if POISON in prompt:
             self._poison.add(key)
         self._prompts[key] = prompt
@@ -63,6 +64,7 @@ class BreakableEngine:
         if self.slow_s:
             await asyncio.sleep(self.slow_s)
         output = await self._engine.step()
+        self._note(output)
         if not self._poison.isdisjoint(output.keys):
             now_s = self._process.world.now_s
             self._history.fault(now_s, POISONED, self._replica, until_s=now_s)
@@ -95,9 +97,17 @@ class BreakableEngine:
 
     def _forget(self, key: int) -> None:
         self._prompts.pop(key, None)
+        self._attempts.pop(key, None)
         self._begun.pop(key, None)
         self._poison.discard(key)
         self._lost.discard(key)
+
+    def _note(self, output: StepOutput) -> None:
+        now_s = self._process.world.now_s
+        for key in output.keys:
+            attempt = self._attempts.get(key)
+            if attempt is not None:
+                attempt.last_s = now_s
 
     def load(self) -> EngineLoad:
         """As `Engine.load`."""

@@ -1,4 +1,4 @@
-"""A plan's parts, as people name them: `3` is a fault, `17` a request, `op0` something that an operator does."""
+"""A plan's parts, as people name them: `3` is a fault, `17` a request, `op0` an operation, `cancel2` a cancellation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from holdfast.core.errors import Misuse
 from holdfast.simulations.plan import Fault, Plan
-from holdfast.simulations.work.items import Ask, Operation
+from holdfast.simulations.work.items import Ask, Cancel, Operation
 
 PARTS: Final = ("faults", "work")
 """The plan's lists from which items may be left out."""
@@ -17,11 +17,13 @@ PARTS: Final = ("faults", "work")
 NONE: Final = "none"
 """Stands for no items at all."""
 
-Item = Fault | Ask | Operation
+Item = Fault | Ask | Operation | Cancel
 
 
 def label(item: Item) -> str:
     """The item's name, unique within its part."""
+    if isinstance(item, Cancel):
+        return f"cancel{item.number}"
     return f"op{item.number}" if isinstance(item, Operation) else str(item.number)
 
 
@@ -32,6 +34,8 @@ def described(item: Item) -> str:
         return f"fault {label(item)}: {item.kind} at {item.at_s:.3f} s{lasts}"
     if isinstance(item, Operation):
         return f"operation {label(item)}: {item.kind} at {item.at_s:.3f} s"
+    if isinstance(item, Cancel):
+        return f"cancellation {label(item)}: of request {item.ask} at {item.at_s:.3f} s ({item.mode})"
     return f"request {label(item)}: asks {item.model} at {item.at_s:.3f} s"
 
 

@@ -29,6 +29,7 @@ from holdfast.gateway.client.steps import (
     Woke,
 )
 from holdfast.gateway.openai import COMPLETION_TOKENS_DEFAULT
+from holdfast.gateway.request_headers import PARENT, TIMEOUT
 from holdfast.simulations.history import (
     CANCELLED,
     COMPLETE,
@@ -41,7 +42,7 @@ from holdfast.simulations.history import (
     History,
     Request,
 )
-from holdfast.simulations.work.calls import Pool, Wire
+from holdfast.simulations.work.calls import VANISH, Pool, Wire
 from holdfast.simulations.work.items import POISON, Ask, body_of, seen_prompt
 from holdfast.simulations.world.process import SimProcess
 
@@ -109,6 +110,7 @@ class Client:
             deadline_s=record.deadline_s - self.now_s,
             request_id=f"request-{ask.number}",
             last_event_id=last_event_id or None,
+            headers=headers_of(ask),
         )
         path = CHAT if ask.chat else COMPLETIONS
         setup = self.once if record.poisoned else self.setup
@@ -257,4 +259,13 @@ def record_of(ask: Ask, now_s: float) -> Request:
         chat=ask.chat,
         wants_usage=ask.wants_usage,
         poisoned=POISON in ask.prompt,
+        parent=ask.parent,
+        timeout_s=ask.timeout_s,
+        leaves_openly=ask.leaving != VANISH,
     )
+
+
+def headers_of(ask: Ask) -> dict[str, str]:
+    """What goes with it beside its body."""
+    given = {PARENT: f"request-{ask.parent}" if ask.parent >= 0 else "", TIMEOUT: f"{ask.timeout_s or ''}"}
+    return {name: value for name, value in given.items() if value}

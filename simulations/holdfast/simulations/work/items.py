@@ -13,6 +13,7 @@ import msgspec
 from holdfast.actors.engines.mock import mock_text, prompt_text
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
 from holdfast.core.requests import EngineRequest, Sampling
+from holdfast.gateway.requests import MODES as CANCEL_MODES
 
 if TYPE_CHECKING:
     from holdfast.simulations.plan import Knobs, Scenario
@@ -56,6 +57,8 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     `seed` None: the gateway draws it. `logprobs` as in `EngineRequest`. The client leaves once it has `leaves_after`
     tokens (-1: never) or after `leaves_after_s` (0: never), in its way of `leaving`, and goes on with the stream
     `returns_after_s` later (-1: never). After each of its first `pauses` reads it takes nothing for `pause_s`.
+    It belongs to the request with the number `parent` (-1: to none), and asks gateways for no more than `timeout_s`
+    (0: does not).
     """
 
     number: int
@@ -78,6 +81,8 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     returns_after_s: float = -1.0
     pauses: int = 0
     pause_s: float = 0.0
+    parent: int = -1
+    timeout_s: float = 0.0
 
 
 class Operation(msgspec.Struct, frozen=True, tag=True):
@@ -89,13 +94,25 @@ class Operation(msgspec.Struct, frozen=True, tag=True):
     amount: float
 
 
-WorkItem = Ask | Operation
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Somebody cancels the request of the `ask` of that number; `amount` (0 to 1) says at which gateway."""
+
+    number: int
+    at_s: float
+    ask: int
+    mode: str
+    amount: float
+
+
+WorkItem = Ask | Operation | Cancel
 
 
 def draw_work(rng: Random, scenario: Scenario) -> tuple[WorkItem, ...]:
     """The work of a run, by its times."""
     operators, clients = Random(rng.getrandbits(64)), Random(rng.getrandbits(64))
-    work: list[WorkItem] = [*_operations(operators, scenario), *_asks(clients, scenario)]
+    cancellers = Random(rng.getrandbits(64))
+    asks = [_with_ties(cancellers, ask) for ask in _asks(clients, scenario)]
+    work: list[WorkItem] = [*_operations(operators, scenario), *asks, *_cancels(cancellers, asks)]
     return tuple(sorted(work, key=lambda item: (item.at_s, item.number)))
 
 
@@ -205,6 +222,24 @@ def _with_habits(rng: Random, ask: Ask) -> Ask:
         pauses, pause_s = rng.choice(((100, 0.1), (10, 0.3), (1, 5.0)))
         return msgspec.structs.replace(ask, pauses=pauses, pause_s=pause_s)
     return ask
+
+
+def _with_ties(rng: Random, ask: Ask) -> Ask:
+    """Some belong to an earlier one, and some are given little time. As much is drawn for each."""
+    parent, timeout_s, tie, haste = rng.random(), rng.uniform(0.2, 5.0), rng.random(), rng.random()
+    if tie < 0.2 and ask.number:
+        ask = msgspec.structs.replace(ask, parent=int(parent * ask.number))
+    return msgspec.structs.replace(ask, timeout_s=timeout_s) if haste < 0.12 else ask
+
+
+def _cancels(rng: Random, asks: list[Ask]) -> list[Cancel]:
+    """A few of all requests are cancelled while they may be open."""
+    drawn = [(rng.random(), rng.uniform(0.02, 2.5), rng.choice(CANCEL_MODES), rng.random(), ask) for ask in asks]
+    chosen = [(after_s, mode, amount, ask) for chance, after_s, mode, amount, ask in drawn if chance < 0.2]
+    return [
+        Cancel(number, ask.at_s + after_s, ask.number, mode, amount)
+        for number, (after_s, mode, amount, ask) in enumerate(chosen)
+    ]
 
 
 # --- as they are sent -----------------------------------------------------------------------------------

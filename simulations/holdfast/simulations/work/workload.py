@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from holdfast.simulations.work.cancels import Cancellers
 from holdfast.simulations.work.clients import Client
-from holdfast.simulations.work.items import CLIENTS, Ask, Operation, WorkItem, draw_work, first_application
+from holdfast.simulations.work.items import CLIENTS, Ask, Cancel, Operation, WorkItem, draw_work, first_application
 from holdfast.simulations.work.operators import HOST, Operators
 from holdfast.simulations.world.process import SimProcess
 
@@ -24,6 +25,8 @@ class Workload:
         self._cluster = cluster
         self._asks = [item for item in work if isinstance(item, Ask)]
         self._operations = [item for item in work if isinstance(item, Operation)]
+        self._cancels = [item for item in work if isinstance(item, Cancel)]
+        self._cancellers = Cancellers(cluster)
         self._operators = Operators(cluster, first_application(cluster.plan.scenario, cluster.knobs))
         self.hosts = [*(f"c{number + 1}" for number in range(CLIENTS)), HOST]
 
@@ -33,6 +36,8 @@ class Workload:
         for number in range(CLIENTS):
             name = self.hosts[number]
             world.spawn(name, name, partial(self._client, number))
+        for cancel in self._cancels:
+            world.scheduler.call_at(cancel.at_s, self._cancellers.act, cancel)
         for operation in self._operations:
             world.scheduler.call_at(operation.at_s, self._operators.act, operation)
 

@@ -1,0 +1,45 @@
+"""Guards of what nobody wants any more: engines are told, and so are those who have requests that belong to it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.gateway.fences import Fences
+from holdfast.gateway.kinship import Kinship
+from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.requests import Requests
+from holdfast.simulations.checkers.cancels import CANCELS
+from holdfast.simulations.mutants.edits import edit
+from holdfast.simulations.mutants.mutant import Mutant, Setting
+
+_LONG: Final = Setting(
+    "calm", shape={"requests": 60}, knobs={"itl_ms": 120.0, "kv_blocks": 256, "streams_max": 16, "slots": 6}
+)
+"""Streams last for seconds, and nothing befalls anybody."""
+
+MUTANTS: Final = (
+    Mutant(
+        "stop-told",
+        "an engine is told at once that nobody wants a stream any more",
+        (
+            edit(ReplicaLink.end, ("self._connection.send(Stop(run.attempt))", "pass")),
+            edit(Fences.stopped, ("self._stopped.append((pinged, stream))", "pass")),
+        ),
+        (CANCELS,),
+        _LONG,
+    ),
+    Mutant(
+        "children-end-too",
+        "a request that is cancelled, left or out of time takes those with it that belong to it",
+        (edit(Requests._cancel, ("waiting.extend((child, PARENT, mode) for child in self._below(request))", "pass")),),
+        (CANCELS,),
+        _LONG,
+    ),
+    Mutant(
+        "children-elsewhere",
+        "gateways that have children of a request hear of its end",
+        (edit(Kinship._tell, ("self._arrived.set()", "self._waiting.clear()")),),
+        (CANCELS,),
+        _LONG,
+    ),
+)
