@@ -1,6 +1,7 @@
 # make up      install into .venv if need be, and run a cluster here (more options: make up ARGS="--engine mock")
 # make test    run the tests          make check   ruff, mypy, import-linter
 # make bench   measure throughput     make bench-faults   measure what failures cost streams (half an hour; ARGS=--quick: 10 min)
+# make bench-vanish   10,000 clients that connect and vanish: nothing of them stays
 # make bench-chaos   kill and freeze at random for half an hour, and check every token
 # make sim     run a thousand simulated clusters, and check what must hold (ARGS="--seeds 100 --scenario core")
 # make mutants   take guards out of the code one by one, and see that simulated clusters notice (some minutes)
@@ -18,7 +19,7 @@ TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: up test check bench bench-faults bench-chaos sim mutants clean
+.PHONY: up test check bench bench-faults bench-chaos bench-vanish sim mutants clean
 .NOTPARALLEL:
 
 up: $(VENV)/.installed
@@ -46,6 +47,9 @@ bench: $(VENV)/.installed-dev
 
 bench-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench faults $(ARGS)
+
+bench-vanish: $(VENV)/.installed-dev
+	$(BIN)/python -m examples.bench vanish $(ARGS)
 
 bench-chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench chaos $(ARGS)

@@ -1,4 +1,4 @@
-"""`python -m examples.bench`: what one machine can do. `make bench`, `bench-faults` and `bench-chaos` run it."""
+"""`python -m examples.bench`: what one machine can do. `make bench` and the like run it."""
 
 import typer
 
@@ -7,6 +7,7 @@ from examples.bench.faults import faults
 from examples.bench.fold import fold
 from examples.bench.recovery import recovery
 from examples.bench.throughput import throughput
+from examples.bench.vanish import vanish
 
 app = typer.Typer(help="Measure a cluster on this machine.", add_completion=False)
 app.command()(throughput)
@@ -14,6 +15,7 @@ app.command()(recovery)
 app.command()(fold)
 app.command()(faults)
 app.command()(chaos)
+app.command()(vanish)
 
 if __name__ == "__main__":
     app()

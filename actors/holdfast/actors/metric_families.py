@@ -47,6 +47,7 @@ CANCELLATIONS = GATEWAY.counter(
     unit="requests",
 )  # fmt: skip
 INFLIGHT = GATEWAY.gauge("holdfast_inflight_requests", "Requests for tokens that have no end yet.", unit="requests")
+TASKS = GATEWAY.gauge("holdfast_tasks", "Tasks of the process's event loop.", unit="tasks")
 TTFT = GATEWAY.histogram(
     "holdfast_time_to_first_token_seconds",
     "From the request's arrival to its first token.",
@@ -240,6 +241,7 @@ GATEWAYS_CONNECTED = REPLICA.gauge("holdfast_gateways_connected", "Gateways that
 STREAMS_KEPT = REPLICA.gauge(
     "holdfast_streams_kept", "Streams that ended, and are kept for gateways that may ask for them.", unit="streams"
 )
+REPLICA_TASKS = REPLICA.gauge("holdfast_tasks", "Tasks of the process's event loop.", unit="tasks")
 ENGINE_STEPS = REPLICA.counter("holdfast_engine_steps", "Steps that the engine made.", unit="steps")
 STEP_DURATION = REPLICA.histogram(
     "holdfast_engine_step_seconds",

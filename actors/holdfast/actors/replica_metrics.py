@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from holdfast.actors.engines.base import Engine
@@ -17,6 +18,7 @@ from holdfast.actors.metric_families import (
     QUEUE_TIME,
     REPLICA,
     REPLICA_INFO,
+    REPLICA_TASKS,
     RUNNING,
     STEP_DURATION,
     STREAMS_KEPT,
@@ -38,6 +40,7 @@ class ReplicaMetrics:
         self._steps = self.ledger.histogram(STEP_DURATION)
         self._queued = self.ledger.histogram(QUEUE_TIME)
         self._tokens = 0
+        self.ledger.read(REPLICA_TASKS, lambda: [((), len(asyncio.all_tasks()))])
         self.ledger.read(ENGINE_TOKENS, lambda: [((), self._tokens)])
 
     def show(self, engine: Engine, gateways: Callable[[], int], kept: Callable[[], int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from holdfast.actors.metric_families import (
     GATEWAY,
     GATEWAY_INFO,
@@ -11,6 +13,7 @@ from holdfast.actors.metric_families import (
     PROMPT_TOKENS,
     REQUEST_DURATION,
     REQUESTS,
+    TASKS,
     TTFT,
 )
 from holdfast.actors.metrics import Ledger
@@ -42,6 +45,7 @@ class Metrics:
         self.ledger = ledger or Ledger(GATEWAY)
         self._models: dict[str, ModelMetrics] = {}
         self.ledger.read(GATEWAY_INFO, lambda: [((gateway_id,), 1)])
+        self.ledger.read(TASKS, lambda: [((), len(asyncio.all_tasks()))])
         self.ledger.read(INFLIGHT, lambda: [((), self.in_flight)])
 
     def model(self, model: str) -> ModelMetrics:

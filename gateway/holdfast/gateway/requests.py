@@ -11,6 +11,7 @@ Nothing here is touched per token, and all of it is one event loop's, so there a
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal
@@ -19,6 +20,7 @@ import msgspec
 
 from holdfast.core.errors import DeadlineExceeded, Overloaded, RequestCancelled
 from holdfast.gateway.backend import Session
+from holdfast.gateway.problems import CLIENT_CLOSED_REQUEST
 
 STOP: Final = "stop"
 KILL: Final = "kill"
@@ -44,6 +46,12 @@ RETRY_AFTER_S: Final = 1.0
 
 _OUTCOMES: Final = {"cancelled": CLIENT, "slow_client": SLOW_CLIENT, "deadline": DEADLINE}
 """What a request's outcome says about why it ended, where nobody ended it by its id."""
+
+
+STATUSES: Final = {SLOW_CLIENT: 408, DEADLINE: 504}
+"""What the log calls such ends; all others are 499."""
+
+logger = logging.getLogger(__name__)
 
 
 class RequestObject(msgspec.Struct, frozen=True):
@@ -188,6 +196,8 @@ class Requests:
         stopped = request.cause == STOP or (request.cause == PARENT and outcome == "ok")
         if not request.cause and outcome in _OUTCOMES:
             self._cancel([(request, _OUTCOMES[outcome], KILL)])
+        if request.cause:
+            _log(request, stopped=stopped)
         del self._open[request]
         for id_ in request.ids:
             _discard(self._by_id, (request.owner, id_), request)
@@ -344,6 +354,14 @@ def _end(request: OpenRequest, cause: str, mode: Mode) -> None:
         session.fail(parent_cancelled(request.parent))
     else:
         session.fail(RequestCancelled("The request was cancelled by its id.", "request_cancelled"))
+
+
+def _log(request: OpenRequest, *, stopped: bool) -> None:
+    """A line about a request that ended before its end, with the status that stands for that."""
+    status = 200 if stopped else STATUSES.get(request.cause, CLIENT_CLOSED_REQUEST)
+    tokens = request.session.completion_tokens if request.session is not None else 0
+    took_s = asyncio.get_running_loop().time() - request.began_s
+    logger.info("request %s: %d (%s) after %d tokens, %.3f s", request.id, status, request.cause, tokens, took_s)
 
 
 def _discard(index: dict[tuple[str, str], dict[OpenRequest, None]], key: tuple[str, str], request: OpenRequest) -> None:

@@ -189,7 +189,10 @@ async def test_all_choices_of_a_request_end_together(site: Site) -> None:
     assert sorted(ends) == [0, 1, 2, 3]
 
 
-async def test_a_client_that_leaves_frees_the_engine_and_its_request_is_remembered(site: Site) -> None:
+async def test_a_client_that_leaves_frees_the_engine_and_its_request_is_remembered(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="holdfast.gateway.requests")
     replica = await site_of(site)
     async with Gateways(site) as gateways:
         app = await gateways.start("g")
@@ -200,6 +203,7 @@ async def test_a_client_that_leaves_frees_the_engine_and_its_request_is_remember
         await pending.answer()
         assert (await cancelled(app, "mine")).json["cause"] == "client"
         assert app.requests.cancellations == {("tiny", "client"): 1}
+    assert "request mine: 499 (client) after " in caplog.text
 
 
 # --- whose they are -------------------------------------------------------------------------------------

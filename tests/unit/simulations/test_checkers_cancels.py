@@ -34,9 +34,9 @@ def child_of(run: Run, number: int, parent: int) -> Request:
     """A request that belongs to another, and whose engine goes on."""
     child = answered(number, upto=2, parent=parent)
     child.asked_s, child.deadline_s, child.last_s = 19.0, 29.0, 19.8
-    child.tries[0].at_s = 19.0
+    child.tries[0].at_s = 19.0 + (number - 7) / 4
     run.history.request(child)
-    run.history.attempt(19.2, "app.tiny.2", child.prompt, 0).last_s = 24.0
+    run.history.attempt(child.tries[0].at_s, "app.tiny.2", child.prompt, 0).last_s = 24.0
     child.ended(OVER_S, ERROR, "parent_cancelled")
     return child
 
@@ -55,6 +55,12 @@ def test_one_that_goes_on_for_what_belongs_to_it_is_found_at_any_depth() -> None
     child_of(run, 9, 8)
     found = only(broken(run), "cancels").splitlines()
     assert [line.split("and request ")[1].split(",")[0] for line in found] == ["8", "9"]
+
+
+def test_a_child_that_came_before_its_parent_may_go_on() -> None:
+    run, _ = ended()
+    child_of(run, 8, 7).tries[0].at_s = 19.0
+    assert broken(run) == []
 
 
 def test_one_that_goes_on_after_its_client_left_or_its_time_was_over_is_found() -> None:

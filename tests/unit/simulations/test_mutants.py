@@ -16,6 +16,7 @@ from holdfast.actors.replica import Replica
 from holdfast.core import events as ev
 from holdfast.core.detector import LeaseEvidence
 from holdfast.core.errors import DeadlineExceeded, Overloaded
+from holdfast.core.frames import Stop
 from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.placement import occupancy
 from holdfast.core.ports import LogEntry
@@ -25,8 +26,12 @@ from holdfast.gateway.asking import ask_completion
 from holdfast.gateway.backend import DEFAULT_CLAIM
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.http_settings import HttpSettings
+from holdfast.gateway.kinship import Kinship
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_settings import LinkSettings
+from holdfast.gateway.peers import Answer as PeerAnswer
+from holdfast.gateway.peers import Peers
+from holdfast.gateway.requests import OpenRequest, Requests
 from holdfast.gateway.resuming import Resume, resumed
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.serving_settings import ServingSettings
@@ -364,6 +369,55 @@ async def _no_room() -> None:
     assert not link.room
 
 
+@virtual_time
+async def _told_to_stop() -> None:
+    link, run, sent = _link(), _run(), list[object]()
+    link._connection = cast(Any, SimpleNamespace(send=sent.append))
+    run.name, run.ordinal = "s", 1
+    attempt = link._take(run)
+    link.end(run)
+    assert sent == [Stop(attempt)]
+    assert len(link._fences) == 1
+
+
+@virtual_time
+async def _takes_with_it() -> None:
+    requests, ended = Requests("g"), list[str]()
+    for name, parent in (("p", ""), ("c", "p")):
+        request = OpenRequest(name, "", "", None, 0.0, 60.0)
+        request.parent = parent
+        session = SimpleNamespace(
+            timeout_s=60.0,
+            replicas=[],
+            prompt_tokens=0,
+            completion_tokens=0,
+            fail=lambda _cause, name=name: ended.append(name),
+        )
+        requests.opened(request, "", "m", cast(Any, session))
+    requests.cancel("", "p", "kill")
+    assert ended == ["p", "c"]
+
+
+@virtual_time
+async def _tells_others() -> None:
+    asked: list[str] = []
+
+    async def noted(method: str, url: str, _headers: object, _timeout_s: float) -> PeerAnswer:
+        asked.append(f"{method} {url}")
+        return PeerAnswer(200, b"{}")
+
+    requests = Requests("g")
+    kinship = Kinship(requests, Peers("g", lambda: {"g": "http://g", "h": "http://h"}, cast(Any, noted)))
+    request = OpenRequest("p", "", "", None, 0.0, 60.0)
+    request.elsewhere.add("h")
+    running = asyncio.create_task(kinship.run())
+    await settle()
+    requests.tell(request, "kill")
+    await settle()
+    running.cancel()
+    assert asked == ["DELETE http://h/v1/requests/p?mode=kill&told=children"]
+
+
 def _notices() -> None:
     assert _link()._lost_touch(cast(Any, SimpleNamespace(last_received_s=0.0)), 100.0)
 
@@ -461,6 +515,9 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "start-pause": test_reconcile.test_failed_starts_are_tried_again_after_longer_and_longer_waits,
     "lost-gateways": lambda: test_reconcile.test_a_gateway_whose_lease_expired_is_given_up_once(False),
     **STREAM_WITNESSES,
+    "stop-told": _told_to_stop,
+    "children-end-too": _takes_with_it,
+    "children-elsewhere": _tells_others,
 }
 
 

@@ -17,8 +17,10 @@ from holdfast.simulations.work.clients import record_of
 from holdfast.simulations.work.items import (
     MODELS,
     OPERATIONS,
+    PARENT_WITHIN_S,
     WORK_FROM_S,
     Ask,
+    Cancel,
     Operation,
     WorkItem,
     body_of,
@@ -146,3 +148,18 @@ def test_the_first_application_has_the_scenarios_replicas() -> None:
         application = first_application(scenario, Knobs())
         assert sum(deployment.num_replicas for deployment in application.deployments) == scenario.replicas
         assert [deployment.name for deployment in application.deployments] == list(MODELS)
+
+
+def test_some_belong_to_others_some_have_little_time_and_some_are_cancelled() -> None:
+    cancels = [item for seed in range(RUNS) for item in work_of(seed) if isinstance(item, Cancel)]
+    assert {item.mode for item in cancels} == {"stop", "kill"}
+    assert 0.1 < len(cancels) / len(asks()) < 0.3
+    assert 0.05 < sum(ask.timeout_s > 0 for ask in asks()) / len(asks()) < 0.2
+    for seed in range(RUNS):
+        at_s = {item.number: item.at_s for item in work_of(seed) if isinstance(item, Ask)}
+        for item in work_of(seed):
+            if isinstance(item, Ask) and item.parent >= 0:
+                assert 0 <= at_s[item.number] - at_s[item.parent] <= PARENT_WITHIN_S
+            elif isinstance(item, Cancel):
+                assert item.at_s > at_s[item.ask]
+    assert 0.1 < sum(ask.parent >= 0 for ask in asks()) / len(asks()) < 0.35

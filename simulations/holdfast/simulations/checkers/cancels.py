@@ -13,6 +13,9 @@ CANCELS: Final = "cancels"
 STOPS_S: Final = 2.0
 """So long after its end a request's engines may still draw tokens (seconds): gateways and replicas have to be told."""
 
+OPENS_S: Final = 0.2
+"""So long a request may take to get to its gateway (seconds)."""
+
 CALM_S: Final = 4.0
 """What befell anybody less than so long before the end, in seconds, may have kept a gateway from telling."""
 
@@ -29,20 +32,27 @@ def cancels(history: History) -> list[Violation]:
     for request in history.requests:
         for over_s, why in _ends(history, request):
             if over_s + STOPS_S <= history.ended_s and _calm(history, over_s):
-                for one in [request, *below(history, request.id)]:
+                for one in [request, *below(history, request)]:
                     found += _goes_on(one, over_s, f"{why} at {over_s:.3f} s", is_child=one is not request)
     return found
 
 
-def below(history: History, number: int) -> list[Request]:
-    """All requests that belong to this one, to any depth."""
+def below(history: History, request: Request) -> list[Request]:
+    """All requests that belong to this one, to any depth, and came after the one that they belong to."""
     found: dict[int, Request] = {}
-    parents = {number}
+    parents = [request]
     while parents:
-        children = {one.id: one for one in history.requests if one.parent in parents and one.id not in found}
-        found.update(children)
-        parents = set(children)
-    return [one for one in found.values() if one.id != number]
+        parent = parents.pop()
+        for one in history.requests:
+            if one.parent == parent.id and one.id not in found and _came_after(one, parent):
+                found[one.id] = one
+                parents.append(one)
+    return [one for one in found.values() if one is not request]
+
+
+def _came_after(child: Request, parent: Request) -> bool:
+    """Whether the parent was open for sure when the child came: no other gateway can know of a child before."""
+    return bool(child.tries and parent.tries) and child.tries[0].at_s >= parent.tries[0].at_s + OPENS_S
 
 
 def above(history: History, request: Request) -> set[int]:

@@ -47,6 +47,9 @@ POISON_DEADLINE_S: Final = 10.0
 WORK_FROM_S: Final = 3.0
 """Before that nobody asks for anything: the cluster starts."""
 
+PARENT_WITHIN_S: Final = 3.0
+"""Requests belong to others that were asked no longer ago."""
+
 BURST_S: Final = 0.2
 WORDS: Final = ("hold", "fast", "every", "stream", "through", "any", "one", "failure", "until", "it", "ends")
 
@@ -111,7 +114,8 @@ def draw_work(rng: Random, scenario: Scenario) -> tuple[WorkItem, ...]:
     """The work of a run, by its times."""
     operators, clients = Random(rng.getrandbits(64)), Random(rng.getrandbits(64))
     cancellers = Random(rng.getrandbits(64))
-    asks = [_with_ties(cancellers, ask) for ask in _asks(clients, scenario)]
+    drawn = sorted(_asks(clients, scenario), key=lambda ask: ask.at_s)
+    asks = [_with_ties(cancellers, ask, drawn[:at]) for at, ask in enumerate(drawn)]
     work: list[WorkItem] = [*_operations(operators, scenario), *asks, *_cancels(cancellers, asks)]
     return tuple(sorted(work, key=lambda item: (item.at_s, item.number)))
 
@@ -224,11 +228,12 @@ def _with_habits(rng: Random, ask: Ask) -> Ask:
     return ask
 
 
-def _with_ties(rng: Random, ask: Ask) -> Ask:
-    """Some belong to an earlier one, and some are given little time. As much is drawn for each."""
+def _with_ties(rng: Random, ask: Ask, before: list[Ask]) -> Ask:
+    """Some belong to one that was asked not long ago, and some are given little time. As much is drawn for each."""
     parent, timeout_s, tie, haste = rng.random(), rng.uniform(0.2, 5.0), rng.random(), rng.random()
-    if tie < 0.2 and ask.number:
-        ask = msgspec.structs.replace(ask, parent=int(parent * ask.number))
+    recent = [one for one in before if ask.at_s - one.at_s <= PARENT_WITHIN_S]
+    if tie < 0.3 and recent:
+        ask = msgspec.structs.replace(ask, parent=recent[int(parent * len(recent))].number)
     return msgspec.structs.replace(ask, timeout_s=timeout_s) if haste < 0.12 else ask
 
 

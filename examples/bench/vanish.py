@@ -1,0 +1,310 @@
+"""Clients that connect and vanish at random moments: `python -m examples.bench vanish`, `make bench-vanish`.
+
+Each client gets as far as chance lets it (a connection, half a head, half a body, a request, a prompt that is being
+read, a few tokens) and is gone, by closing its connection or by resetting it. Afterwards everything must be as before:
+KV blocks, requests and streams at none, and the processes' tasks, open files and memory where they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import socket
+import struct
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, Final
+
+import msgspec
+import psutil
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.table import Table
+
+from examples.bench.cluster import own_cluster
+
+AT_ONCE: Final = 200
+"""So many clients at the same time."""
+
+SETTLE_TIMEOUT_S: Final = 30.0
+SETTLE_LOOK_S: Final = 0.25
+"""How long what clients left may take to be gone, and how often that is looked at (seconds)."""
+
+CONNECT_TIMEOUT_S: Final = 20.0
+READ_TIMEOUT_S: Final = 20.0
+DAWDLE_MAX_S: Final = 0.1
+"""A client waits up to so long before it vanishes, where it waits for nothing else (seconds)."""
+
+PROMPT_WORDS: Final = 3_000
+ANSWER_TOKENS: Final = 400
+ANSWER_BYTES: Final = 40_000
+
+WARM_PART: Final = 0.1
+"""Before anything is measured, this part of the clients warm the processes up: what they need once, they have then."""
+
+ENGINE_ARGS: Final = {"itl_ms": 5, "prefill_tokens_per_s": 400_000, "kv_blocks": 16_384}
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class Moment(StrEnum):
+    """When a client vanishes."""
+
+    CONNECTED = "connected"
+    HEAD = "in the head"
+    BODY = "in the body"
+    ASKED = "asked"
+    PROMPT = "prompt is read"
+    ANSWER = "in the answer"
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One process at one time. `kv_blocks` and `streams` are a replica's, `requests` a gateway's."""
+
+    files: int
+    tasks: int
+    memory_mib: float
+    kv_blocks: int = 0
+    streams: int = 0
+    requests: int = 0
+
+    def is_back(self, before: Sample) -> bool:
+        """Whether nothing of any client is left, but for memory, of which more has to be said than yes or no."""
+        nothing = (self.kv_blocks, self.streams, self.requests) == (0, 0, 0)
+        return nothing and self.files <= before.files and self.tasks <= before.tasks
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What clients that vanished did to one process."""
+
+    process: str
+    before: Sample
+    peak: Sample
+    after: Sample
+
+    @property
+    def grown_mib(self) -> float:
+        """How much more memory it has than before."""
+        return self.after.memory_mib - self.before.memory_mib
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How many clients vanished when, in how much time, and what is left of it."""
+
+    clients: int
+    moments: dict[str, int]
+    took_s: float
+    rows: list[Row]
+
+    @property
+    def is_back(self) -> bool:
+        """Whether all processes are as before."""
+        return all(row.after.is_back(row.before) for row in self.rows)
+
+
+class Watched:
+    """A process of the cluster that shows its metrics at a port."""
+
+    def __init__(self, name: str, process: psutil.Process, port: int) -> None:
+        self.name = name
+        self._process = process
+        self._port = port
+
+    def sample(self) -> Sample:
+        """How it stands."""
+        told: dict[str, float] = {}
+        for family in text_string_to_metric_families(_get(self._port, "/metrics")):
+            for one in family.samples:
+                if one.labels.get("state", "used") == "used":
+                    told[one.name] = told.get(one.name, 0.0) + one.value
+        return Sample(
+            self._process.num_fds(),
+            int(told["holdfast_tasks"]),
+            round(self._process.memory_info().rss / 2**20, 1),
+            int(told.get("holdfast_kv_blocks", 0)),
+            int(told.get("holdfast_num_requests_running", 0) + told.get("holdfast_num_requests_waiting", 0)),
+            int(told.get("holdfast_inflight_requests", 0)),
+        )
+
+
+def watched_below(root: psutil.Process) -> list[Watched]:
+    """The gateways and replicas among a process's descendants."""
+    found = []
+    for process in root.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if "holdfast.actors.replica_main" in command:
+                found.append(Watched(f"replica {command[-1]}", process, _metrics_port(process)))
+            elif "gateway" in command:
+                found.append(Watched("gateway", process, _metrics_port(process)))
+    return sorted(found, key=lambda one: one.name)
+
+
+def _metrics_port(process: psutil.Process) -> int:
+    """Of the ports that it listens on, the one that answers HTTP."""
+    for connection in process.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN:
+            with contextlib.suppress(OSError, ValueError):
+                _get(connection.laddr.port, "/live")
+                return int(connection.laddr.port)
+    raise SystemExit(f"process {process.pid} shows its metrics nowhere")
+
+
+def _get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+# --- clients --------------------------------------------------------------------------------------------
+
+
+async def vanish_all(port: int, model: str, clients: int, seed: int, at_once: int = AT_ONCE) -> dict[str, int]:
+    """Let so many clients connect and vanish; how many did at which moment."""
+    rng = random.Random(seed)
+    places = asyncio.Semaphore(at_once)
+    moments = [rng.choice(list(Moment)) for _ in range(clients)]
+
+    async def one(number: int) -> None:
+        async with places:
+            await _client(port, model, moments[number], random.Random(f"{seed}/{number}"))
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(clients):
+            group.create_task(one(number))
+    return {moment.value: moments.count(moment) for moment in Moment}
+
+
+async def _client(port: int, model: str, moment: Moment, rng: random.Random) -> None:
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        sent = _request(model, moment, rng)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            writer.write(sent)
+            await writer.drain()
+            if moment is Moment.ANSWER:
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    await _read(reader, rng.randrange(1, ANSWER_BYTES))
+            else:
+                await asyncio.sleep(rng.uniform(0, DAWDLE_MAX_S))
+    finally:
+        _leave(writer, resets=rng.random() < 0.5)
+
+
+def _request(model: str, moment: Moment, rng: random.Random) -> bytes:
+    """As much of a request as the client sends."""
+    words = PROMPT_WORDS if moment is Moment.PROMPT else rng.randrange(1, 50)
+    body = {"model": model, "prompt": "word " * words, "max_tokens": ANSWER_TOKENS, "ignore_eos": True}
+    body |= {"stream": rng.random() < 0.8, "n": rng.choice((1, 1, 1, 2))}
+    data = json.dumps(body).encode()
+    fields = ["POST /v1/completions HTTP/1.1", "host: bench", "content-type: application/json"]
+    head = "\r\n".join([*fields, f"content-length: {len(data)}", "", ""]).encode()
+    match moment:
+        case Moment.CONNECTED:
+            return b""
+        case Moment.HEAD:
+            return head[: rng.randrange(1, len(head))]
+        case Moment.BODY:
+            return head + data[: rng.randrange(len(data))]
+        case _:
+            return head + data
+
+
+async def _read(reader: asyncio.StreamReader, count: int) -> None:
+    while count > 0:
+        data = await reader.read(min(count, 4096))
+        if not data:
+            return
+        count -= len(data)
+
+
+def _leave(writer: asyncio.StreamWriter, *, resets: bool) -> None:
+    """Close the connection, or reset it, as a kernel does for a process that was killed with data unread."""
+    if resets:
+        connection: socket.socket = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        writer.transport.abort()
+    else:
+        writer.close()
+
+
+# --- measuring ------------------------------------------------------------------------------------------
+
+
+def measure(watched: Sequence[Watched], port: int, model: str, clients: int, seed: int) -> Report:
+    """Warm up, look, let clients vanish, wait until everything is back (or the time for that is over), look again."""
+    asyncio.run(vanish_all(port, model, max(20, int(clients * WARM_PART)), seed + 1))
+    _settle(watched, lambda sample, _at: sample.is_back(msgspec.structs.replace(sample)))
+    before = [one.sample() for one in watched]
+    began_s = time.monotonic()
+    moments, peaks = asyncio.run(_vanish_and_look(watched, port, model, clients, seed))
+    took_s = time.monotonic() - began_s
+    after = _settle(watched, lambda sample, at: sample.is_back(before[at]))
+    rows = [Row(one.name, *samples) for one, *samples in zip(watched, before, peaks, after, strict=True)]
+    return Report(clients, moments, round(took_s, 2), rows)
+
+
+async def _vanish_and_look(
+    watched: Sequence[Watched], port: int, model: str, clients: int, seed: int
+) -> tuple[dict[str, int], list[Sample]]:
+    """As `vanish_all`, with the most that was seen of each process meanwhile."""
+    vanishing = asyncio.create_task(vanish_all(port, model, clients, seed))
+    peaks = [one.sample() for one in watched]
+    while not vanishing.done():
+        samples = [await asyncio.to_thread(one.sample) for one in watched]
+        peaks = [_most(peak, sample) for peak, sample in zip(peaks, samples, strict=True)]
+        await asyncio.wait([vanishing], timeout=SETTLE_LOOK_S)
+    return vanishing.result(), peaks
+
+
+def _most(one: Sample, other: Sample) -> Sample:
+    return Sample(*map(max, msgspec.structs.astuple(one), msgspec.structs.astuple(other)))
+
+
+def _settle(watched: Sequence[Watched], is_back: Callable[[Sample, int], bool]) -> list[Sample]:
+    """What the processes come to, once all are back or time is over."""
+    deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        samples = [one.sample() for one in watched]
+        if all(is_back(sample, at) for at, sample in enumerate(samples)) or time.monotonic() > deadline_s:
+            return samples
+        time.sleep(SETTLE_LOOK_S)
+
+
+def table(report: Report) -> Table:
+    """The report for people: before, most seen, after."""
+    title = f"{report.clients:,} clients that vanished, in {report.took_s:g} s"
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("PROCESS", "REQUESTS", "STREAMS", "KV BLOCKS", "TASKS", "OPEN FILES", "MEMORY, MiB"):
+        made.add_column(name, justify="left" if name == "PROCESS" else "right")
+    for row in report.rows:
+        cells = []
+        for field in ("requests", "streams", "kv_blocks", "tasks", "files", "memory_mib"):
+            cells.append(" / ".join(f"{getattr(sample, field):g}" for sample in (row.before, row.peak, row.after)))
+        made.add_row(row.process, *cells)
+    return made
+
+
+def vanish(
+    clients: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many clients.")] = 10_000,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Replicas of the cluster that is started.")] = 2,
+    seed: Annotated[int, typer.Option(help="What clients do follows from it.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Let clients connect and vanish at random moments, and see that nothing of them is left: before / most / after."""
+    with own_cluster("mock", replicas, json.dumps(ENGINE_ARGS)) as port:
+        report = measure(watched_below(psutil.Process()), port, "mock", clients, seed)
+    if as_json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        console = Console(width=150)
+        console.print(table(report))
+        console.print("They vanished: " + ", ".join(f"{count:,} {moment}" for moment, count in report.moments.items()))
+        grown = ", ".join(f"{row.process} {row.grown_mib:+.1f} MiB" for row in report.rows)
+        console.print(f"{'Everything is back' if report.is_back else 'NOT everything is back'}; memory: {grown}")
+    if not report.is_back:
+        raise SystemExit(1)
