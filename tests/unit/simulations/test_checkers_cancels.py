@@ -165,3 +165,17 @@ def test_a_whole_answer_that_was_stopped_ends_between_two_tokens() -> None:
         request.events[1:] = [("finish", 0, "stop", ""), ("usage", 0, "", "")]
         request.usage = (5, used)
         assert (broken(run) == []) == is_right, text
+
+
+def test_what_may_have_become_a_stop_string_is_there_where_it_was_stopped_before() -> None:
+    plain = answered(7, upto=2)
+    texts = [text for kind, _choice, text, _id in plain.events if kind == "token"]
+    run, request = stopped(stops=(texts[1][-2:] + "never",))
+    assert broken(run) == []
+    for cut, is_right in ((texts[1], True), (texts[1][:-3], False)):
+        # The string would have been complete with the third token.
+        third = " ".join(["", *answered(7).events[2][2].split()])
+        run, request = stopped(stops=(texts[1][-2:] + third[:3],))
+        kind, choice, _text, event_id = request.events[1]
+        request.events[1] = (kind, choice, cut, event_id)
+        assert (broken(run) == []) == is_right, cut

@@ -59,10 +59,15 @@ _TEXTS: Final = tuple(f" {word}" for word in WORDS)
 
 
 class Due(NamedTuple):
-    """What one choice must be: a piece of text for each token, and why it ends."""
+    """What one choice must be: a piece of text for each token, and why it ends.
+
+    `drawn` is what the engine says, stop strings or not: one that is stopped before such a string is complete has what
+    may have become its beginning.
+    """
 
     pieces: list[str]
     finish: str
+    drawn: list[str]
 
 
 def due_of(request: Request, seed: int) -> list[Due]:
@@ -80,8 +85,8 @@ def _due(request: Request, seed: int) -> Due:
             text += piece
             found = [place for stop in request.stops if (place := text.find(stop)) >= 0]
             if found:
-                return Due(_cut(pieces[: at + 1], min(found)), FINISH_STOP)
-    return Due(pieces, FINISH_LENGTH if request.max_tokens else FINISH_STOP)
+                return Due(_cut(pieces[: at + 1], min(found)), FINISH_STOP, pieces[: at + 1])
+    return Due(pieces, FINISH_LENGTH if request.max_tokens else FINISH_STOP, pieces)
 
 
 def _cut(pieces: list[str], characters: int) -> list[str]:
@@ -208,18 +213,18 @@ class _Delivered:
         pieces, at = self._due[choice].pieces, self._counts[choice]
         if at >= len(pieces):
             raise _Wrong(f"choice {choice}: token {at} {text!r} came, and {len(pieces)} tokens are all")
-        if text != pieces[at]:
+        if text != pieces[at] and not (self._stopped and text == self._due[choice].drawn[at]):
             around = "".join(pieces[max(0, at - 3) : at + 4])
             raise _Wrong(f"choice {choice}: token {at} is {text!r}, and must be {pieces[at]!r}, in {around!r}")
         self._counts[choice] = at + 1
         self._expect_id()
 
     def _whole(self, choice: int, text: str) -> None:
-        pieces = self._due[choice].pieces
+        pieces, drawn = self._due[choice].pieces, self._due[choice].drawn
         due = "".join(pieces)
-        if text != due and not (self._stopped and due.startswith(text)):
+        if text != due and not (self._stopped and "".join(drawn).startswith(text)):
             raise _Wrong(f"choice {choice} is {text!r}, and must be {due!r}")
-        self._counts[choice] = len(pieces) if text == due else _tokens(pieces, text)
+        self._counts[choice] = len(pieces) if text == due else _tokens(drawn, text)
 
     def _finish(self, choice: int, reason: str) -> None:
         due = self._due[choice]
@@ -240,6 +245,8 @@ def _tokens(pieces: list[str], text: str) -> int:
         if length == len(text):
             return count
         length += len(piece)
+    if length == len(text):
+        return len(pieces)
     raise _Wrong(f"it ends within a token: {text!r}")
 
 
