@@ -21,14 +21,25 @@ from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession, check_name_free
 from holdfast.actors.node_metrics import NodeMetrics
 from holdfast.actors.reach import LogReach
-from holdfast.actors.specification import Draining, Failed, Ready, ReplicaSpecification, StopOrder, decode_report
+from holdfast.actors.replica_watch import ReplicaWatch
+from holdfast.actors.specification import (
+    Checked,
+    Draining,
+    Failed,
+    Ready,
+    ReplicaSpecification,
+    StopOrder,
+    decode_report,
+    specify,
+)
 from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.actors.writer import DecisionWriter, FactWriter
-from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaState, ReplicaStatus
+from holdfast.core.cluster import ClusterState, DeploymentState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.drains import may_be_relieved
 from holdfast.core.errors import HoldfastError, LogUnavailable, WorldFailure
 from holdfast.core.events import (
+    Fact,
     NodeJoined,
     NodeLeft,
     NodeLost,
@@ -89,8 +100,9 @@ class NodeSettings(msgspec.Struct, frozen=True):
 class _Child:
     """A replica process from its launch to its end."""
 
-    def __init__(self, specification: ReplicaSpecification) -> None:
+    def __init__(self, specification: ReplicaSpecification, watch: ReplicaWatch) -> None:
         self.specification = specification
+        self.watch = watch
         self.process: Process | None = None
         self.stopping = asyncio.Event()
         self.started_s = 0.0
@@ -285,27 +297,41 @@ class Node:
         return True
 
     def _start(self, group: asyncio.TaskGroup, state: ClusterState, replica: ReplicaState) -> bool:
-        application = state.applications.get(replica.application)
-        deployment = application.deployments.get(replica.deployment) if application else None
+        deployment = self._deployment_of(replica)
         if deployment is None or self._leaving:
             return False
-        specification = ReplicaSpecification(
-            cluster=self._identity.cluster,
+        identity, settings = self._identity, self._settings
+        specification = specify(
+            deployment.config,
+            cluster=identity.cluster,
             replica=replica.id,
-            model=deployment.config.name,
-            host=self._settings.host,
-            engine=deployment.config.engine,
-            graceful_shutdown_timeout_s=deployment.config.graceful_shutdown_timeout_s,
-            heartbeat_interval_s=self._settings.heartbeat_interval_s,
-            engine_stall_timeout_s=deployment.config.engine_stall_timeout_s,
-            system_port_first=self._settings.system_port_first,
-            drain=deployment.config.drain,
-            otlp_endpoint=self._settings.otlp_endpoint,
+            host=settings.host,
+            heartbeat_interval_s=settings.heartbeat_interval_s,
+            system_port_first=settings.system_port_first,
+            otlp_endpoint=settings.otlp_endpoint,
         )
-        child = self._children[replica.id] = _Child(specification)
+        watch = ReplicaWatch(
+            identity.cluster,
+            identity.name,
+            replica.id,
+            lambda: self._deployment_of(replica),
+            lambda fact, cause: self._tell_of(replica.id, fact, cause),
+        )
+        child = self._children[replica.id] = _Child(specification, watch)
         self._childless.clear()
         group.create_task(self._run_replica(child, replica.event))
         return True
+
+    def _deployment_of(self, replica: ReplicaState) -> DeploymentState | None:
+        """As the log has it now."""
+        application = self._follower.state.applications.get(replica.application)
+        return application.deployments.get(replica.deployment) if application else None
+
+    def _tell_of(self, replica: str, fact: Fact, cause: str) -> None:
+        """Tell the log of a replica's health, unless it is to end anyway."""
+        child = self._children.get(replica)
+        if child is not None and not child.stopping.is_set():
+            self._facts.record(fact, cause)
 
     def _disown(self, replica: ReplicaState) -> None:
         """It was told to stop before this node had read that it should start: nobody else can say that it is gone."""
@@ -331,8 +357,10 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 reports = group.create_task(self._read_reports(child, process, started))
                 stopper = group.create_task(self._stop_when_told(child, process))
+                watching = group.create_task(child.watch.run())
                 status = await process.wait()
                 stopper.cancel()
+                watching.cancel()
                 # A child of the replica may hold the pipe open; what it reported is here by now.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(reports), REPORTS_TIMEOUT_S)
@@ -359,13 +387,15 @@ class Node:
             if isinstance(report, Ready):
                 name, address = child.specification.replica, self._reached_at(report.address)
                 ready = ReplicaReady(name, self._identity.name, address, report.info, report.system_port)
-                self._facts.record(ready, started)
+                child.watch.ready(report.address, self._facts.record(ready, started))
                 self._metrics.ready(asyncio.get_running_loop().time() - child.started_s)
             elif isinstance(report, Failed):
                 child.message = report.message
             elif isinstance(report, Draining):
                 child.drains_itself = True
                 self._facts.record(ReplicaDraining(child.specification.replica, self._identity.name), started)
+            elif isinstance(report, Checked):
+                child.watch.checked(report.message)
             else:
                 fenced = StreamsFenced(self._identity.name, child.specification.replica, report.gateway, report.streams)
                 self._facts.note(fenced, started)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
+from holdfast.actors.health import HealthChecks, warm_up
 from holdfast.actors.held import HeldStreams, Peer, until_s
 from holdfast.actors.replica_metrics import ReplicaMetrics
 from holdfast.actors.specification import Fenced, ReplicaSpecification, Report
@@ -35,6 +36,7 @@ from holdfast.core.frames import (
     Heartbeat,
     Hello,
     Ping,
+    Pulse,
     Refused,
     Release,
     Start,
@@ -67,9 +69,8 @@ STOOD_STILL_S = 0.75
 
 STALL_STEPS = 64
 STALL_FACTOR = 10
-STALL_FIRST_S = 60.0
 """An engine hangs if a step takes over `engine_stall_timeout_s`, and over `STALL_FACTOR` times the longest of the
-last `STALL_STEPS`. Its first steps may take `STALL_FIRST_S`: devices warm up, kernels are compiled."""
+last `STALL_STEPS`. Its first steps, if it has not warmed up, may take `engine_first_step_timeout_s`."""
 
 STALL_FIRST_STEPS = 3
 
@@ -124,6 +125,7 @@ class Replica:
         self._engine = engine
         self._report = report
         self._peers: dict[Connection, Peer] = {}
+        self._probes: dict[Connection, Peer] = {}
         self._held = HeldStreams()
         self._fenced: Counter[str] = Counter()
         self._starts: deque[_Arrived] = deque()
@@ -133,6 +135,7 @@ class Replica:
         self._step_began_s: float | None = None
         self._step_times_s: deque[float] = deque(maxlen=STALL_STEPS)
         self._steps = 0
+        self._token_s = asyncio.get_running_loop().time()
         self._work = asyncio.Event()
         self._stepping = asyncio.Event()
         self._sockets = 0
@@ -144,13 +147,25 @@ class Replica:
         self._draining = False
         self._dismissed = False
         self._traces = traces
+        self._warming = False
+        self._checks = HealthChecks(engine, specification, report)
         self.metrics = metrics or ReplicaMetrics(specification.replica, specification.model)
         self.metrics.show(engine, lambda: len(self._peers), lambda: len(self._held.shelf))
 
     @property
     def reasons(self) -> list[str]:
-        """Why it takes nothing new; empty while it does."""
-        return ["the replica is draining"] if self._draining else []
+        """Why it takes nothing new, or serves badly; empty while it is well."""
+        found = ["the engine is making its first tokens"] if self._warming else []
+        found += ["the replica is draining"] if self._draining else []
+        return found + ([self._checks.failing] if self._checks.failing else [])
+
+    async def warm_up(self) -> bool:
+        """Let the engine make its first tokens before anybody asks for one. Raises `NoToken`."""
+        self._warming = True
+        if await warm_up(self._engine, self._specification):
+            self._steps = STALL_FIRST_STEPS
+        self._warming = False
+        return True
 
     async def listen(self) -> tuple[asyncio.Server, str]:
         """Open the replica's socket; the server and its address."""
@@ -166,6 +181,7 @@ class Replica:
             group.create_task(self._step_loop())
             group.create_task(self._heartbeat_loop())
             group.create_task(self._watch_engine())
+            group.create_task(self._checks.run())
 
     async def drain(self) -> None:
         """Take nothing new, and wait until all streams ended or went elsewhere.
@@ -199,12 +215,16 @@ class Replica:
         return connection
 
     def _cut_stranger(self, connection: Connection) -> None:
-        if connection not in self._peers:
+        if self._peer_of(connection) is None:
             connection.abort()
+
+    def _peer_of(self, connection: Connection) -> Peer | None:
+        """Who said Hello on it: a gateway, or a probe."""
+        return self._peers.get(connection) or self._probes.get(connection)
 
     def _on_body(self, connection: Connection, body: bytes) -> None:
         frame = decode_from_gateway(body)
-        peer = self._peers.get(connection)
+        peer = self._peer_of(connection)
         if isinstance(frame, Hello):
             self._greet(connection, frame)
         elif peer is None:
@@ -217,6 +237,8 @@ class Replica:
             self._enqueue(peer, frame)
         elif isinstance(frame, Ping):
             peer.heard = frame.number
+            if peer.connection in self._probes:
+                self._tell_pulse(peer)
         elif isinstance(frame, Stop):
             self._stop(peer, frame.attempt)
         elif isinstance(frame, Fence):
@@ -242,12 +264,14 @@ class Replica:
         theirs = (hello.protocol, hello.cluster, hello.replica)
         if mine != theirs:
             raise WrongReplica(f"gateway {hello.gateway} looks for {theirs}, this is {mine}")
-        if connection in self._peers:
+        if self._peer_of(connection) is not None:
             raise PeerViolation(f"gateway {hello.gateway} said Hello twice")
-        self._peers[connection] = Peer(connection, hello.gateway)
+        (self._probes if hello.probe else self._peers)[connection] = Peer(connection, hello.gateway)
         connection.introduced()
-        self._deserted.clear()
         connection.send(Welcome(PROTOCOL_VERSION, self._specification.replica, self._engine.info))
+        if hello.probe:
+            return
+        self._deserted.clear()
         connection.send(Heartbeat(self._engine.load(), self._draining, 0, self._dismissed))
 
     def _enqueue(self, peer: Peer, start: Start) -> None:
@@ -283,7 +307,7 @@ class Replica:
     def _on_lost(self, connection: Connection) -> None:
         """The gateway is gone; its streams go on if they have names."""
         self._sockets -= 1
-        peer = self._peers.pop(connection, None)
+        peer = self._peers.pop(connection, None) or self._probes.pop(connection, None)
         if peer is None:
             return
         self._held.lost(peer, connection.loop.time())
@@ -348,7 +372,7 @@ class Replica:
             peer.connection.send(Refused(start.attempt, refusal.code, refusal.message, refusal.param, retry))
         else:
             self._live.add(key)
-            wanted = peer.connection in self._peers and self._admitting is not None
+            wanted = self._peer_of(peer.connection) is not None and self._admitting is not None
             if wanted and self._held.begin(key, peer, start, prompt_tokens, arrived.until_s):
                 peer.connection.send(Admitted(start.attempt, prompt_tokens))
         finally:
@@ -366,7 +390,8 @@ class Replica:
             if traces is not None and span is not None:
                 traces.refused(span, refusal.code)
             raise
-        self.metrics.admitted(now_s() - arrived.at_s, prompt_tokens)
+        if arrived.peer.connection not in self._probes:
+            self.metrics.admitted(now_s() - arrived.at_s, prompt_tokens)
         if traces is not None and span is not None:
             traces.admitted(key, span, prompt_tokens, now_s() - arrived.at_s)
         return prompt_tokens
@@ -391,11 +416,14 @@ class Replica:
 
     def _step_may_take_s(self) -> float:
         if self._steps < STALL_FIRST_STEPS:
-            return STALL_FIRST_S
-        return max(self._specification.engine_stall_timeout_s, STALL_FACTOR * max(self._step_times_s))
+            return self._specification.engine_first_step_timeout_s
+        return max(self._specification.engine_stall_timeout_s, STALL_FACTOR * max(self._step_times_s, default=0.0))
 
     async def _deliver(self, output: StepOutput) -> None:
-        for connection, frame in self._held.deliver(output, len(self._peers)).items():
+        if output.tokens:
+            self._token_s = asyncio.get_running_loop().time()
+        peers = len(self._peers) + sum(bool(probe.attempts) for probe in self._probes.values())
+        for connection, frame in self._held.deliver(output, peers).items():
             connection.send(frame)
         if output.finished:
             self._held.finish(output.finished, asyncio.get_running_loop().time())
@@ -419,3 +447,7 @@ class Replica:
         load = self._engine.load()
         for connection, peer in list(self._peers.items()):
             connection.send(Heartbeat(load, self._draining, peer.heard, self._dismissed))
+
+    def _tell_pulse(self, probe: Peer) -> None:
+        idle_s = probe.connection.loop.time() - self._token_s
+        probe.connection.send(Pulse(probe.heard, self._engine.load(), self._draining, idle_s))

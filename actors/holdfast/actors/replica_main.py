@@ -17,7 +17,7 @@ import random
 import select
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO, TypeVar
 
 import msgspec
 import uvloop
@@ -48,6 +48,8 @@ CLOSE_TIMEOUT_S = 2.0
 
 LOADING = "the engine is being loaded"
 """Why a replica can't serve yet."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +137,14 @@ async def serve(
     traces = open_traces(specification)
     async with asyncio.TaskGroup() as group:
         orders = group.create_task(_take_orders(stdin, stopping, node_gone))
-        engine = await _load(load(specification), stopping)
+        engine = await _unless_told(load(specification), stopping)
         if engine is not None:
             replica = Replica(specification, engine, channel.note, metrics, traces)
             began(replica)
-            server, address = await replica.listen()
-            channel.report(Ready(address, engine.info, system.port))
-            await _serve(replica, server, specification.orphan_grace_s, stopping, node_gone)
+            if await _unless_told(replica.warm_up(), stopping):
+                server, address = await replica.listen()
+                channel.report(Ready(address, engine.info, system.port))
+                await _serve(replica, server, specification.orphan_grace_s, stopping, node_gone)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(engine.close(), CLOSE_TIMEOUT_S)
         orders.cancel()
@@ -160,16 +163,16 @@ async def _take_orders(stdin: asyncio.StreamReader, stopping: Stopping, node_gon
     node_gone.set()
 
 
-async def _load(loading: Awaitable[Engine], stopping: Stopping) -> Engine | None:
-    """The engine, or None where nobody wants it any more before it is there."""
-    engine = asyncio.ensure_future(loading)
+async def _unless_told(work: Awaitable[T], stopping: Stopping) -> T | None:
+    """What comes of the work, or None where nobody wants it any more before it is done."""
+    doing = asyncio.ensure_future(work)
     told = asyncio.create_task(stopping.told.wait())
     try:
-        await asyncio.wait({engine, told}, return_when=asyncio.FIRST_COMPLETED)
-        return engine.result() if engine.done() else None
+        await asyncio.wait({doing, told}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
     finally:
         told.cancel()
-        engine.cancel()
+        doing.cancel()
 
 
 async def _serve(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from holdfast.core.config import DrainMode, EngineConfig
+from holdfast.core.config import DeploymentConfig, DrainMode, EngineConfig
 from holdfast.core.requests import EngineInfo
 
 
 class ReplicaSpecification(msgspec.Struct, frozen=True):
-    """Everything that a replica process needs to know. Times in seconds.
+    """Everything that a replica process needs to know. Times in seconds; without a prompt it does not warm up.
 
     Its system port is the first free one from `system_port_first` upwards; 0 for none. Spans of
     what gateways trace are sent to `otlp_endpoint`, unless that is empty.
@@ -23,6 +23,11 @@ class ReplicaSpecification(msgspec.Struct, frozen=True):
     graceful_shutdown_timeout_s: float
     heartbeat_interval_s: float = 0.1
     engine_stall_timeout_s: float = 2.0
+    engine_first_step_timeout_s: float = 60.0
+    health_check_period_s: float = 10.0
+    health_check_timeout_s: float = 30.0
+    health_check_failures: int = 3
+    warm_up_prompt: str = ""
     orphan_grace_s: float = 30.0
     system_port_first: int = 0
     drain: DrainMode = "finish"
@@ -34,6 +39,37 @@ class StopOrder(msgspec.Struct, frozen=True):
 
     mode: DrainMode
     deadline_s: float
+
+
+def specify(
+    config: DeploymentConfig,
+    *,
+    cluster: str,
+    replica: str,
+    host: str,
+    heartbeat_interval_s: float,
+    system_port_first: int,
+    otlp_endpoint: str,
+) -> ReplicaSpecification:
+    """What a replica of this deployment is told."""
+    return ReplicaSpecification(
+        cluster=cluster,
+        replica=replica,
+        model=config.name,
+        host=host,
+        engine=config.engine,
+        graceful_shutdown_timeout_s=config.graceful_shutdown_timeout_s,
+        heartbeat_interval_s=heartbeat_interval_s,
+        engine_stall_timeout_s=config.engine_stall_timeout_s,
+        engine_first_step_timeout_s=config.engine_first_step_timeout_s,
+        health_check_period_s=config.health_check_period_s,
+        health_check_timeout_s=config.health_check_timeout_s,
+        health_check_failures=config.health_check_failures,
+        warm_up_prompt=config.canary_prompt if config.canary else "",
+        system_port_first=system_port_first,
+        drain=config.drain,
+        otlp_endpoint=otlp_endpoint,
+    )
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -61,7 +97,13 @@ class Draining(msgspec.Struct, frozen=True, tag=True):
     """Somebody else than the node told the replica to stop."""
 
 
-Report = Ready | Failed | Fenced | Draining
+class Checked(msgspec.Struct, frozen=True, tag=True):
+    """What the engine's own health check has come to: why it fails, empty while it passes."""
+
+    message: str
+
+
+Report = Ready | Failed | Fenced | Draining | Checked
 
 encode_report = msgspec.json.Encoder().encode
 decode_order = msgspec.json.Decoder(StopOrder)

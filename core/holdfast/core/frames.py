@@ -43,12 +43,17 @@ class Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Hello(Frame, frozen=True):
-    """The gateway introduces itself and says whom it means to reach."""
+    """The gateway introduces itself and says whom it means to reach.
+
+    A `probe` is no gateway: its streams are nobody's requests, and it gets a `Pulse` for each of its pings instead of
+    heartbeats.
+    """
 
     protocol: int
     cluster: str
     gateway: str
     replica: str
+    probe: bool = False
 
 
 class Start(Frame, frozen=True):
@@ -179,8 +184,17 @@ class Heartbeat(Frame, frozen=True):
     dismissed: bool = False
 
 
+class Pulse(Frame, frozen=True):
+    """The answer to a probe's `Ping` of this number: this busy, and so long (seconds) without a token for anybody."""
+
+    number: int
+    load: EngineLoad
+    draining: bool
+    idle_s: float
+
+
 FromGateway = Hello | Start | Stop | Fence | Release | Find | Attach | Ping
-FromReplica = Welcome | Admitted | Refused | Found | Step | Heartbeat
+FromReplica = Welcome | Admitted | Refused | Found | Step | Heartbeat | Pulse
 
 _ENCODER = msgspec.msgpack.Encoder()
 _FROM_GATEWAY: msgspec.msgpack.Decoder[FromGateway] = msgspec.msgpack.Decoder(FromGateway)

@@ -31,7 +31,8 @@ def application(
 ) -> ApplicationConfig:
     """An application of one deployment; another `version` is another engine."""
     engine = EngineConfig("mock", {"kv_blocks": 64 + version})
-    return ApplicationConfig(name, [DeploymentConfig(deployment, engine, replicas, **settings)])
+    config = DeploymentConfig(deployment, engine, replicas, **{"canary": False, **settings})  # type: ignore[arg-type]
+    return ApplicationConfig(name, [config])
 
 
 class History:
