@@ -59,8 +59,8 @@ class CanarySettings(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of a try: a kind of `ReplicaUnhealthy` and why, both empty where nothing is wrong. The replica has made
-    its last token `idle_s` ago.
+    """What came of a try: a kind of `ReplicaUnhealthy` and why, both empty where the replica made a token, `idle_s` ago
+    (seconds).
     """
 
     kind: str = ""
@@ -135,22 +135,30 @@ class Canary:
                     self._tell(Verdict())
                     continue
                 verdict = await self._try(settings)
-                token_s = loop.time() - verdict.idle_s
-                self._tell(verdict)
+                token_s = loop.time()
+                if verdict is not None:
+                    token_s -= verdict.idle_s
+                    self._tell(verdict)
         finally:
             self._leave()
 
-    async def _try(self, settings: CanarySettings) -> Verdict:
-        """Ask how it is, and for a token if it has not made one lately."""
+    async def _try(self, settings: CanarySettings) -> Verdict | None:
+        """Ask how it is, and for a token if it has not made one lately.
+
+        None where that shows nothing new: it has work, or no room. That it is well only a token shows.
+        """
         deadline = Deadline(settings.timeout_s)
         while (pulse := await self._ask_pulse(deadline)) is not None:
             before, self._before = self._before, pulse
-            if pulse.draining or pulse.idle_s < settings.wait_s:
-                return Verdict(idle_s=min(pulse.idle_s, settings.wait_s))
+            if pulse.idle_s < settings.wait_s:
+                return Verdict(idle_s=pulse.idle_s)
+            if pulse.draining:
+                return None
             if pulse.load.running + pulse.load.waiting > 0:
                 return _judge_work(pulse, before)
+            connection = self._connection
             verdict = await self._ask_token(settings, deadline)
-            if verdict is not None:
+            if verdict is not None or connection is self._connection:
                 return verdict
         return Verdict(SILENT, f"the replica has not answered its node for {settings.timeout_s:g} s")
 
@@ -169,7 +177,7 @@ class Canary:
         return None
 
     async def _ask_token(self, settings: CanarySettings, deadline: Deadline) -> Verdict | None:
-        """Whether it makes a token in time; None if the connection broke."""
+        """Whether it makes a token in time; None if it says why not, or the connection broke."""
         connection = self._connection
         self._attempt = next(self._numbers)
         self._admitted = self._answered = False
@@ -182,14 +190,15 @@ class Canary:
         self._send(Stop(self._attempt))
         self._attempt = 0
         refusal, pulse = self._refusal, self._pulse
-        if refusal is not None and not refusal.retry:
-            return Verdict(NO_TOKEN, f"the engine refuses the canary: {refusal.message}")
+        if refusal is not None:
+            told = f"the engine refuses the canary: {refusal.message}"
+            return None if refusal.retry else Verdict(NO_TOKEN, told)
         if self._answered:
             return Verdict()
         if connection is not self._connection:
             return None
         if pulse is not None and pulse.load.running + pulse.load.waiting > int(self._admitted):
-            return Verdict()  # others came in between, and may be before it
+            return None  # others came in between, and may be before it
         return Verdict(
             NO_TOKEN, f"the engine made no token within {settings.timeout_s:g} s, though the replica answers"
         )
@@ -258,14 +267,14 @@ class Canary:
         self._news.set()
 
 
-def _judge_work(pulse: Pulse, before: Pulse | None) -> Verdict:
-    """An engine that has work is alive; unless it steps and steps, and nobody gets anything.
+def _judge_work(pulse: Pulse, before: Pulse | None) -> Verdict | None:
+    """An engine that has work is left to it; unless it steps and steps, and nobody gets anything.
 
     What holds up its steps its replica looks after, and prompts may take their time.
     """
     if before is None or pulse.idle_s < FRUITLESS_S:
-        return Verdict()
+        return None
     reads = pulse.load.prefill_tokens_waiting < before.load.prefill_tokens_waiting
     if reads or pulse.load.step == before.load.step:
-        return Verdict()
+        return None
     return Verdict(NO_TOKEN, f"the engine has had work, and made no token for anybody for {pulse.idle_s:.0f} s")

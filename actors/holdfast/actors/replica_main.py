@@ -98,6 +98,10 @@ async def load_engine(specification: ReplicaSpecification) -> Engine:
         from holdfast.actors.engines.mock import load_mock
 
         return load_mock(arguments, specification.model, random.Random(specification.replica))
+    if specification.engine.kind == "class":
+        from holdfast.actors.engines.user_class import load_class
+
+        return await load_class(arguments)
     try:
         from holdfast.actors.engines.torch.engine import load_engine as load_torch
         from holdfast.actors.engines.torch.settings import read_settings

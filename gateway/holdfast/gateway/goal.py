@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
+from holdfast.actors.engines.user_class import IMPORT_PATH, check_found
+from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig, check_import_path
 from holdfast.core.errors import InvalidConfig, Misuse
 from holdfast.gateway.settings import default_model_directory, parse_json_object
 
@@ -22,7 +23,7 @@ REPLICAS_DEFAULT = 2
 TORCH_PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2")
 NAME_CHARS_MAX = 63
 
-EngineKind = Literal["torch", "mock"]
+EngineKind = Literal["torch", "mock", "class"]
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -31,6 +32,7 @@ class Wish(msgspec.Struct, frozen=True):
     replicas: int | None = None
     engine: EngineKind | None = None
     engine_args: str | None = None
+    deployment_args: str | None = None
     model: Path | None = None
 
     @property
@@ -54,7 +56,21 @@ def application_for(wish: Wish, before: ApplicationConfig | None) -> Application
     deployment = DeploymentConfig(name, engine, replicas)
     if earlier is not None and earlier.name == name:
         deployment = msgspec.structs.replace(earlier, engine=engine, num_replicas=replicas)
-    return ApplicationConfig(APPLICATION, [deployment])
+    return ApplicationConfig(APPLICATION, [_with_settings(deployment, wish.deployment_args)])
+
+
+def _with_settings(deployment: DeploymentConfig, text: str | None) -> DeploymentConfig:
+    """The deployment with these settings of its own. Raises `InvalidConfig`."""
+    if text is None:
+        return deployment
+    given = parse_json_object("--deployment-args", text)
+    for name, option in {"name": "--model", "engine": "--engine", "num_replicas": "--replicas"}.items():
+        if name in given:
+            raise InvalidConfig(f"--deployment-args: {name} is given by {option}")
+    try:
+        return msgspec.convert({**msgspec.to_builtins(deployment), **given}, DeploymentConfig)
+    except msgspec.ValidationError as error:
+        raise InvalidConfig(f"--deployment-args: {error}") from error
 
 
 def _engine(wish: Wish, earlier: DeploymentConfig | None) -> tuple[str, EngineConfig]:
@@ -63,12 +79,18 @@ def _engine(wish: Wish, earlier: DeploymentConfig | None) -> tuple[str, EngineCo
     if not wish.names_engine and earlier is not None:
         if arguments is None:
             return earlier.name, earlier.engine
-        kept = {"model": earlier.engine.arguments["model"]} if earlier.engine.kind == "torch" else {}
+        told_by = {"torch": ["model"], "class": [IMPORT_PATH], "mock": []}[earlier.engine.kind]
+        kept = {name: earlier.engine.arguments[name] for name in told_by}
         return earlier.name, EngineConfig(earlier.engine.kind, kept | arguments)
     if wish.engine == "mock":
         if wish.model is not None:
             raise Misuse("--model is for --engine torch: the mock engine has no model")
         return "mock", EngineConfig("mock", arguments or {})
+    if wish.engine == "class":
+        if wish.model is not None:
+            raise Misuse("--model is for --engine torch: tell your class of it in --engine-args")
+        path = check_import_path(arguments or {})
+        return model_name(Path(path.partition(":")[2])), EngineConfig("class", arguments or {})
     return _torch(wish.model, arguments or {})
 
 
@@ -97,6 +119,9 @@ def check_engine(engine: EngineConfig, name: str) -> None:
         from holdfast.actors.engines.mock import parse_settings
 
         parse_settings(engine.arguments)
+        return
+    if engine.kind == "class":
+        check_found(engine.arguments, Path.cwd())
         return
     missing = [package for package in TORCH_PACKAGES if find_spec(package) is None]
     if missing:

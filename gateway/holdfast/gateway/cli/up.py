@@ -35,6 +35,10 @@ Examples
 
 `holdfast up --engine mock --engine-args '{"ttft_ms": 50, "itl_ms": 10}'` paces the mock.
 
+`holdfast up --engine class --engine-args '{"import_path": "my_module:MyEngine"}'` serves an engine of your own.
+
+`holdfast up --engine mock --deployment-args '{"canary_wait_s": 5}'` changes how replicas are looked after.
+
 `holdfast up --servers 3 --nodes 2` survives the loss of any one process: three nats-servers, three etcds.
 
 `holdfast up --model ~/models/my-llama --replicas 1` serves a Llama from a directory in Hugging Face layout.
@@ -58,11 +62,21 @@ def up(
         ),
     ] = None,
     engine: Annotated[
-        Literal["torch", "mock"] | None,
-        typer.Option(help="What computes the tokens. [default: as before, or torch]", show_default=False),
+        Literal["torch", "mock", "class"] | None,
+        typer.Option(
+            help="What computes the tokens; class: one of your own. [default: as before, or torch]", show_default=False
+        ),
     ] = None,
     engine_args: Annotated[
         str | None, typer.Option(metavar="JSON", help="The engine's own settings, a JSON object.", show_default=False)
+    ] = None,
+    deployment_args: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Settings of the deployment (docs/configuration.md), a JSON object.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         Path | None,
@@ -96,7 +110,7 @@ def up(
     from holdfast.gateway.goal import Wish
     from holdfast.gateway.local_cluster import Plan
 
-    wish = Wish(replicas, engine, engine_args, model)
+    wish = Wish(replicas, engine, engine_args, deployment_args, model)
     more = overrides(nats, etcd, lease_ttl_s) | gateway_overrides(host, port)
 
     async def run() -> None:
