@@ -12,6 +12,7 @@ from holdfast.simulations.checkers.members import leases, members
 from holdfast.simulations.checkers.moves import moves
 from holdfast.simulations.checkers.owners import owners
 from holdfast.simulations.checkers.placement import capacity, drains, losses, orphans, placements, updates
+from holdfast.simulations.checkers.sickness import sickness
 from holdfast.simulations.checkers.starts import attempts, starts
 from holdfast.simulations.checkers.streams import ends, error_counts, streams
 from holdfast.simulations.checkers.violation import Violation
@@ -37,6 +38,7 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     leases,
     drains,
     updates,
+    sickness,
     orphans,
     members,
     bounds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Final
 
@@ -160,13 +160,14 @@ def capacity(history: History) -> list[Violation]:
     """No node has more replicas than slots, in the log or as processes; no deployment more than it may have.
 
     That is as many of its current revision as are wanted, and during an update one more to start at a time; those that
-    shall leave their node, or are drained, are replaced beside that.
+    shall leave their node, or are drained, or are unhealthy, are replaced beside that.
     """
     log = final_log(history)
     return [*_by_log(log), *_by_processes(history, log)]
 
 
 def _by_log(log: FinalLog) -> Iterator[Violation]:
+    recovered = _recoveries(log)
     for place, record in log.effective():
         payload, state = record.event.payload, log.states[place + 1]
         if not isinstance(payload, ev.ReplicaPlaced | ev.ReplicaReplaced):
@@ -176,7 +177,9 @@ def _by_log(log: FinalLog) -> Iterator[Violation]:
         if node is not None and len(held) > node.slots:
             message = f"sequence {record.sequence}: {node.id} has {len(held)} replicas in {node.slots} slots"
             yield Violation(CAPACITY, log.times[place], message)
-        if (wrong := _too_many(state, payload.application, payload.deployment)) is not None:
+        at_s = log.times[place]
+        well = {replica for replica, well_s in recovered if at_s - UNREAD_S < well_s <= at_s}
+        if (wrong := _too_many(state, payload.application, payload.deployment, well)) is not None:
             yield Violation(CAPACITY, log.times[place], f"sequence {record.sequence}: {wrong}")
 
 
@@ -184,14 +187,29 @@ def _holds_slot(replica: ReplicaState) -> bool:
     return replica.status is not ReplicaStatus.EXITED
 
 
-def _too_many(state: ClusterState, application: str, name: str) -> str | None:
+def _recoveries(log: FinalLog) -> list[tuple[str, float]]:
+    """The replicas that were unhealthy and got well, and when: the leader may not have read it by its next decision."""
+    found = []
+    for place, record in enumerate(log.records):
+        payload = record.event.payload
+        before = log.states[place].replicas.get(payload.replica) if isinstance(payload, ev.ReplicaHealthy) else None
+        if before is not None and before.unhealthy:
+            found.append((before.id, log.times[place]))
+    return found
+
+
+def _too_many(state: ClusterState, application: str, name: str, recovered: Collection[str]) -> str | None:
     goal = state.applications.get(application)
     deployment = goal.deployments.get(name) if goal is not None else None
     if deployment is None:
         return None
     nodes = nodes_left(state)
     everybody = [replica for replica in state.replicas_of(application, name) if replica.live]
-    live = [replica for replica in everybody if leaving(replica, nodes) is None]
+    live = [
+        replica
+        for replica in everybody
+        if leaving(replica, nodes) is None and not replica.unhealthy and replica.id not in recovered
+    ]
     current = [replica for replica in live if replica.revision == deployment.revision]
     if len(current) > deployment.config.num_replicas:
         return f"{name} has {len(current)} replicas, and {deployment.config.num_replicas} are wanted"

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Set
 
+import msgspec
+
 from holdfast.actors.engines.base import StepOutput
 from holdfast.actors.engines.mock import MockEngine, prompt_text
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest
 from holdfast.simulations.history import POISONED, Attempt, History
 from holdfast.simulations.work.items import POISON
 from holdfast.simulations.world.process import SimProcess
+
+BARREN_STEP_S = 0.05
+"""How long a step takes that brings nothing, in seconds."""
 
 
 class OutOfMemory(RuntimeError):
@@ -33,6 +38,9 @@ class BreakableEngine:
         self.slow_s = 0.0
         self.out_of_memory = False
         self.cuts_answers = False
+        self.sick = False
+        self.barren = False
+        self._barren_steps = 0
         self.ran_out = False
         self.cut = False
         self._prompts: dict[int, str] = {}
@@ -63,6 +71,10 @@ class BreakableEngine:
         """As `Engine.step`; or what is wrong with it."""
         if self.slow_s:
             await asyncio.sleep(self.slow_s)
+        if self.barren:
+            await asyncio.sleep(BARREN_STEP_S)
+            self._barren_steps += 1
+            return StepOutput()
         output = await self._engine.step()
         self._note(output)
         if not self._poison.isdisjoint(output.keys):
@@ -111,7 +123,13 @@ class BreakableEngine:
 
     def load(self) -> EngineLoad:
         """As `Engine.load`."""
-        return self._engine.load()
+        load = self._engine.load()
+        return msgspec.structs.replace(load, step=load.step + self._barren_steps)
+
+    async def check_health(self) -> None:
+        """What a user's own class may have."""
+        if self.sick:
+            raise RuntimeError("a shard of the weights is gone")
 
     async def close(self) -> None:
         """As `Engine.close`."""

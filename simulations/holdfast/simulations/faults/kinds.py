@@ -27,6 +27,8 @@ LASTING = frozenset(
         "one-way partition",
         "engine hangs",
         "slow engine",
+        "barren engine",
+        "failing health check",
         "launch failure",
         "delay",
     }

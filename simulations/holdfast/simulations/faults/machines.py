@@ -85,6 +85,24 @@ def _lose_stream(injector: Injector, fault: Fault) -> Broken:
     return Broken(replica.name)
 
 
+def _sicken(injector: Injector, fault: Fault) -> Broken:
+    """Its own health check raises from now on, though it makes tokens."""
+    replica = _loaded(injector, fault)
+    if replica is None or (engine := replica.engine) is None:
+        return NOTHING
+    engine.sick = True
+    return Broken(replica.name, lambda: setattr(engine, "sick", False))
+
+
+def _make_barren(injector: Injector, fault: Fault) -> Broken:
+    """It steps, and nothing comes of it."""
+    replica = _loaded(injector, fault)
+    if replica is None or (engine := replica.engine) is None:
+        return NOTHING
+    engine.barren = True
+    return Broken(replica.name, lambda: setattr(engine, "barren", False))
+
+
 MACHINE_KINDS = {
     "clock skew": Kind(_skew, 1.0, (1.0, 20.0)),
     "clock jump": Kind(_jump, 1.0),
@@ -93,4 +111,6 @@ MACHINE_KINDS = {
     "slow engine": Kind(_slow_engine, 1.0, (1.0, 10.0)),
     "wrong-length answer": Kind(_cut_answer, 1.0),
     "engine loses stream": Kind(_lose_stream, 1.0),
+    "barren engine": Kind(_make_barren, 0.7, (0.5, 15.0)),
+    "failing health check": Kind(_sicken, 0.7, (0.5, 15.0)),
 }

@@ -41,9 +41,6 @@ def _freeze(injector: Injector, fault: Fault) -> Broken:
     process = _process(injector, fault)
     if process is None or process.frozen:
         return NOTHING
-    if not injector.cluster.plan.scenario.heals and process.name in injector.cluster.replicas:
-        # Gateways pass it over, but nobody replaces a replica that stands still for good while its node lives.
-        return NOTHING
     injector.cluster.froze(process)
     return Broken(process.name, lambda: injector.cluster.thawed(process))
 

@@ -146,6 +146,11 @@ def _deployment(model: str, replicas: int, knobs: Knobs) -> DeploymentConfig:
         max_queued_requests=knobs.max_queued_requests,
         graceful_shutdown_timeout_s=knobs.graceful_shutdown_timeout_s,
         engine_stall_timeout_s=knobs.engine_stall_timeout_s,
+        engine_first_step_timeout_s=knobs.engine_first_step_timeout_s,
+        health_check_period_s=knobs.health_check_period_s,
+        health_check_failures=knobs.health_check_failures,
+        canary_wait_s=knobs.canary_wait_s,
+        canary_timeout_s=knobs.canary_timeout_s,
     )
 
 

@@ -1,0 +1,115 @@
+"""The health of replicas: only what is sick is called so, no more than a part is taken out for it, and all of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from holdfast.core import events as ev
+from holdfast.core.cluster import ClusterState, ReplicaState, ReplicaStatus
+from holdfast.core.reconcile import UNHEALTHY_FRACTION_MAX
+from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.history import REPLICA, History, Process
+
+SICKNESS: Final = "sickness"
+
+UNHEALTHY: Final = "it is unhealthy"
+"""How the reason begins for which unhealthy replicas are told to stop."""
+
+SICKENING: Final = frozenset(
+    {
+        "freeze",
+        "slow process",
+        "engine hangs",
+        "slow engine",
+        "barren engine",
+        "failing health check",
+        "wrong-length answer",
+        "engine out of memory",
+    }
+)
+"""What befalls a replica itself. That its node stood still, or was cut off, makes no replica sick."""
+
+EXPLAINS_S: Final = 8.0
+"""So long after a fault is over it explains that a replica was found sick, in seconds: canaries wait for their answers,
+and a node that stood still tells late."""
+
+
+def sickness(history: History) -> list[Violation]:
+    """A replica is called unhealthy only if something befell it; unhealthy ones are taken out some at a time; and one
+    that stands still for good is taken out, where its node is well.
+    """
+    log = final_log(history)
+    return [*_slandered(history, log), *_too_many_at_once(log), *_overlooked(history, log)]
+
+
+def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
+    for place, record in enumerate(log.records):
+        payload, at_s = record.event.payload, log.times[place]
+        if not isinstance(payload, ev.ReplicaUnhealthy):
+            continue
+        explained = any(
+            fault.kind in SICKENING
+            and befalls(fault, payload.replica)
+            and fault.from_s <= at_s
+            and (fault.until_s is None or at_s <= fault.until_s + EXPLAINS_S)
+            for fault in history.faults
+        )
+        if not explained:
+            message = (
+                f"{payload.replica} is called unhealthy ({payload.kind}: {payload.message}), and nothing befell it"
+            )
+            yield Violation(SICKNESS, at_s, f"sequence {record.sequence}: {message}")
+
+
+def _too_many_at_once(log: FinalLog) -> Iterator[Violation]:
+    for place, record in log.effective():
+        payload, state = record.event.payload, log.states[place + 1]
+        if not isinstance(payload, ev.ReplicaStopOrdered) or not payload.reason.startswith(UNHEALTHY):
+            continue
+        replica = state.replicas.get(payload.replica)
+        if replica is None:
+            continue
+        going, wanted = _going(state, replica)
+        if going > max(1, int(wanted * UNHEALTHY_FRACTION_MAX)):
+            message = f"{going} of {wanted} replicas of {replica.deployment} are taken out for their health at once"
+            yield Violation(SICKNESS, log.times[place], f"sequence {record.sequence}: {message}")
+
+
+def _going(state: ClusterState, replica: ReplicaState) -> tuple[int, int]:
+    """How many of its deployment stop for their health, and how many are wanted."""
+    application = state.applications.get(replica.application)
+    deployment = application.deployments.get(replica.deployment) if application is not None else None
+    going = sum(
+        other.status is ReplicaStatus.STOPPING and other.message.startswith(UNHEALTHY)
+        for other in state.replicas_of(replica.application, replica.deployment)
+    )
+    return going, deployment.config.num_replicas if deployment is not None else going
+
+
+def _overlooked(history: History, log: FinalLog) -> Iterator[Violation]:
+    settle = history.settle
+    if settle is None:
+        return
+    parents = {process.pid: process for process in history.processes}
+    at_s = settle.began_s + settle.bound_s
+    for process in history.processes:
+        if process.role != REPLICA or not process.alive or not _stands_still(process):
+            continue
+        node, known = parents.get(process.parent), log.state.replicas.get(process.replica)
+        if known is None or known.status is not ReplicaStatus.RUNNING or node is None or not _is_well(history, node):
+            continue
+        message = f"{process.replica} stands still for good, and {node.name} has not noticed"
+        yield Violation(SICKNESS, at_s, message)
+
+
+def _stands_still(process: Process) -> bool:
+    return bool(process.frozen) and process.frozen[-1][1] is None
+
+
+def _is_well(history: History, node: Process) -> bool:
+    """Whether the node runs, and nothing lasting befalls it or its host."""
+    lasting = [fault for fault in history.faults if fault.until_s is None]
+    return node.alive and not any(befalls(fault, node.name, node.host) for fault in lasting)
