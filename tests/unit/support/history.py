@@ -31,7 +31,7 @@ def application(
 ) -> ApplicationConfig:
     """An application of one deployment; another `version` is another engine."""
     engine = EngineConfig("mock", {"kv_blocks": 64 + version})
-    config = DeploymentConfig(deployment, engine, replicas, **{"canary": False, **settings})  # type: ignore[arg-type]
+    config = DeploymentConfig(deployment, engine, replicas, **{"canary": False, **settings})
     return ApplicationConfig(name, [config])
 
 
@@ -78,7 +78,7 @@ class History:
             cause=cause,
             schema=SCHEMA_VERSION,
             previous=self.state.head(subject).digest,
-            payload=payload,  # type: ignore[arg-type]
+            payload=payload,
         )
 
     def _append(self, subject: str, event: Event) -> str:
