@@ -80,8 +80,8 @@ class Deadline:
         """Whether it is over."""
         return self._loop.time() >= self._until_s
 
-    async def wait(self, news: asyncio.Event, at_most_s: float) -> None:
-        """Wait for news, for so long at most, or until it is over."""
+    async def wait(self, news: asyncio.Event, at_most_s: float) -> bool:
+        """Wait for news, for so long at most, or until it is over; whether any came."""
         began_s = self._loop.time()
         wait_s = min(at_most_s, self._until_s - began_s)
         news.clear()
@@ -94,6 +94,7 @@ class Deadline:
         late_s = self._loop.time() - began_s - wait_s
         if late_s > STOOD_STILL_S:
             self._until_s += late_s
+        return news.is_set()
 
 
 class Canary:
@@ -184,10 +185,10 @@ class Canary:
         self._refusal = None
         self._send(Start(self._attempt, canary_request(settings.prompt, 1)))
         while not (self._answered or deadline.over or connection is not self._connection):
-            await deadline.wait(self._news, LOOK_S)
-            if not self._answered:
+            if not await deadline.wait(self._news, LOOK_S):
                 self._ping()
-        self._send(Stop(self._attempt))
+        if not self._answered:
+            self._send(Stop(self._attempt))
         self._attempt = 0
         refusal, pulse = self._refusal, self._pulse
         if refusal is not None:
@@ -217,7 +218,8 @@ class Canary:
             while not (dialling.done() or deadline.over):
                 await deadline.wait(self._news, LOOK_S)
             if not dialling.done() or dialling.exception() is not None:
-                return await deadline.wait(self._news, REDIAL_S)
+                await deadline.wait(self._news, REDIAL_S)
+                return
             _transport, self._connection = dialling.result()
         finally:
             dialling.cancel()

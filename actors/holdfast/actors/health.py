@@ -61,6 +61,9 @@ async def warm_up(engine: Engine, specification: ReplicaSpecification) -> bool:
         raise NoToken(told) from refusal
     except TimeoutError as error:
         raise NoToken(f"the engine did not make {tokens} tokens within {tokens * limit_s:g} s") from error
+    except asyncio.CancelledError:
+        engine.drop(WARM_UP_KEY)
+        raise
     return True
 
 

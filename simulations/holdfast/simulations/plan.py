@@ -168,9 +168,9 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         lease_request_timeout_s=rng.choice((2.0, 4.0)),
         watch_silence_s=rng.choice((5.0, 8.0)),
         write_timeout_s=rng.choice((2.0, 8.0)),
-        canary_wait_s=rng.choice((1.5, 3.0)),
+        canary_wait_s=rng.choice((3.0, 5.0)),
         canary_timeout_s=rng.choice((1.0, 2.0)),
-        health_check_period_s=rng.choice((1.0, 3.0)),
+        health_check_period_s=rng.choice((2.0, 4.0)),
         health_check_failures=rng.choice((1, 2)),
         # Beside a healthy core all has to be well within 18 s: a leader may be cut off, and then go on to be as a node.
         cut_off_timeout_s=rng.choice((12.0, 20.0) if scenario.heals else (4.0, 6.0)),

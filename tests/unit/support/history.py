@@ -78,7 +78,7 @@ class History:
             cause=cause,
             schema=SCHEMA_VERSION,
             previous=self.state.head(subject).digest,
-            payload=payload,
+            payload=payload,  # type: ignore[arg-type]
         )
 
     def _append(self, subject: str, event: Event) -> str:
