@@ -118,8 +118,8 @@ REJECTIONS = GATEWAY.counter(
 
 MIGRATIONS = GATEWAY.counter(
     "holdfast_migrations",
-    "Streams that left a replica, by why (`lost`: its connection broke; `silent`, `deaf`, `stuck`, `stalled`) and by "
-    "what came of it: `resumed` elsewhere, `lost_again` before it brought a token, `failed`, or `cancelled` meanwhile.",
+    "Streams that left a replica, by why (`lost`: the connection; `drained`, `silent`, `deaf`, `stuck`, `stalled`) "
+    "and by what came of it: `resumed` elsewhere, `lost_again` before a token, `failed`, or `cancelled` meanwhile.",
     "model", "cause", "outcome",
     unit="streams",
     alert='sum by (model) (rate(holdfast_migrations_total{outcome="failed"}[5m])) > 0',

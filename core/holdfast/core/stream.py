@@ -117,6 +117,10 @@ class Stream:
         self._become(StreamStatus.RUNNING)
         self.attempts += 1
         self._begun_at = None
+        return self.again()
+
+    def again(self) -> EngineRequest:
+        """The request that goes on after the tokens accepted so far."""
         if not self.accepted:
             return self.request
         return msgspec.structs.replace(self.request, accepted=list(self.accepted))

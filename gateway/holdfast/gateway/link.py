@@ -41,6 +41,7 @@ from holdfast.core.liveness import Liveness, Suspicion
 from holdfast.core.requests import EngineInfo
 from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.alarm import Alarm
+from holdfast.gateway.delivery import deliver
 from holdfast.gateway.fences import Fences
 from holdfast.gateway.link_load import LinkLoad
 from holdfast.gateway.link_record import LinkRecord
@@ -48,6 +49,7 @@ from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.stalls import StallWatch
 
 if TYPE_CHECKING:
+    from holdfast.gateway.handover import Handover
     from holdfast.gateway.session import StreamRun
 
 PING_MIN_S = 0.05
@@ -89,6 +91,7 @@ class ReplicaLink:
             None
         ),
         on_trust: Callable[[ReplicaLink, float], None] = lambda _link, _suspected_s: None,
+        on_dismissed: Callable[[ReplicaLink], None] = lambda _link: None,
         engine_stall_timeout_s: float = 2.0,
         record: LinkRecord | None = None,
         thresholds: Thresholds = NONE_SET,
@@ -109,6 +112,7 @@ class ReplicaLink:
         self._on_orphans = on_orphans
         self._on_suspicion = on_suspicion
         self._on_trust = on_trust
+        self._on_dismissed = on_dismissed
         self._stall_s = engine_stall_timeout_s + STALL_MARGIN_S
         self._suspected_s: float | None = None
         self._fences = Fences()
@@ -116,6 +120,7 @@ class ReplicaLink:
         self._stalls = StallWatch(settings)
         self._connection: Connection | None = None
         self._attempts: dict[int, StreamRun] = {}
+        self._incoming: dict[int, Handover] = {}
         self._on_probation: StreamRun | None = None
         self._numbers = itertools.count(1)
         self.pressure = LinkLoad(thresholds)
@@ -144,7 +149,8 @@ class ReplicaLink:
     @property
     def takes_moved(self) -> bool:
         """Whether a stream that lost its replica may begin here. Thresholds are for new ones."""
-        return self.ready and not self._full and len(self._attempts) < self.in_flight_max and not self.passed_over
+        taken = len(self._attempts) + len(self._incoming)
+        return self.ready and not self._full and taken < self.in_flight_max and not self.passed_over
 
     @property
     def room(self) -> bool:
@@ -170,7 +176,7 @@ class ReplicaLink:
     @property
     def load(self) -> int:
         """As `Candidate.load`: our own streams are known at once, others' with the next heartbeat."""
-        return len(self._attempts) + self.pressure.others
+        return len(self._attempts) + len(self._incoming) + self.pressure.others
 
     @property
     def in_flight(self) -> int:
@@ -188,6 +194,30 @@ class ReplicaLink:
             self._on_probation = run
         place = run.trace.begun(run, self)
         self._connection.send(Start(attempt, request, run.name, run.ordinal, place, run.left_s))
+
+    def runs(self) -> list[StreamRun]:
+        """The streams that run here, the oldest attempts first."""
+        return list(self._attempts.values())
+
+    def prepare(self, handover: Handover) -> None:
+        """Begin here what goes on elsewhere until it is admitted."""
+        assert self._connection is not None
+        attempt = next(self._numbers)
+        self._incoming[attempt] = handover
+        run = handover.run
+        self._connection.send(Start(attempt, handover.request, run.name, handover.ordinal, timeout_s=run.left_s))
+
+    def adopt(self, run: StreamRun, attempt: int) -> None:
+        """What was prepared goes on here."""
+        self._attempts[attempt] = run
+        run.link, run.attempt, run.began_s = self, attempt, asyncio.get_running_loop().time()
+
+    def decline(self, handover: Handover, attempt: int) -> None:
+        """What was prepared is not wanted any more."""
+        if self._connection is not None:
+            self._connection.send(Stop(attempt))
+            if handover.run.name:
+                self._fences.stopped((handover.run.name, handover.ordinal), self._liveness.pinged)
 
     def ask(self, stream: str, answer: Callable[[Found | None], None]) -> int | None:
         """Ask the replica for a stream; the question's number, None if the replica can't be asked now.
@@ -292,7 +322,7 @@ class ReplicaLink:
         loop = asyncio.get_running_loop()
         ping_s = look_s = loop.time()
         while not self._lost:
-            if self.retired and not self._attempts:
+            if self.retired and not self._attempts and not self._incoming:
                 return
             looked_s = loop.time()
             due_s = min(ping_s, self._liveness.due_s() + LOOK_MIN_S, look_s if self._attempts else math.inf)
@@ -361,7 +391,9 @@ class ReplicaLink:
         self._on_probation = None
         self._on_suspicion(self, suspicion, silence_s, len(orphans))
         names = _names(run for _attempt, run in orphans)
-        self._fence([attempt for attempt, _run in orphans], names)
+        incoming = list(self._incoming)
+        names += self._drop_incoming()
+        self._fence([*(attempt for attempt, _run in orphans), *incoming], names)
         # What is lost on the way, or with this connection, is told again over the next one.
         self._fences.add(names)
         cause = StreamLost(f"replica {self.replica} is {suspicion}", suspicion)
@@ -395,10 +427,7 @@ class ReplicaLink:
         elif isinstance(frame, Heartbeat):
             self._on_heartbeat(connection, frame)
         elif isinstance(frame, Admitted):
-            run = self._attempts.get(frame.attempt)
-            if run is not None:
-                run.waiting_since_s = None
-                run.stream.admitted(frame.prompt_tokens)
+            self._on_admitted(frame)
         elif isinstance(frame, Refused):
             self._on_refused(frame)
         elif isinstance(frame, Found):
@@ -415,22 +444,19 @@ class ReplicaLink:
             self._welcomed = True
             self._alarm.rouse()
 
+    def _on_admitted(self, frame: Admitted) -> None:
+        handover = self._incoming.pop(frame.attempt, None)
+        if handover is not None:
+            handover.admitted(self, frame.attempt, frame.prompt_tokens)
+            return
+        run = self._attempts.get(frame.attempt)
+        if run is not None:
+            run.waiting_since_s = None
+            run.stream.admitted(frame.prompt_tokens)
+
     def _on_step(self, step: Step) -> None:
         attempts = self._attempts
-        if step.logprobs is None:
-            for attempt, position, token, text in zip(
-                step.attempts, step.positions, step.tokens, step.texts, strict=True
-            ):
-                run = attempts.get(attempt)
-                if run is not None:
-                    run.token(position, token, text, None)
-        else:
-            for attempt, position, token, text, logprob in zip(
-                step.attempts, step.positions, step.tokens, step.texts, step.logprobs, strict=True
-            ):
-                run = attempts.get(attempt)
-                if run is not None:
-                    run.token(position, token, text, logprob)
+        deliver(step, attempts)
         for attempt, reason in step.finished:
             run = attempts.pop(attempt, None)
             if run is not None:
@@ -455,11 +481,18 @@ class ReplicaLink:
         had_room = self.room
         self.pressure.reported(beat.load, len(self._attempts))
         self._draining = beat.draining
+        if beat.dismissed:
+            self._on_dismissed(self)
         was_full, self._full = self._full, False
         if was_full or (self.room and not had_room):
             self._on_capacity(self)
 
     def _on_refused(self, frame: Refused) -> None:
+        handover = self._incoming.pop(frame.attempt, None)
+        if handover is not None:
+            self._full = self._full or frame.retry
+            handover.failed()
+            return
         run = self._attempts.pop(frame.attempt, None)
         if run is None:
             return
@@ -493,12 +526,19 @@ class ReplicaLink:
         orphans = list(self._attempts.values())
         self._attempts.clear()
         self._fences.broke()
-        self._fences.add(_names(orphans))
+        self._fences.add(_names(orphans) + self._drop_incoming())
         questions, self._questions = self._questions, {}
         for answer in questions.values():
             answer(None)
         if orphans:
             self._on_orphans(orphans, StreamLost(f"replica {self.replica} was lost"))
+
+    def _drop_incoming(self) -> list[tuple[str, int]]:
+        """What was prepared here stays where it is; its streams as in `Fence.streams`."""
+        incoming, self._incoming = self._incoming, {}
+        for handover in incoming.values():
+            handover.failed()
+        return [(one.run.name, one.ordinal) for one in incoming.values() if one.run.name]
 
     def _freed(self) -> None:
         if self._on_probation is not None and self._on_probation.link is not self:

@@ -40,6 +40,7 @@ from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import StreamStatus
 from holdfast.gateway.admission_settings import AdmissionSettings
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Health, ModelInfo, Resumption
+from holdfast.gateway.handover import DRAINED, Handovers
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
@@ -106,6 +107,7 @@ class Serving:
         self._idle.set()
         self.standing = Standing()
         self.migrations: Counter[tuple[str, str]] = Counter()
+        self._handovers = Handovers(self._may_go_to, self._choose, self._handed_over, self._handed_over_all)
 
     async def run(self) -> None:
         """Keep links to all running replicas until cancelled."""
@@ -281,6 +283,7 @@ class Serving:
             on_orphans=lambda runs, cause: self._orphaned(link, runs, cause),
             on_suspicion=self._suspected,
             on_trust=self._trusted,
+            on_dismissed=self._handovers.dismissed,
             engine_stall_timeout_s=pool.config.engine_stall_timeout_s,
             record=LinkRecord(pool.service),
             thresholds=pool.admission.thresholds,
@@ -437,6 +440,27 @@ class Serving:
                 self.migrations[pool.config.name, cause.kind] += 1
             if not self._begin(run, pool):
                 self._enqueue(run, pool, first=True)
+
+    def _may_go_to(self, run: StreamRun) -> Pool | None:
+        """The pool among whose replicas a stream may move that runs; None where its length forbids it."""
+        pool = self._pool_of.get(run)
+        return None if pool is None or pool.closed or self._too_long(run) else pool
+
+    def _choose(self, run: StreamRun, pool: Pool) -> ReplicaLink | None:
+        return pool.choose(run, self._rng.randrange)
+
+    def _handed_over(self, run: StreamRun, source: ReplicaLink) -> None:
+        """A stream left a replica that asked for it."""
+        model = self._pool_of[run].config.name
+        run.trace.ended(LOST, DRAINED)
+        if run.link is not None and run.link is not source:
+            run.trace.begun(run, run.link)
+        run.end_move(LOST_AGAIN)
+        run.move = Move(self.ledger, model, DRAINED, source.stepped_s)
+        self.migrations[model, DRAINED] += 1
+
+    def _handed_over_all(self, source: ReplicaLink, streams: int) -> None:
+        self._report(StreamsMigrated(self._gateway, source.replica, streams, f"replica {source.replica} drained"), None)
 
     def _too_long(self, run: StreamRun) -> bool:
         limit = self._settings.migration_max_seq_len

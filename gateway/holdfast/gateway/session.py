@@ -112,8 +112,9 @@ class StreamRun:
     def token(self, position: int, token: int, text: str, logprob: TokenLogprob | None) -> None:
         """A token came in for the current attempt."""
         stream = self.stream
+        had = len(stream.accepted)
         stream.token(position, token, text, logprob)
-        if self.move is not None:
+        if self.move is not None and len(stream.accepted) > had:
             self._resumed(self.move)
         if self.awaits_first and self.link is not None:
             self.link.record.first_token(self)

@@ -85,7 +85,7 @@ def _jumped(history: History, at_s: float) -> bool:
 
 def attempts(history: History) -> list[Violation]:
     """No stream is begun more often than it may be moved, nor one that breaks engines more than a few times; and no
-    other request ends because of those.
+    other request ends because of those. Those that leave a replica which was told to stop may do so as often as it takes.
     """
     most = history.attempts_max
     if most is None:
@@ -93,7 +93,8 @@ def attempts(history: History) -> list[Violation]:
     found = []
     for request in history.requests:
         allowed = min(most, BARREN_ATTEMPTS_MAX) if request.poisoned else most
-        begun = sum(not request.poisoned or _was_told(history, one) for one in request.attempts)
+        counted = [one for one in request.attempts if not _planned(history, request, one)]
+        begun = sum(not request.poisoned or _was_told(history, one) for one in counted)
         if begun > allowed * request.n * len(request.tries):
             message = f"request {request.id} was begun {begun} times, and {allowed} times are allowed for each try"
             found.append(Violation(ATTEMPTS, request.attempts[-1].at_s, message))
@@ -101,6 +102,18 @@ def attempts(history: History) -> list[Violation]:
             message = f"request {request.id} was ended for breaking engines, and another one broke them"
             found.append(Violation(ATTEMPTS, request.ended_s or history.ended_s, message))
     return found
+
+
+def _planned(history: History, request: Request, attempt: Attempt) -> bool:
+    """Whether it began while a replica on which the stream ran was about to end in order."""
+    left = {one.replica for one in request.attempts if one.at_s < attempt.at_s}
+    return any(
+        one.replica in left
+        and one.told_s is not None
+        and one.told_s <= attempt.at_s
+        and (one.ended_s is None or one.ended_s >= attempt.at_s)
+        for one in history.processes
+    )
 
 
 def _was_told(history: History, attempt: Attempt) -> bool:
