@@ -85,7 +85,7 @@ def _jumped(history: History, at_s: float) -> bool:
 
 def attempts(history: History) -> list[Violation]:
     """No stream is begun more often than it may be moved, nor one that breaks engines more than a few times; and no
-    other request ends because of those. Those that leave a replica which was told to stop may do so as often as it takes.
+    other request ends because of those. Leaving a replica that was told to stop does not count.
     """
     most = history.attempts_max
     if most is None:
