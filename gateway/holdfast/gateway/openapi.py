@@ -22,13 +22,15 @@ from holdfast.gateway.openai import (
     ModelList,
 )
 from holdfast.gateway.problems import ErrorBody
+from holdfast.gateway.request_pages import LIMIT, LIMIT_MAX
+from holdfast.gateway.requests import RequestList, RequestObject
 
 Json = dict[str, Any]
 
 _ERRORS = {
     400: "The request is invalid, or asks for something that this server can't honour; `param` names the field.",
     401: "The API key is missing or wrong.",
-    404: "There is no such model or route.",
+    404: "There is no such model, request or route.",
     405: "The route exists, but not with this method.",
     408: "The body took too long to arrive.",
     413: "The body is longer than the gateway takes.",
@@ -41,7 +43,10 @@ _ERRORS = {
     529: "Rejected; `Retry-After` is in seconds. 503 unless `overload_status` is set to this.",
 }
 _GENERATE_ERRORS = (400, 401, 404, 408, 413, 415, 499, 500, 503, 504)
-_TYPES = (ChatRequest, CompletionRequest, ChatCompletion, Completion, Model, ModelList, HealthReport, ErrorBody)
+_TYPES = (
+    *(ChatRequest, CompletionRequest, ChatCompletion, Completion),
+    *(Model, ModelList, RequestObject, RequestList, HealthReport, ErrorBody),
+)
 _STREAM_NOTE = (
     "With `stream: true` the answer is `text/event-stream`: one event per token, each with an `id` of the form "
     "`<response id>.<choice>:<tokens delivered>`, then `data: [DONE]`. An error after the first token is an event "
@@ -54,6 +59,32 @@ _PRIORITY: Json = {
     "in": "header",
     "description": "How important the request is; the lowest are rejected first.",
     "schema": {"type": "string", "enum": ["critical", "default", "batch"], "default": "default"},
+}
+
+
+_TIMEOUT: Json = {
+    "name": "x-request-timeout-seconds",
+    "in": "header",
+    "description": "The request's time, from its arrival; at most what the gateway gives.",
+    "schema": {"type": "number", "minimum": 0, "exclusiveMinimum": True},
+}
+_PARENT: Json = {
+    "name": "x-holdfast-parent",
+    "in": "header",
+    "description": "The id of the request that this one belongs to, and is cancelled with.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+}
+_MODE: Json = {
+    "name": "mode",
+    "in": "query",
+    "description": "stop: it ends well with what there is. kill: it ends at once, with an error.",
+    "schema": {"type": "string", "enum": ["stop", "kill"], "default": "kill"},
+}
+_LIMIT: Json = {
+    "name": "limit",
+    "in": "query",
+    "description": "The most requests of each gateway.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT},
 }
 
 
@@ -92,7 +123,7 @@ def document(settings: HttpSettings) -> Json:
     schemas["ChatRequest"]["allOf"] = [_STREAM_OPTIONS_ALONE, *_CHAT_RULES]
     schemas["AssistantMessage"]["allOf"] = [_never(content={"enum": [None]}, tool_calls={"enum": [None, []]})]
     schemas["CompletionRequest"]["allOf"] = [_STREAM_OPTIONS_ALONE, *_COMPLETION_RULES]
-    security: Json = {"security": [{"apiKey": []}]} if settings.api_keys else {}
+    security: Json = {"security": [{"apiKey": []}]} if settings.api_keys or settings.admin_keys else {}
     return {
         "openapi": "3.0.3",
         "info": {
@@ -127,6 +158,8 @@ def _operations(settings: HttpSettings) -> list[tuple[str, str, Json]]:
         ),
         ("/v1/models", "get", _page("Deployed models", "listModels", "ModelList", errors=(401,))),
         ("/v1/models/{model}", "get", _with_model(_page("One model", "getModel", "Model", errors=(401, 404)))),
+        ("/v1/requests", "get", _open_requests()),
+        ("/v1/requests/{id}", "delete", _cancel()),
         ("/health", "get", _health()),
         ("/live", "get", _page("Whether this process runs", "live", {"type": "object"})),
         ("/metrics", "get", _text("Metrics for Prometheus", "metrics")),
@@ -148,7 +181,7 @@ def _generate(settings: HttpSettings, summary: str, name: str, request: str, ans
         "description": _STREAM_NOTE,
         "operationId": name,
         "tags": ["generate"],
-        "parameters": [_PRIORITY],
+        "parameters": [_PRIORITY, _TIMEOUT, _PARENT],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {"200": ok, **_errors(tuple(sorted({*_GENERATE_ERRORS, settings.overload_status})))},
     }
@@ -162,6 +195,18 @@ def _page(summary: str, name: str, schema: str | Json, errors: tuple[int, ...] =
         "tags": ["about"],
         "responses": {"200": _response(summary, found), **_errors((*errors, 500))},
     }
+
+
+def _open_requests() -> Json:
+    item = _page("Open requests of all gateways", "listRequests", "RequestList", errors=(400, 401))
+    return {**item, "parameters": [_LIMIT]}
+
+
+def _cancel() -> Json:
+    summary = "End a request, and all that belong to it"
+    item = _page(summary, "cancelRequest", "RequestObject", errors=(400, 401, 404, 503))
+    parameter = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return {**item, "parameters": [parameter, _MODE]}
 
 
 def _with_model(item: Json) -> Json:
