@@ -1,6 +1,6 @@
 # make up      install into .venv if need be, and run a cluster here (more options: make up ARGS="--engine mock")
 # make test    run the tests          make check   ruff, mypy, import-linter
-# make bench   measure throughput     make bench-faults   measure what failures cost streams (half an hour; ARGS=--quick: 10 min)
+# make bench   measure throughput     make bench-faults   what failures, sickness and load cost (45 min; ARGS=--quick: 20)
 # make bench-vanish   10,000 clients that connect and vanish: nothing of them stays
 # make bench-chaos   kill and freeze at random for half an hour, and check every token
 # make sim     run a thousand simulated clusters, and check what must hold (ARGS="--seeds 100 --scenario core")
@@ -25,11 +25,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 up: $(VENV)/.installed
 	@$(BIN)/holdfast up $(ARGS)
 
-# Unit tests need no real servers, so two of them may run at once; the others use all that the machine has.
+# Two at a time: tests on real processes mostly wait for them. Those of a module share clusters, so that they stay together.
 test: $(VENV)/.installed-dev
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest tests/unit --numprocesses 2
-	$(BIN)/python -m pytest tests/contract tests/acceptance tests/faults
+	$(BIN)/python -m pytest tests/contract tests/acceptance tests/faults --numprocesses 2 --dist loadfile
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
@@ -46,7 +46,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench fold
 
 bench-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m examples.bench faults $(ARGS)
+	$(BIN)/python -m examples.bench resilience $(ARGS)
 
 bench-vanish: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench vanish $(ARGS)

@@ -2,10 +2,12 @@
 
 import typer
 
+from examples.bench.canaries import canaries
 from examples.bench.chaos.command import chaos
 from examples.bench.faults import faults
 from examples.bench.fold import fold
 from examples.bench.recovery import recovery
+from examples.bench.resilience import resilience
 from examples.bench.throughput import throughput
 from examples.bench.vanish import vanish
 
@@ -14,6 +16,8 @@ app.command()(throughput)
 app.command()(recovery)
 app.command()(fold)
 app.command()(faults)
+app.command()(canaries)
+app.command()(resilience)
 app.command()(chaos)
 app.command()(vanish)
 

@@ -50,7 +50,10 @@ LEFT = (StreamsMigrated, ReplicaSuspected)
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What to start; `servers` of each kind. With `far` the second node is behind a network that can fall silent."""
+    """What to start; `servers` of each kind. With `far` the second node is behind a network that can fall silent.
+
+    `deployment`: settings of the deployment that are not the default.
+    """
 
     engine: Literal["mock", "torch"] = "mock"
     replicas: int = 4
@@ -58,12 +61,13 @@ class Shape(msgspec.Struct, frozen=True):
     gateways: int = 2
     servers: Count = 1
     far: bool = False
+    deployment: dict[str, float] = {}
 
     @property
     def wish(self) -> Wish:
         """What is deployed."""
         arguments = json.dumps({"itl_ms": ITL_MS, "faults": True}) if self.engine == "mock" else "{}"
-        return Wish(self.replicas, self.engine, arguments)
+        return Wish(self.replicas, self.engine, arguments, json.dumps(self.deployment))
 
     @property
     def model(self) -> str:
@@ -306,6 +310,7 @@ async def _up(
     wish, log, data_dir = shape.wish, directory / "up.log", directory / "data"
     command = [sys.executable, "-m", "holdfast.gateway.cli", "up", "--data-dir", str(data_dir), "--port", str(port)]
     command += ["--engine", shape.engine, "--engine-args", wish.engine_args or "{}", "--replicas", str(replicas)]
+    command += ["--deployment-args", wish.deployment_args or "{}"]
     command += ["--nodes", str(nodes), "--gateways", str(shape.gateways)]
     command += ["--nats", ",".join(settings.nats.urls), "--etcd", ",".join(settings.etcd.endpoints)]
     environment = plain_environment() | {"HOLDFAST_NATS__REPLICAS": str(settings.nats.replicas)}

@@ -1,5 +1,20 @@
 """The fault tests run the clusters of the acceptance tests."""
 
-from tests.acceptance.conftest import mock_cluster, start_cluster
+from __future__ import annotations
 
-__all__ = ["mock_cluster", "start_cluster"]
+from collections.abc import Iterator
+
+import pytest
+
+from tests.acceptance.conftest import Cluster, clusters, mock_cluster, start_cluster
+
+__all__ = ["mock_cluster", "paced_cluster", "start_cluster"]
+
+
+@pytest.fixture(scope="module")
+def paced_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two replicas of the mock engine, at a pace that leaves time to do something to streams, with faults by prompt and
+    signal. For all tests of a module: each leaves it whole.
+    """
+    with clusters(tmp_path_factory) as start:
+        yield start(engine_args={"itl_ms": 6, "faults": True})

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 import pytest
 
 from tests.acceptance.conftest import Cluster
-from tests.faults.test_replica_faults import PACE, assert_right, running, under_streams
+from tests.faults.test_replica_faults import assert_right, running, under_streams
+
+
+@pytest.fixture
+def cluster(paced_cluster: Cluster) -> Cluster:
+    return paced_cluster
 
 
 @pytest.mark.parametrize("service", ["nats", "etcd"])
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 async def test_streams_do_not_notice_that_a_server_is_gone(
-    start_cluster: Any, service: str, fault: signal.Signals
+    cluster: Cluster, service: str, fault: signal.Signals
 ) -> None:
-    cluster: Cluster = start_cluster(engine_args=PACE)
-    status = cluster.status()
+    status = cluster.wait(lambda status: not status["degraded"] and len(running(status)) == 2)
     pid = status["services"][service]["pid"]
     try:
         assert_right(await under_streams(cluster, lambda: os.kill(pid, fault)))

@@ -5,25 +5,60 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from holdfast.gateway.client import AsyncHoldfast
-from tests.acceptance.conftest import Cluster, Status, holdfast
+from tests.acceptance.conftest import Cluster, Status, clusters, holdfast
 from tests.acceptance.test_load import expected_text
 from tests.faults.test_replica_faults import PACE, assert_right, happened, ready, running, under_streams
 
 STREAMS = 32
-TOKENS = 120
+TOKENS = 300
+BEGUN = STREAMS * TOKENS // 10
+"""After so many tokens in all, most streams are still to come, on whichever gateway."""
+REPLICAS = 4
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One for most tests here: whoever left is back, or replaced, at the end of each."""
+    with clusters(tmp_path_factory) as start:
+        environment = {"HOLDFAST_GATEWAY__DRAIN_TIMEOUT_S": "0.05"}
+        yield start(engine_args=PACE, replicas=REPLICAS, nodes=2, gateways=2, environment=environment)
+
+
+@pytest.fixture
+def whole(cluster: Cluster) -> Iterator[Cluster]:
+    """The same, and all of it there before and after the test."""
+
+    def all_there(status: Status) -> bool:
+        members = {member["status"] for member in (*status["nodes"], *status["gateways"])}
+        return len(running(status)) == REPLICAS and not status["degraded"] and members == {"ALIVE", "HEALTHY"}
+
+    cluster.wait(all_there)
+    cluster.wait_health(lambda health: bool(health) and ready(health) == REPLICAS)
+    yield cluster
+    cluster.wait(all_there)
+
+
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One replica on one node."""
+    with clusters(tmp_path_factory) as start:
+        yield start(engine_args=PACE, replicas=1)
 
 
 async def through_the_client(urls: list[str], fault: Callable[[], Any]) -> int:
-    """Run streams with our client, do `fault` halfway, hold every text; how many streams went on at another gateway."""
+    """Run streams with our client, do `fault` once they have begun, and hold every text.
+
+    How many streams went on at another gateway.
+    """
     received = 0
-    halfway = asyncio.Event()
+    begun = asyncio.Event()
 
     async def stream(client: AsyncHoldfast, number: int) -> int:
         nonlocal received
@@ -32,14 +67,14 @@ async def through_the_client(urls: list[str], fault: Callable[[], Any]) -> int:
             async for piece in events.texts():
                 text += piece
                 received += 1
-                if received == STREAMS * TOKENS // 2:
-                    halfway.set()
+                if received == BEGUN:
+                    begun.set()
             assert text == expected_text(prompt, number, TOKENS), prompt
             return events.tries
 
     async with AsyncHoldfast(urls) as client, asyncio.TaskGroup() as group:
         tasks = [group.create_task(stream(client, number)) for number in range(STREAMS)]
-        await halfway.wait()
+        await begun.wait()
         fault()
     return sum(task.result() > 1 for task in tasks)
 
@@ -52,43 +87,54 @@ def on_node(status: Status, node: str) -> list[dict[str, Any]]:
     return [replica for replica in status["replicas"] if replica["node"] == node]
 
 
+def member(status: Status, node: str) -> dict[str, Any]:
+    return next(one for one in status["nodes"] if one["id"] == node)
+
+
+def node_with_replicas(status: Status) -> dict[str, Any]:
+    return member(status, running(status)[-1]["node"])
+
+
 # --- replicas -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-async def test_streams_do_not_notice_that_a_replica_was_told_to_stop(start_cluster: Any, number: int) -> None:
-    cluster: Cluster = start_cluster(engine_args=PACE)
-    victim = cluster.status()["replicas"][0]
-    assert_right(await under_streams(cluster, lambda: os.kill(victim["pid"], number)))
-    cluster.wait(
-        lambda status: len(running(status)) == 2 and victim["id"] not in {one["id"] for one in status["replicas"]}
+async def test_streams_do_not_notice_that_a_replica_was_told_to_stop(whole: Cluster, number: int) -> None:
+    victim = running(whole.status())[0]
+    assert_right(await under_streams(whole, lambda: os.kill(victim["pid"], number)))
+    whole.wait(
+        lambda status: (
+            len(running(status)) == REPLICAS and victim["id"] not in {one["id"] for one in status["replicas"]}
+        )
     )
-    assert happened(cluster, "ReplicaDraining", victim["id"])
-    (exited,) = happened(cluster, "ReplicaExited", victim["id"])
+    (draining,) = happened(whole, "ReplicaDraining", victim["id"])
+    (exited,) = happened(whole, "ReplicaExited", victim["id"])
     assert (exited["payload"]["exit_code"], exited["payload"]["expected"]) == (0, True)
+    decided = {"ReplicaPlaced", "ReplicaReplaced"}
+    since = [event for event in whole.log() if event["sequence"] > draining["sequence"]]
+    replacement = next(event for event in since if event["payload"]["type"] in decided)
+    assert replacement["sequence"] < exited["sequence"], "its replacement waited for its end"
 
 
-async def test_a_second_signal_ends_a_replica_at_once_and_its_streams_go_on(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(engine_args=PACE)
-    victim = cluster.status()["replicas"][0]
+async def test_a_second_signal_ends_a_replica_at_once_and_its_streams_go_on(whole: Cluster) -> None:
+    victim = running(whole.status())[0]
 
     def twice() -> None:
         os.kill(victim["pid"], signal.SIGTERM)
-        cluster.wait(lambda _status: bool(happened(cluster, "ReplicaDraining", victim["id"])))
+        whole.wait(lambda _status: bool(happened(whole, "ReplicaDraining", victim["id"])))
         os.kill(victim["pid"], signal.SIGTERM)
 
-    assert_right(await under_streams(cluster, twice))
-    cluster.wait(lambda _status: bool(happened(cluster, "ReplicaExited", victim["id"])))
-    assert happened(cluster, "ReplicaExited", victim["id"])[0]["payload"]["exit_code"] in (0, 128 + signal.SIGTERM)
+    assert_right(await under_streams(whole, twice))
+    whole.wait(lambda _status: bool(happened(whole, "ReplicaExited", victim["id"])))
+    assert happened(whole, "ReplicaExited", victim["id"])[0]["payload"]["exit_code"] in (0, 128 + signal.SIGTERM)
 
 
-async def test_the_only_replica_is_drained_only_once_another_one_runs(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(engine_args=PACE, replicas=1)
-    (only,) = cluster.status()["replicas"]
-    texts = await under_streams(cluster, lambda: cluster.command("drain", only["id"], "--mode", "migrate"))
+async def test_the_only_replica_is_drained_only_once_another_one_runs(lone: Cluster) -> None:
+    (only,) = lone.status()["replicas"]
+    texts = await under_streams(lone, lambda: lone.command("drain", only["id"], "--mode", "migrate"))
     assert_right(texts)
-    cluster.wait(lambda status: [one["id"] for one in running(status)] == ["default.mock.2"])
-    events = cluster.log()
+    lone.wait(lambda status: [one["id"] for one in running(status)] == ["default.mock.2"])
+    events = lone.log()
     ready_at = next(
         at
         for at, event in enumerate(events)
@@ -101,80 +147,89 @@ async def test_the_only_replica_is_drained_only_once_another_one_runs(start_clus
 # --- nodes ----------------------------------------------------------------------------------------------
 
 
-async def test_streams_do_not_notice_that_a_node_was_told_to_stop(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(engine_args=PACE, nodes=2)
-    node = cluster.status()["nodes"][1]
-    gone = {one["id"] for one in on_node(cluster.status(), node["id"])}
-    assert gone
-    assert_right(await under_streams(cluster, lambda: os.kill(node["pid"], signal.SIGTERM)))
-    cluster.wait(lambda status: len(running(status)) == 2 and not gone & {one["id"] for one in status["replicas"]})
-    stopped = [event["payload"]["reason"] for event in happened(cluster, "ReplicaStopOrdered")]
-    assert stopped == [f"node {node['id']} stops, and it is replaced"] * len(gone)
+async def test_streams_do_not_notice_that_a_node_was_told_to_stop(whole: Cluster) -> None:
+    node = node_with_replicas(whole.status())
+    gone = {one["id"] for one in on_node(whole.status(), node["id"])}
+    assert_right(await under_streams(whole, lambda: os.kill(node["pid"], signal.SIGTERM)))
+    whole.wait(lambda status: len(running(status)) == REPLICAS and not gone & {one["id"] for one in status["replicas"]})
+    stopped = {one: happened(whole, "ReplicaStopOrdered", one)[0]["payload"]["reason"] for one in gone}
+    assert stopped == dict.fromkeys(gone, f"node {node['id']} stops, and it is replaced")
+    assert {happened(whole, "ReplicaExited", one)[0]["payload"]["exit_code"] for one in gone} == {0}
+    assert fewest_in_use(whole.log(), "NodeStopping") == REPLICAS
 
 
-async def test_a_node_is_drained_under_streams_and_comes_back(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(engine_args=PACE, nodes=2)
-    assert on_node(cluster.status(), "node-2")
-    texts = await under_streams(cluster, lambda: cluster.command("drain", "node-2", "--mode", "migrate"))
+def fewest_in_use(events: list[dict[str, Any]], since: str) -> int:
+    """How many replicas were there at least, that could take streams, from the first event of a kind on."""
+    usable, counts = set[str](), list[int]()
+    for event in events:
+        told = event["payload"]
+        if told["type"] == "ReplicaReady":
+            usable.add(told["replica"])
+        elif told["type"] in ("ReplicaStopOrdered", "ReplicaDraining", "ReplicaExited"):
+            usable.discard(told["replica"])
+        if counts or told["type"] == since:
+            counts.append(len(usable))
+    return min(counts)
+
+
+async def test_a_node_is_drained_under_streams_and_comes_back(whole: Cluster) -> None:
+    node = node_with_replicas(whole.status())["id"]
+    texts = await under_streams(whole, lambda: whole.command("drain", node, "--mode", "migrate"))
     assert_right(texts)
-    cluster.command("drain", "node-2", "--mode", "migrate", "--wait", "--timeout", "30")
-    status = cluster.status()
-    assert not on_node(status, "node-2")
-    assert len(running(status)) == 2
-    assert status["nodes"][1]["status"] == "DRAINED"
+    whole.command("drain", node, "--mode", "migrate", "--wait", "--timeout", "30")
+    status = whole.status()
+    assert not on_node(status, node)
+    assert len(running(status)) == REPLICAS
+    assert member(status, node)["status"] == "DRAINED"
     # A drained node stays drained when its process is started again, which `up` does.
-    pid = status["nodes"][1]["pid"]
+    pid = member(status, node)["pid"]
     os.kill(pid, signal.SIGTERM)
-    status = cluster.wait(lambda status: status["nodes"][1]["pid"] not in (0, pid))
-    cluster.wait(lambda status: status["nodes"][1]["status"] == "DRAINED")
-    cluster.command("undrain", "node-2", "--wait")
-    cluster.wait(lambda status: status["nodes"][1]["status"] == "ALIVE")
+    status = whole.wait(lambda status: member(status, node)["pid"] not in (0, pid))
+    whole.wait(lambda status: member(status, node)["status"] == "DRAINED")
+    whole.command("undrain", node, "--wait")
+    whole.wait(lambda status: member(status, node)["status"] == "ALIVE")
 
 
-def test_a_drain_without_room_says_what_it_waits_for(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(replicas=1)
-    cluster.command("drain", "node-1")
-    status = cluster.wait(lambda status: status["nodes"][0]["status"] == "DRAINING")
+def test_a_drain_without_room_says_what_it_waits_for(lone: Cluster) -> None:
+    lone.command("drain", "node-1")
+    status = lone.wait(lambda status: status["nodes"][0]["status"] == "DRAINING")
     deployment = status["applications"]["default"]["deployments"]["mock"]
     assert "no node has room" in deployment["message"]
     assert deployment["replicas_running"] == 1
-    late = holdfast("drain", "node-1", "--wait", "--timeout", "0.5", "--data-dir", str(cluster.data_dir))
+    late = holdfast("drain", "node-1", "--wait", "--timeout", "0.5", "--data-dir", str(lone.data_dir))
     assert late.exit_code == 1
-    cluster.command("undrain", "node-1", "--wait")
-    cluster.wait(lambda status: status["applications"]["default"]["status"] == "RUNNING")
-    unknown = holdfast("drain", "nobody", "--data-dir", str(cluster.data_dir))
+    lone.command("undrain", "node-1", "--wait")
+    lone.wait(lambda status: status["applications"]["default"]["status"] == "RUNNING")
+    unknown = holdfast("drain", "nobody", "--data-dir", str(lone.data_dir))
     assert unknown.exit_code == 2
-    assert "nodes: node-1; replicas: default.mock.1; gateways: gateway-1" in unknown.output
+    (replica,) = lone.status()["replicas"]
+    assert f"nodes: node-1; replicas: {replica['id']}; gateways: gateway-1" in unknown.output
 
 
 # --- gateways -------------------------------------------------------------------------------------------
 
 
-async def test_streams_of_a_gateway_that_was_told_to_stop_go_on_at_the_other(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(
-        engine_args=PACE, gateways=2, environment={"HOLDFAST_GATEWAY__DRAIN_TIMEOUT_S": "0.05"}
-    )
-    gateways = cluster.status()["gateways"]
+async def test_streams_of_a_gateway_that_was_told_to_stop_go_on_at_the_other(whole: Cluster) -> None:
+    gateways = whole.status()["gateways"]
     urls = [gateway["url"] for gateway in gateways]
     moved = await through_the_client(urls, lambda: os.kill(gateways[0]["pid"], signal.SIGTERM))
     assert moved >= 1
 
 
-async def test_a_gateway_is_drained_under_streams_and_comes_back(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(engine_args=PACE, gateways=2)
-    urls = [gateway["url"] for gateway in cluster.status()["gateways"]]
+async def test_a_gateway_is_drained_under_streams_and_comes_back(whole: Cluster) -> None:
+    urls = [gateway["url"] for gateway in whole.status()["gateways"]]
 
     def drain() -> None:
-        cluster.command("drain", "gateway-1", "--mode", "migrate", "--wait", "--timeout", "30")
+        whole.command("drain", "gateway-1", "--mode", "migrate", "--wait", "--timeout", "30")
 
     moved = await through_the_client(urls, drain)
     assert moved >= 1
-    assert gateway_states(cluster.status()) == {"gateway-1": "DRAINED", "gateway-2": "HEALTHY"}
-    (drained,) = [event for event in cluster.log() if event["payload"]["type"] == "GatewayDrained"]
+    assert gateway_states(whole.status()) == {"gateway-1": "DRAINED", "gateway-2": "HEALTHY"}
+    (drained,) = [event for event in whole.log() if event["payload"]["type"] == "GatewayDrained"]
     assert drained["payload"]["turned_away"] >= moved
     async with httpx.AsyncClient(base_url=urls[0], trust_env=False) as client:
         health = await client.get("/health")
         assert (health.status_code, health.json()["state"]) == (503, "DRAINED")
         assert (await client.get("/live")).status_code == 200
-        cluster.command("undrain", "gateway-1", "--wait")
-        cluster.wait_health(lambda health: health.get("state") == "HEALTHY" and ready(health) == 2)
+        whole.command("undrain", "gateway-1", "--wait")
+        whole.wait_health(lambda health: health.get("state") == "HEALTHY" and ready(health) == REPLICAS)
