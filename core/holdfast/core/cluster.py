@@ -11,6 +11,7 @@ import msgspec
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, DrainMode
 from holdfast.core.events import GENESIS, DrainTarget
 from holdfast.core.requests import EngineInfo
+from holdfast.core.thresholds import NONE_SET, Thresholds
 
 
 class MemberStatus(StrEnum):
@@ -118,6 +119,8 @@ class DeploymentState(msgspec.Struct, frozen=True):
     A breakdown (`breakdowns.py`) is the end of a replica that was ready and then failed by itself, or was found
     unhealthy. `breakdowns` counts those in a row, the last with `breakdown_message`: of replicas later than number
     `broken_after`, until one has been well for long enough. `ran` says whether one of this revision ever was ready.
+
+    `thresholds` were set at run time, and go before those of `config` until others are deployed.
     """
 
     config: DeploymentConfig
@@ -134,6 +137,7 @@ class DeploymentState(msgspec.Struct, frozen=True):
     broken_after: int = 0
     breakdown_message: str = ""
     ran: bool = False
+    thresholds: Thresholds = NONE_SET
 
 
 class ApplicationState(msgspec.Struct, frozen=True):
@@ -199,6 +203,13 @@ class PendingRequest(msgspec.Struct, frozen=True):
     application: ApplicationConfig | str
 
 
+class PendingThresholds(msgspec.Struct, frozen=True):
+    """Thresholds that were asked for, by the event, and are not decided yet."""
+
+    event: str
+    thresholds: Thresholds
+
+
 class ClusterState(msgspec.Struct, frozen=True):
     """Everything the log says. `ignored` counts decisions of deposed leaders, which change nothing else.
 
@@ -216,6 +227,7 @@ class ClusterState(msgspec.Struct, frozen=True):
     replicas: Mapping[str, ReplicaState] = {}
     requests: Mapping[str, PendingRequest] = {}
     drain_requests: Mapping[str, PendingDrain] = {}
+    threshold_requests: Mapping[str, PendingThresholds] = {}
     heads: Mapping[str, Head] = {}
     numbered: dict[str, int] = {}
     losses: Losses | None = None

@@ -17,24 +17,21 @@ import msgspec
 from holdfast.core.config import ApplicationConfig, DrainMode
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import CorruptLog, UnknownEventVersion
+from holdfast.core.payload import Decision as Decision
+from holdfast.core.payload import Fact as Fact
+from holdfast.core.payload import Payload as Payload
 from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
+from holdfast.core.shedding import BusyThresholdRequested as BusyThresholdRequested
+from holdfast.core.shedding import BusyThresholdSet as BusyThresholdSet
+from holdfast.core.shedding import RejectionsBegan as RejectionsBegan
+from holdfast.core.shedding import RejectionsEnded as RejectionsEnded
+from holdfast.core.shedding import ReplicaEjected as ReplicaEjected
+from holdfast.core.shedding import ReplicaReinstated as ReplicaReinstated
 
 SCHEMA_VERSION = 2
 GENESIS = "0" * 64
 """What stands for the previous hash in a subject's first event."""
-
-
-class Payload(msgspec.Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True):
-    """Base of everything that can happen. The class's name is the event's type."""
-
-
-class Decision(Payload, frozen=True):
-    """Base of what only the leader may append."""
-
-
-class Fact(Payload, frozen=True):
-    """Base of what its writer observed or asks for."""
 
 
 # --- facts of nodes -------------------------------------------------------------------------------------
@@ -368,6 +365,11 @@ FactTypes = (
     | DeleteRequested
     | DrainRequested
     | UndrainRequested
+    | RejectionsBegan
+    | RejectionsEnded
+    | ReplicaEjected
+    | ReplicaReinstated
+    | BusyThresholdRequested
 )
 DecisionTypes = (
     LeaderElected
@@ -380,6 +382,7 @@ DecisionTypes = (
     | DrainLifted
     | NodeLost
     | GatewayLost
+    | BusyThresholdSet
 )
 
 

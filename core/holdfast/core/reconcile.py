@@ -91,6 +91,10 @@ def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
     """The next decisions. One round's decisions are all derived from `state`; append them in order."""
     goals = [_decide_request(request.application, request.event) for request in state.requests.values()]
     goals += [_decide_drain(request) for request in state.drain_requests.values()]
+    goals += [
+        Proposal(ev.BusyThresholdSet(model, request.thresholds), request.event)
+        for model, request in state.threshold_requests.items()
+    ]
     look_again: list[datetime] = []
     losses = [*_lost_nodes(state, evidence, now, look_again), *_lost_gateways(state, evidence)]
     if goals or losses:

@@ -36,8 +36,10 @@ from holdfast.core.drains import (
     gateway_drained,
 )
 from holdfast.core.errors import CorruptLog
+from holdfast.core.overloads import threshold_requested, threshold_set
 from holdfast.core.sharing import SharedMap, with_entry, without_entry
 from holdfast.core.starts import count_failure, start_failed, was_stable
+from holdfast.core.thresholds import NONE_SET
 
 _ENDS = (MemberStatus.LEFT, MemberStatus.LOST)
 
@@ -389,9 +391,7 @@ def _replica_trusted(state: ClusterState, event: ev.Event, fact: ev.ReplicaTrust
     return state if replica is None else _without_suspicions_of(state, fact.gateway, [replica])
 
 
-def _for_people(
-    state: ClusterState, event: ev.Event, fact: ev.StreamsMigrated | ev.StreamsFenced | ev.LeaderDeposed
-) -> ClusterState:
+def _for_people(state: ClusterState, event: ev.Event, fact: ev.Fact) -> ClusterState:
     """For people to read: what is remembered of a request is in its gateway, and who leads was decided before."""
     return state
 
@@ -453,7 +453,8 @@ def _deployment(
         return DeploymentState(config, event.id, revision, state.numbered.get(f"{name}.{config.name}", 0))
     revision = before.revision + (config.engine != before.config.engine)
     ran = before.ran and revision == before.revision
-    return DeploymentState(config, event.id, revision, before.replicas_placed, ran=ran)
+    thresholds = before.thresholds if config.thresholds == before.config.thresholds else NONE_SET
+    return DeploymentState(config, event.id, revision, before.replicas_placed, ran=ran, thresholds=thresholds)
 
 
 def _application_deleted(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeleted) -> ClusterState:
@@ -519,6 +520,12 @@ _REDUCERS: dict[type[ev.Payload], Callable[[ClusterState, ev.Event, Any], Cluste
     ev.ReplicaSuspected: _replica_suspected,
     ev.ReplicaTrusted: _replica_trusted,
     ev.StreamsMigrated: _for_people,
+    ev.RejectionsBegan: _for_people,
+    ev.RejectionsEnded: _for_people,
+    ev.ReplicaEjected: _for_people,
+    ev.ReplicaReinstated: _for_people,
+    ev.BusyThresholdRequested: threshold_requested,
+    ev.BusyThresholdSet: threshold_set,
     ev.StreamsFenced: _for_people,
     ev.LeaderDeposed: _for_people,
     ev.LeaderElected: _leader_elected,

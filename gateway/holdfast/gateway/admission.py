@@ -65,6 +65,7 @@ class Admission:
             raise self.rejection(self._why(reason))
         for run in victims:
             if run.queue is not None:
+                self._pool.gave_up(run)
                 run.fail(self.rejection(Reason.DISPLACED))
 
     def enter_resumed(self, streams: int) -> None:

@@ -15,6 +15,7 @@ from holdfast.core.admission import Priority
 from holdfast.core.requests import EngineRequest
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
+from holdfast.core.thresholds import Thresholds
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
 
@@ -146,6 +147,17 @@ class Backend(Protocol):
 
     def crowded(self) -> bool:
         """Whether requests were turned away of late: who asks `check_open` first may save work."""
+        ...
+
+    def thresholds(self, model: str) -> Thresholds:
+        """Those that hold for a model. Raises `UnknownModel`."""
+        ...
+
+    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+        """Change a model's thresholds for all gateways; None is back to the configuration's. Returns once they hold.
+
+        Raises `UnknownModel`, `RequestRefused`, and `HttpRefusal` (503) where that is not known in time.
+        """
         ...
 
     def health(self) -> Health: ...

@@ -149,13 +149,12 @@ class ReplicaLink:
     @property
     def takes_moved(self) -> bool:
         """Whether a stream that lost its replica may begin here. Thresholds are for new ones."""
-        taken = len(self._attempts) + len(self._incoming)
-        return self.ready and not self._full and taken < self.in_flight_max and not self.passed_over
+        return self.ready and not self._full and self._taken < self.in_flight_max and not self.passed_over
 
     @property
     def room(self) -> bool:
         """As `Candidate.room`."""
-        return self.takes_moved and self.pressure.spare(len(self._attempts)) > 0
+        return self.takes_moved and self.pressure.spare(self._taken) > 0
 
     @property
     def kv_used(self) -> float:
@@ -170,13 +169,17 @@ class ReplicaLink:
     @property
     def places(self) -> int:
         """How many more streams may be sent here."""
-        own = len(self._attempts)
+        own = self._taken
         return min(self.in_flight_max - own, self.pressure.spare(own)) if self.takes_moved else 0
 
     @property
     def load(self) -> int:
         """As `Candidate.load`: our own streams are known at once, others' with the next heartbeat."""
-        return len(self._attempts) + len(self._incoming) + self.pressure.others
+        return self._taken + self.pressure.others
+
+    @property
+    def _taken(self) -> int:
+        return len(self._attempts) + len(self._incoming)
 
     @property
     def in_flight(self) -> int:
@@ -479,7 +482,7 @@ class ReplicaLink:
         if self._suspected_s is not None and self._liveness.suspicion is None:
             self._trust(connection.last_received_s)
         had_room = self.room
-        self.pressure.reported(beat.load, len(self._attempts))
+        self.pressure.reported(beat.load, self._taken)
         self._draining = beat.draining
         if beat.dismissed:
             self._on_dismissed(self)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from holdfast.gateway.busy_threshold import BusyThreshold, BusyThresholdList, BusyThresholdRequest
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.openai import (
     TOKEN_ID_MAX,
@@ -46,6 +47,7 @@ _GENERATE_ERRORS = (400, 401, 404, 408, 413, 415, 499, 500, 503, 504)
 _TYPES = (
     *(ChatRequest, CompletionRequest, ChatCompletion, Completion),
     *(Model, ModelList, RequestObject, RequestList, HealthReport, ErrorBody),
+    *(BusyThreshold, BusyThresholdList, BusyThresholdRequest),
 )
 _STREAM_NOTE = (
     "With `stream: true` the answer is `text/event-stream`: one event per token, each with an `id` of the form "
@@ -124,6 +126,10 @@ def document(settings: HttpSettings) -> Json:
     schemas["AssistantMessage"]["allOf"] = [_never(content={"enum": [None]}, tool_calls={"enum": [None, []]})]
     schemas["CompletionRequest"]["allOf"] = [_STREAM_OPTIONS_ALONE, *_COMPLETION_RULES]
     security: Json = {"security": [{"apiKey": []}]} if settings.api_keys or settings.admin_keys else {}
+    paths: Json = {}
+    for path, method, item in _operations(settings):
+        keyed = path.startswith(("/v1", "/busy_threshold"))
+        paths.setdefault(path, {})[method] = {**item, **security} if keyed else item
     return {
         "openapi": "3.0.3",
         "info": {
@@ -132,10 +138,7 @@ def document(settings: HttpSettings) -> Json:
             "description": "Serves models as token streams that no single failure can break. OpenAI's API.",
             "license": {"name": "Apache-2.0"},
         },
-        "paths": {
-            path: {method: {**item, **security}} if path.startswith("/v1") else {method: item}
-            for path, method, item in _operations(settings)
-        },
+        "paths": paths,
         "components": {
             "schemas": schemas,
             "headers": _headers(),
@@ -160,6 +163,8 @@ def _operations(settings: HttpSettings) -> list[tuple[str, str, Json]]:
         ("/v1/models/{model}", "get", _with_model(_page("One model", "getModel", "Model", errors=(401, 404)))),
         ("/v1/requests", "get", _open_requests()),
         ("/v1/requests/{id}", "delete", _cancel()),
+        ("/busy_threshold", "get", _page("Thresholds", "busyThresholds", "BusyThresholdList", errors=(401,))),
+        ("/busy_threshold", "post", _set_thresholds()),
         ("/health", "get", _health()),
         ("/live", "get", _page("Whether this process runs", "live", {"type": "object"})),
         ("/metrics", "get", _text("Metrics for Prometheus", "metrics")),
@@ -212,6 +217,12 @@ def _cancel() -> Json:
 def _with_model(item: Json) -> Json:
     parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     return {**item, "parameters": [parameter]}
+
+
+def _set_thresholds() -> Json:
+    item = _page("Change a model's thresholds", "setBusyThreshold", "BusyThreshold", errors=(400, 401, 404, 413, 503))
+    body = {"application/json": {"schema": _ref("BusyThresholdRequest")}}
+    return {**item, "requestBody": {"required": True, "content": body}}
 
 
 def _health() -> Json:

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from holdfast.actors.metrics import CONTENT_TYPE
 from holdfast.core.errors import RequestRefused, UnknownModel
 from holdfast.gateway.backend import Backend, ModelInfo
+from holdfast.gateway.busy_threshold import BusyThresholdPages
 from holdfast.gateway.exchange import KeyRing
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.metrics import Metrics
@@ -55,6 +56,7 @@ def create_pages(
 ) -> Starlette:
     """The Starlette application for everything but the generating routes, which it knows only as POST-only."""
     pages = _Pages(backend, settings, gateway, metrics, keys)
+    thresholds = BusyThresholdPages(backend, keys)
     get = ["GET"]
     routes = [
         Route("/v1/chat/completions", pages.unreachable, methods=["POST"]),
@@ -64,6 +66,7 @@ def create_pages(
         Route("/v1/requests", requests.list, methods=get),
         Route("/v1/requests/{id:path}", requests.cancel, methods=["DELETE"]),
         Route("/v1/requests/{id:path}", requests.adopt, methods=["POST"], include_in_schema=False),
+        Route("/busy_threshold", thresholds.answer, methods=["GET", "POST"]),
         Route("/health", pages.health, methods=get),
         Route("/live", pages.live, methods=get),
         Route("/metrics", pages.metrics, methods=get),

@@ -71,6 +71,7 @@ class Pool:
         others = links if run.avoid is None else [link for link in links if link is not run.avoid]
         if not self.exhausted:
             link = choose(others, below) or (choose(links, below) if others is not links else None)
+            link = link or self._of_last_resort(links, below)
             self.exhausted = link is None and not suspect
             if link is not None:
                 return link
@@ -80,6 +81,14 @@ class Pool:
         link = _least_loaded(others) or _least_loaded(links)
         self.full = link is None and not suspect
         return link
+
+    def _of_last_resort(self, links: Sequence[ReplicaLink], below: Callable[[int], int]) -> ReplicaLink | None:
+        """One that is passed over, where all others are gone."""
+        if any(link.ready and not link.passed_over for link in self.links):
+            return None
+        for link in self.links:
+            link.passed_over = False
+        return choose(links, below)
 
     def has_room(self) -> None:
         """A link says that it has room, or may have."""
@@ -95,11 +104,18 @@ class Pool:
         """Whether a replica is there at all."""
         return any(link.ready for link in self.links)
 
-    def gave_up(self, tenant: str) -> None:
-        """One of the tenant's streams is not open any more."""
-        self.usage[tenant] -= 1
-        if self.usage[tenant] <= 0:
-            del self.usage[tenant]
+    def took(self, run: StreamRun) -> None:
+        """The stream is open."""
+        run.counted = True
+        self.usage[run.claim.tenant] += 1
+
+    def gave_up(self, run: StreamRun) -> None:
+        """It is not open any more, or soon won't be."""
+        if run.counted:
+            run.counted = False
+            self.usage[run.claim.tenant] -= 1
+            if not self.usage[run.claim.tenant]:
+                del self.usage[run.claim.tenant]
 
     def report(self) -> PoolReport:
         """How it stands, for metrics."""

@@ -16,6 +16,7 @@ from holdfast.actors.metrics import Ledger
 from holdfast.core.errors import LeasesUnavailable, LogUnavailable
 from holdfast.core.ports import Clock, Leases, Log
 from holdfast.gateway.backend import Health
+from holdfast.gateway.busy_threshold import log_unavailable
 from holdfast.gateway.serving import Serving
 
 
@@ -125,6 +126,13 @@ class ReportingServing(Serving):
     """As `Serving`, with a report on the planes. A plane that is down is no reason to be unhealthy: streams go on."""
 
     planes = Planes({}, random.Random(), SystemClock())
+
+    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+        """As `Backend.set_thresholds`; at once where the log is known to be away."""
+        log = self.planes.details().get("log", {"up": True})
+        if not log["up"]:
+            raise log_unavailable("The log's servers don't answer: thresholds can't be changed until they do.")
+        await super().set_thresholds(model, changes)
 
     def health(self) -> Health:
         """As `Backend.health`."""

@@ -14,15 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from holdfast.actors.follower import Follower
-from holdfast.actors.metric_families import GATEWAY, HEALTH_TRANSITIONS, QUEUE_WAIT, REJECTIONS, RESUMPTIONS
+from holdfast.actors.metric_families import GATEWAY, QUEUE_WAIT, REJECTIONS, RESUMPTIONS
 from holdfast.actors.metrics import Ledger
 from holdfast.core.admission import Reason
-from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
+from holdfast.core.budget import RetryBudget
+from holdfast.core.cluster import ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
 from holdfast.core.errors import NoReplica, RequestRefused, StreamLost, UnknownModel
 from holdfast.core.events import (
     ApplicationDeleted,
     ApplicationDeployed,
+    BusyThresholdRequested,
+    BusyThresholdSet,
     Fact,
     NodeJoined,
     NodeLeft,
@@ -31,32 +34,32 @@ from holdfast.core.events import (
     ReplicaExited,
     ReplicaReady,
     ReplicaStopOrdered,
-    ReplicaSuspected,
-    ReplicaTrusted,
     StreamsMigrated,
 )
 from holdfast.core.liveness import Suspicion
 from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import StreamStatus
+from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.admission_settings import AdmissionSettings
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Health, ModelInfo, Resumption
+from holdfast.gateway.busy_threshold import changed, until_set
+from holdfast.gateway.ejecting import Ejector
 from holdfast.gateway.handover import DRAINED, Handovers
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.moves import CANCELLED, LOST_AGAIN, Move
+from holdfast.gateway.overview import info_of, standing_of
 from holdfast.gateway.pool import Pool, PoolReport
 from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun, StreamSession
+from holdfast.gateway.spells import Spells
 from holdfast.gateway.standing import RETRY_AFTER_S, Standing, stopping
+from holdfast.gateway.suspicions import Suspicions
 from holdfast.gateway.tracing import ENDED, LOST, POSTPONED, UNTRACED, RequestTrace
 
-SUSPICIONS_TOLD_MAX = 100
-"""While a gateway suspects so many replicas it tells the log of no more. Fifty gateways that lose sight of a thousand
-replicas would write 50,000 events, just when the leader has decisions to write."""
-
-_ABOUT_MANY = (ApplicationDeployed, ApplicationDeleted, NodeJoined, NodeLeft, NodeLost)
+_ABOUT_MANY = (ApplicationDeployed, ApplicationDeleted, NodeJoined, NodeLeft, NodeLost, BusyThresholdSet)
 _ABOUT_ONE = (ReplicaReady, ReplicaExited, ReplicaStopOrdered)
 """What may change which replicas run."""
 
@@ -85,7 +88,10 @@ class Serving:
         self._rng = rng
         self._gateway = gateway
         self._report = report
-        self._suspicions: dict[str, str | None] = {}
+        self._suspicions = Suspicions(gateway, report, self.ledger, self._deployment_of)
+        self._spells = Spells(gateway, report)
+        self._ejector = Ejector(gateway, self._admission, lambda: self._pools.values(), report, self._pump)
+        self._retries = RetryBudget(self._admission.retry_budget_ratio, self._admission.retry_budget_min_per_s)
         self._link_settings = LinkSettings(
             cluster,
             gateway,
@@ -112,6 +118,7 @@ class Serving:
     async def run(self) -> None:
         """Keep links to all running replicas until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._ejector.run())
             while True:
                 touched, self._touched = self._touched, {}
                 self._changed.clear()
@@ -124,7 +131,7 @@ class Serving:
         """As `Backend.models`."""
         state = self._follower.state
         return [
-            self._model(state, application, deployment.config)
+            info_of(state, application, deployment.config)
             for application in state.applications.values()
             for deployment in application.deployments.values()
         ]
@@ -143,6 +150,7 @@ class Serving:
     ) -> StreamSession:
         """As `Backend.open`."""
         pool = self._pool(model)
+        self._retries.earn()
         if resumption is None:
             pool.admission.enter(len(choices), claim)
         else:
@@ -165,6 +173,19 @@ class Serving:
         """As `Backend.check_open`."""
         self._pool(model).admission.check(claim)
 
+    def thresholds(self, model: str) -> Thresholds:
+        """As `Backend.thresholds`."""
+        return self._pool(model).admission.thresholds
+
+    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+        """As `Backend.set_thresholds`."""
+        self._pool(model)
+        applications = self._follower.state.applications.values()
+        found = [one.deployments[model].thresholds for one in applications if model in one.deployments]
+        thresholds = changed(found[0] if found else NONE_SET, changes)
+        self._report(BusyThresholdRequested(self._gateway, model, thresholds), None)
+        await until_set(self._follower, model, thresholds)
+
     def crowded(self) -> bool:
         """As `Backend.crowded`."""
         return any(pool.admission.shedding for pool in self._pools.values())
@@ -184,15 +205,8 @@ class Serving:
             reasons.append(str(self._follower.unreadable))
         details: dict[str, Any] = {"models": {}, "log_sequence": self._follower.state.sequence}
         for name, pool in self._pools.items():
-            ready = sum(link.ready for link in pool.links)
-            details["models"][name] = {
-                "replicas_ready": ready,
-                "replicas_wanted": pool.config.num_replicas,
-                "queued": len(pool.queue),
-                "in_flight": sum(link.in_flight for link in pool.links),
-                "deterministic": pool.deterministic,
-            }
-            if not ready and pool.config.num_replicas:
+            standing = details["models"][name] = standing_of(pool)
+            if not standing["replicas_ready"] and pool.config.num_replicas:
                 reasons.append(f"no replica of {name} is ready")
         if not self._pools:
             reasons.append("no application is deployed")
@@ -242,28 +256,27 @@ class Serving:
 
     def _sync_pools(self, state: ClusterState) -> None:
         goals = {
-            deployment.config.name: deployment.config
+            deployment.config.name: deployment
             for application in state.applications.values()
             for deployment in application.deployments.values()
         }
         for name in [name for name in self._pools if name not in goals]:
             self._close_pool(name)
-        for name, config in goals.items():
-            pool = self._pools.get(name) or self._open_pool(config)
-            if pool.config != config:
-                self._reconfigure(pool, config)
-
-    def _open_pool(self, config: DeploymentConfig) -> Pool:
-        thresholds = config.thresholds.over(self._admission.thresholds())
-        pool = self._pools[config.name] = Pool(config, thresholds, self._rng, self._rejected)
-        return pool
+        for name, deployment in goals.items():
+            config = deployment.config
+            thresholds = deployment.thresholds.over(config.thresholds).over(self._admission.thresholds())
+            pool = self._pools.get(name)
+            if pool is None:
+                self._pools[name] = Pool(config, thresholds, self._rng, self._rejected)
+            elif (pool.config, pool.admission.thresholds) != (config, thresholds):
+                self._reconfigure(pool, config, thresholds)
 
     def _rejected(self, model: str, reason: str) -> None:
         self.ledger.add(REJECTIONS, model, reason)
+        self._spells.rejected(model, reason)
 
-    def _reconfigure(self, pool: Pool, config: DeploymentConfig) -> None:
-        pool.config = config
-        thresholds = pool.admission.thresholds = config.thresholds.over(self._admission.thresholds())
+    def _reconfigure(self, pool: Pool, config: DeploymentConfig, thresholds: Thresholds) -> None:
+        pool.config, pool.admission.thresholds = config, thresholds
         for link in pool.links:
             link.in_flight_max = config.max_ongoing_requests
             link.pressure.set_thresholds(thresholds)
@@ -282,7 +295,7 @@ class Serving:
             on_capacity=lambda link: self._pump(pool, link),
             on_orphans=lambda runs, cause: self._orphaned(link, runs, cause),
             on_suspicion=self._suspected,
-            on_trust=self._trusted,
+            on_trust=self._suspicions.trusted,
             on_dismissed=self._handovers.dismissed,
             engine_stall_timeout_s=pool.config.engine_stall_timeout_s,
             record=LinkRecord(pool.service),
@@ -303,7 +316,7 @@ class Serving:
     def _forget(self, link: ReplicaLink) -> None:
         """A replica that is gone is not linked to any more, nor suspected: nobody will hear of it again."""
         self._links.pop(link.replica, None)
-        self._suspicions.pop(link.replica, None)
+        self._suspicions.forget(link.replica)
 
     def _close_pool(self, name: str) -> None:
         pool = self._pools.pop(name)
@@ -318,7 +331,7 @@ class Serving:
 
     def _submit(self, run: StreamRun, pool: Pool) -> None:
         self._pool_of[run] = pool
-        pool.usage[run.claim.tenant] += 1
+        pool.took(run)
         self._idle.clear()
         if run.resumed_at is not None:
             self._look_for(run, run.resumed_at if run.stream.delivered else 0, pool)
@@ -391,25 +404,13 @@ class Serving:
                 return
 
     def _suspected(self, link: ReplicaLink, reason: Suspicion, silence_s: float, streams: int) -> None:
-        fact = ReplicaSuspected(self._gateway, link.replica, round(silence_s, 3), streams, reason)
-        told = self._report(fact, None) if len(self._suspicions) < SUSPICIONS_TOLD_MAX else None
-        if not link.retired:
-            self._suspicions[link.replica] = told
+        self._suspicions.suspected(link, reason, silence_s, streams)
         for pool in self._pools.values():
             pool.stop_searching(link)
-        self._turned(link, "suspected", reason)
 
-    def _turned(self, link: ReplicaLink, to: str, reason: str) -> None:
-        replica = self._follower.state.replicas.get(link.replica)
-        if replica is not None:
-            self.ledger.add(HEALTH_TRANSITIONS, replica.deployment, to, reason)
-
-    def _trusted(self, link: ReplicaLink, suspected_s: float) -> None:
-        self._turned(link, "trusted", "heard_again")
-        cause = self._suspicions.pop(link.replica, None)
-        if link.retired or cause is None:
-            return
-        self._report(ReplicaTrusted(self._gateway, link.replica, round(suspected_s, 3)), cause)
+    def _deployment_of(self, replica_id: str) -> str | None:
+        replica = self._follower.state.replicas.get(replica_id)
+        return None if replica is None else replica.deployment
 
     def _orphaned(self, link: ReplicaLink, runs: list[StreamRun], cause: StreamLost) -> None:
         replica = link.replica
@@ -436,10 +437,18 @@ class Serving:
             if had_begun and self._too_long(run):
                 run.fail(StreamLost(f"{cause}; the stream is longer than migration_max_seq_len allows"))
                 continue
+            if not run.stream.accepted and not self._may_retry():
+                run.fail(pool.admission.rejection(Reason.RETRY_BUDGET))
+                continue
             if had_begun:
                 self.migrations[pool.config.name, cause.kind] += 1
             if not self._begin(run, pool):
                 self._enqueue(run, pool, first=True)
+
+    def _may_retry(self) -> bool:
+        """Whether a stream that has brought nothing may begin again. One that has goes on in any case, within its own
+        limit: nobody else could take up what its client has."""
+        return self._retries.spend(len(self._pool_of), asyncio.get_running_loop().time())
 
     def _may_go_to(self, run: StreamRun) -> Pool | None:
         """The pool among whose replicas a stream may move that runs; None where its length forbids it."""
@@ -477,7 +486,7 @@ class Serving:
         pool = self._pool_of.pop(run, None)
         run.end_move(CANCELLED)
         if pool is not None:
-            pool.gave_up(run.claim.tenant)
+            pool.gave_up(run)
         if not self._pool_of:
             self._idle.set()
         if run.link is not None:
@@ -485,19 +494,6 @@ class Serving:
             link.end(run)
         run.trace.ended(ENDED)
         run.leave_queue()
-
-    def _model(self, state: ClusterState, application: ApplicationState, config: DeploymentConfig) -> ModelInfo:
-        replicas = list(state.replicas_of(application.name, config.name))
-        contexts = [replica.info.context_tokens_max for replica in replicas if replica.info is not None]
-        running = sum(replica.status is ReplicaStatus.RUNNING for replica in replicas)
-        return ModelInfo(
-            config.name,
-            application.name,
-            application.deployed_at,
-            min(contexts, default=0),
-            running,
-            config.num_replicas,
-        )
 
 
 def _cannot_resume(model: str) -> RequestRefused:

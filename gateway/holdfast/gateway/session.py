@@ -38,8 +38,8 @@ class StreamRun:
     `ordinal` counts its attempts over all gateways, `avoid` is where it stood still, `resumed_at` is how many tokens
     the client has from another gateway, and `search` looks for the replica that holds it. `began_s` is when its last
     attempt began, `awaits_first` whether that one's first token is to come, `move` is there from the loss of a replica
-    to the next token, and `trace` is told of its attempts. `claim` is the request's; waiting for longer than
-    `patience_s` it makes room for others.
+    to the next token, and `trace` is told of its attempts. `claim` is the request's, `counted` whether it counts as
+    its tenant's; waiting for longer than `patience_s` it makes room for others.
     """
 
     __slots__ = (
@@ -50,6 +50,7 @@ class StreamRun:
         "began_s",
         "choice",
         "claim",
+        "counted",
         "link",
         "move",
         "name",
@@ -91,7 +92,7 @@ class StreamRun:
         self.move: Move | None = None
         self.reported = False
         self.claim = DEFAULT_CLAIM
-        self.awaits_first = False
+        self.awaits_first = self.counted = False
         self.patience_s: float | None = None
         self.queue: WaitingQueue | None = None
         self.waiting: asyncio.TimerHandle | None = None

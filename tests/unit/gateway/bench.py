@@ -23,6 +23,7 @@ import uvloop
 from holdfast.core.requests import EngineRequest
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
+from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.app import create_app
 from holdfast.gateway.asking import ask_chat
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Health, ModelInfo, Resumption, Session
@@ -121,6 +122,13 @@ class PreparedBackend:
 
     def check_open(self, model: str, claim: Claim) -> None:
         """There is always room."""
+
+    def thresholds(self, model: str) -> Thresholds:
+        """None are set."""
+        return NONE_SET
+
+    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+        """They stay as they are."""
 
     def crowded(self) -> bool:
         """Never."""

@@ -11,7 +11,9 @@ from holdfast.core.errors import UnknownModel
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP, Stream
+from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Health, ModelInfo, Resumption, Session
+from holdfast.gateway.busy_threshold import changed
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
 MODEL = "tiny"
@@ -61,6 +63,7 @@ class FakeBackend:
     seen: list[EngineRequest] = field(default_factory=list)
     chunks: int = 0
     is_crowded: bool = False
+    busy: Thresholds = NONE_SET
     claims: list[Claim] = field(default_factory=list)
 
     def models(self) -> Sequence[ModelInfo]:
@@ -90,6 +93,14 @@ class FakeBackend:
     def check_open(self, model: str, claim: Claim) -> None:
         if self.refuse_open is not None:
             raise self.refuse_open
+
+    def thresholds(self, model: str) -> Thresholds:
+        if model != self.model:
+            raise UnknownModel(model)
+        return self.busy
+
+    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+        self.busy = changed(self.thresholds(model), changes)
 
     def crowded(self) -> bool:
         return self.is_crowded

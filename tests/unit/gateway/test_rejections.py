@@ -7,6 +7,7 @@ from pydantic import SecretStr
 
 from holdfast.core.admission import Priority, Reason
 from holdfast.core.errors import NoReplica, Overloaded
+from holdfast.core.thresholds import NONE_SET
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.backend import Claim
 from holdfast.gateway.claims import model_of
@@ -101,3 +102,57 @@ async def test_a_gateway_with_all_the_requests_that_it_can_take_reads_no_more() 
 )
 def test_a_model_is_found_without_reading_the_rest(body: bytes, model: str) -> None:
     assert model_of(body) == model
+
+
+# --- thresholds -----------------------------------------------------------------------------------------
+
+NULL = {
+    "model": "tiny",
+    "active_decode_blocks_threshold": None,
+    "active_prefill_tokens_threshold": None,
+    "active_prefill_tokens_threshold_frac": None,
+    "requests_in_flight_threshold": None,
+    "queue_age_threshold_s": None,
+}
+
+
+async def test_thresholds_are_told_and_changed() -> None:
+    app = create_app(FakeBackend())
+    assert (await ask(app, "/busy_threshold", method="GET")).json == {"thresholds": [NULL]}
+    assert (await ask(app, "/busy_threshold", {"model": "tiny"})).json == NULL
+    changes = {"active_decode_blocks_threshold": 0.85, "active_prefill_tokens_threshold": 1000}
+    assert (await ask(app, "/busy_threshold", {"model": "tiny", **changes})).json == {**NULL, **changes}
+    back = {"active_decode_blocks_threshold": None, "queue_age_threshold_s": 2}
+    after = {**NULL, "active_prefill_tokens_threshold": 1000, "queue_age_threshold_s": 2.0}
+    assert (await ask(app, "/busy_threshold", {"model": "tiny", **back})).json == after
+    assert (await ask(app, "/busy_threshold", method="GET")).json == {"thresholds": [after]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model": "other"}, 404),
+        ({"model": "other", "queue_age_threshold_s": 1}, 404),
+        ({}, 400),
+        ({"model": "tiny", "active_decode_blocks_threshold": 1.5}, 400),
+        ({"model": "tiny", "active_prefill_tokens_threshold": -1}, 400),
+        ({"model": "tiny", "active_prefill_tokens_threshold": 0.5}, 400),
+        ({"model": "tiny", "unheard_of": 1}, 400),
+        (b"{", 400),
+        (b"x" * 100_000, 413),
+    ],
+)
+async def test_thresholds_that_cannot_be_are_refused(body: dict[str, object] | bytes, status: int) -> None:
+    backend = FakeBackend()
+    answer = await ask(create_app(backend), "/busy_threshold", body)
+    assert answer.status == status
+    assert answer.error["message"]
+    assert backend.busy == NONE_SET
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_thresholds_need_a_key_where_one_is_asked_for(method: str) -> None:
+    app = create_app(FakeBackend(), HttpSettings(api_keys=(SecretStr("key"),)))
+    assert (await ask(app, "/busy_threshold", {"model": "tiny"}, method=method)).status == 401
+    headers = {"authorization": "Bearer key"}
+    assert (await ask(app, "/busy_threshold", {"model": "tiny"}, headers, method=method)).status == 200

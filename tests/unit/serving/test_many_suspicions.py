@@ -10,8 +10,9 @@ from holdfast.actors.follower import Follower
 from holdfast.core.events import Fact, ReplicaSuspected, ReplicaTrusted
 from holdfast.core.liveness import Suspicion
 from holdfast.gateway.link import ReplicaLink
-from holdfast.gateway.serving import SUSPICIONS_TOLD_MAX, Serving
+from holdfast.gateway.serving import Serving
 from holdfast.gateway.serving_settings import ServingSettings
+from holdfast.gateway.suspicions import SUSPICIONS_TOLD_MAX
 from holdfast.store.memory import MemoryLogServer
 
 
@@ -29,7 +30,7 @@ async def test_no_more_than_a_hundred_suspicions_are_told_at_a_time_and_each_tha
         serving._suspected(link, Suspicion.SILENT, 1.0, 0)
     assert [type(fact) for fact, _cause in told] == [ReplicaSuspected] * SUSPICIONS_TOLD_MAX
     for link in links:
-        serving._trusted(link, 2.0)
+        serving._suspicions.trusted(link, 2.0)
     taken_back = told[SUSPICIONS_TOLD_MAX:]
     assert taken_back == [
         (ReplicaTrusted("g", f"r{number}", 2.0), f"e{number + 1}") for number in range(SUSPICIONS_TOLD_MAX)

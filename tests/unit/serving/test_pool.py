@@ -25,6 +25,8 @@ class FakeLink:
     load: int = 0
     free_for_suspects: bool = True
     crowded: bool = False
+    ready: bool = True
+    passed_over: bool = False
     asked: int = field(default=0)
 
     @property

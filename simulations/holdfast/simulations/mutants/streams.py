@@ -130,7 +130,7 @@ MUTANTS: Final = (
         "token-once",
         "a migration goes on behind the tokens that came already, and one that comes again is dropped: both are out",
         (
-            edit(Stream.start, ("if not self.accepted:", "if True:")),
+            edit(Stream.again, ("if not self.accepted:", "if True:")),
             edit(Stream.token, _FROM_THE_PAST, _FROM_THE_FUTURE),
         ),
         (STREAMS,),
@@ -184,10 +184,7 @@ MUTANTS: Final = (
         (
             edit(
                 ReplicaLink.takes_moved,
-                (
-                    "self.ready and not self._full and len(self._attempts) < self.in_flight_max",
-                    "self.ready and not self._full",
-                ),
+                ("self.ready and not self._full and self._taken < self.in_flight_max", "self.ready and not self._full"),
             ),
         ),
         (BOUNDS,),

@@ -1,0 +1,138 @@
+"""`/busy_threshold`: from when on requests for a model are rejected, told and changed at run time, as Dynamo has it.
+
+A change is asked of the controller and stands in the log once it holds, for all gateways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from holdfast.actors.follower import Follower
+from holdfast.core.cluster import ClusterState
+from holdfast.core.decoding import UNDECODABLE
+from holdfast.core.thresholds import Fraction, Thresholds
+from holdfast.gateway.backend import Backend
+from holdfast.gateway.exchange import KeyRing
+from holdfast.gateway.problems import HttpRefusal, Problem, invalid
+
+DECIDED_IN_S = 5.0
+"""So long a change may take until it holds (seconds). It may still come to hold later."""
+
+BODY_BYTES_MAX = 64 * 1024
+
+
+class BusyThreshold(msgspec.Struct, frozen=True):
+    """A model's thresholds as they hold; null where they follow from what replicas report."""
+
+    model: str
+    active_decode_blocks_threshold: float | None
+    active_prefill_tokens_threshold: int | None
+    active_prefill_tokens_threshold_frac: float | None
+    requests_in_flight_threshold: int | None
+    queue_age_threshold_s: float | None
+
+
+class BusyThresholdList(msgspec.Struct, frozen=True):
+    """Those of all models."""
+
+    thresholds: list[BusyThreshold]
+
+
+class BusyThresholdRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Those that are given are changed; null is back to the configuration's."""
+
+    model: str
+    active_decode_blocks_threshold: Fraction | msgspec.UnsetType | None = msgspec.UNSET
+    active_prefill_tokens_threshold: int | msgspec.UnsetType | None = msgspec.UNSET
+    active_prefill_tokens_threshold_frac: float | msgspec.UnsetType | None = msgspec.UNSET
+    requests_in_flight_threshold: int | msgspec.UnsetType | None = msgspec.UNSET
+    queue_age_threshold_s: float | msgspec.UnsetType | None = msgspec.UNSET
+
+    def changes(self) -> dict[str, float | None]:
+        """What is to be changed, by name."""
+        given = {name: getattr(self, name) for name in Thresholds.__struct_fields__}
+        return {name: value for name, value in given.items() if value is not msgspec.UNSET}
+
+
+class BusyThresholdPages:
+    """The endpoint."""
+
+    def __init__(self, backend: Backend, keys: KeyRing) -> None:
+        self._backend = backend
+        self._keys = keys
+
+    async def answer(self, request: Request) -> Response:
+        """`GET`: the thresholds of all models. `POST`: change a model's, or tell them where none is given; returns once
+        they hold.
+        """
+        self._check(request)
+        if request.method != "POST":
+            return _json(BusyThresholdList([self._shown(info.id) for info in self._backend.models()]))
+        asked = _decoded(await _body(request))
+        changes = asked.changes()
+        if changes:
+            await self._backend.set_thresholds(asked.model, changes)
+        return _json(self._shown(asked.model))
+
+    def _shown(self, model: str) -> BusyThreshold:
+        return BusyThreshold(model, **msgspec.structs.asdict(self._backend.thresholds(model)))
+
+    def _check(self, request: Request) -> None:
+        given = request.headers.get("authorization")
+        self._keys.check(None if given is None else given.encode("latin-1"))
+
+
+def changed(thresholds: Thresholds, changes: dict[str, float | None]) -> Thresholds:
+    """The thresholds with changes. Raises `RequestRefused` (400) for a value out of range."""
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(thresholds), **changes}, Thresholds)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from error
+
+
+async def until_set(follower: Follower, model: str, thresholds: Thresholds) -> None:
+    """Wait until these hold by the log's word. Raises `HttpRefusal` (503) where they don't in time."""
+
+    def is_set(state: ClusterState) -> bool:
+        found = (one.deployments.get(model) for one in state.applications.values())
+        return any(one is not None and one.thresholds == thresholds for one in found)
+
+    try:
+        async with asyncio.timeout(DECIDED_IN_S):
+            await follower.until(is_set)
+    except TimeoutError:
+        raise log_unavailable("The change was not decided in time; it will hold once it is.") from None
+
+
+def log_unavailable(message: str) -> HttpRefusal:
+    """503: what was asked needs the log."""
+    return HttpRefusal(Problem(503, message, "log_unavailable", retry_after_s=1.0))
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > BODY_BYTES_MAX:
+            raise HttpRefusal(Problem(413, f"The body is longer than {BODY_BYTES_MAX} bytes.", "request_too_large"))
+    return body
+
+
+def _decoded(body: bytes) -> BusyThresholdRequest:
+    try:
+        return msgspec.json.decode(body, type=BusyThresholdRequest)
+    except UNDECODABLE as error:
+        raise _refusal(str(error)) from error
+
+
+def _refusal(message: str) -> Exception:
+    _what, _, at = message.partition(" - at `$.")
+    return invalid(f"Invalid thresholds: {message}.", at.rstrip("`") or None)
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), 200, media_type="application/json")

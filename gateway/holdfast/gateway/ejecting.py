@@ -1,0 +1,73 @@
+"""Passes over replicas that serve far worse than their peers, and says so to the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from holdfast.core.events import Fact, ReplicaEjected, ReplicaReinstated
+from holdfast.core.outliers import Outliers, Showing
+from holdfast.gateway.admission_settings import AdmissionSettings
+from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.pool import Pool
+
+
+class Ejector:
+    """Compares the replicas of each of a gateway's deployments every so often."""
+
+    def __init__(
+        self,
+        gateway: str,
+        settings: AdmissionSettings,
+        pools: Callable[[], Iterable[Pool]],
+        report: Callable[[Fact, str | None], str | None],
+        pump: Callable[[Pool], None],
+    ) -> None:
+        """`pump(pool)` is called when a replica of it is used again."""
+        self._pump = pump
+        self._gateway = gateway
+        self._settings = settings
+        self._pools = pools
+        self._report = report
+        self._outliers: dict[str, Outliers] = {}
+        self._told: dict[str, str | None] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while self._settings.outlier_ejection:
+            await asyncio.sleep(self._settings.outlier_interval_s)
+            pools = {pool.config.name: pool for pool in self._pools()}
+            self._outliers = {name: found for name, found in self._outliers.items() if name in pools}
+            for name, pool in pools.items():
+                self._look(name, pool)
+
+    def _look(self, name: str, pool: Pool) -> None:
+        settings = self._settings
+        outliers = self._outliers.get(name)
+        if outliers is None:
+            outliers = Outliers(settings.outlier_ejection_s, settings.outlier_ejection_max_s)
+            self._outliers[name] = outliers
+        links = {link.replica: link for link in pool.links}
+        showings = {replica: _showing(link) for replica, link in links.items() if link.ready}
+        out, back = outliers.look(showings, asyncio.get_running_loop().time())
+        for ejection in out:
+            seconds = round(ejection.until_s - asyncio.get_running_loop().time(), 3)
+            fact = ReplicaEjected(self._gateway, ejection.replica, ejection.reason, seconds)
+            self._told[ejection.replica] = self._report(fact, None)
+            links[ejection.replica].passed_over = True
+        for replica in back:
+            cause = self._told.pop(replica, None)
+            link = links.get(replica)
+            if link is not None:
+                link.passed_over = False
+                self._report(ReplicaReinstated(self._gateway, replica), cause)
+                self._pump(pool)
+
+
+def _showing(link: ReplicaLink) -> Showing:
+    """What the replica showed since the last look. Counts anew."""
+    record = link.record
+    first_s = record.first_sum_s / record.first_count if record.first_count else None
+    showing = Showing(record.well, record.failed, first_s)
+    record.reset()
+    return showing

@@ -1,0 +1,35 @@
+"""How a gateway's deployments stand: for `/v1/models` and for `/health`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaStatus
+from holdfast.core.config import DeploymentConfig
+from holdfast.gateway.backend import ModelInfo
+from holdfast.gateway.pool import Pool
+
+
+def standing_of(pool: Pool) -> dict[str, Any]:
+    """The deployment, for `/health`."""
+    return {
+        "replicas_ready": sum(link.ready for link in pool.links),
+        "replicas_wanted": pool.config.num_replicas,
+        "queued": len(pool.queue),
+        "in_flight": sum(link.in_flight for link in pool.links),
+        "deterministic": pool.deterministic,
+    }
+
+
+def info_of(state: ClusterState, application: ApplicationState, config: DeploymentConfig) -> ModelInfo:
+    """The deployment as a model."""
+    replicas = list(state.replicas_of(application.name, config.name))
+    contexts = [replica.info.context_tokens_max for replica in replicas if replica.info is not None]
+    return ModelInfo(
+        config.name,
+        application.name,
+        application.deployed_at,
+        min(contexts, default=0),
+        sum(replica.status is ReplicaStatus.RUNNING for replica in replicas),
+        config.num_replicas,
+    )

@@ -1,0 +1,259 @@
+"""A gateway under more load than its replicas can take: what it rejects, in whose favour, and what the log hears."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from holdfast.core.admission import Priority, Reason
+from holdfast.core.errors import Overloaded
+from holdfast.core.events import (
+    BusyThresholdRequested,
+    BusyThresholdSet,
+    Fact,
+    RejectionsBegan,
+    RejectionsEnded,
+    ReplicaEjected,
+    ReplicaReinstated,
+)
+from holdfast.core.outliers import ATTEMPTS_MIN
+from holdfast.core.thresholds import NONE_SET, Thresholds
+from holdfast.gateway import spells
+from holdfast.gateway.backend import Claim, Session
+from holdfast.gateway.problems import HttpRefusal
+from holdfast.gateway.serving import Serving
+from holdfast.gateway.spells import Spells
+from tests.unit.support.history import application
+from tests.unit.support.replicas import Answer, Site, answer_to, ask, eventually, opened
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+BATCH, DEFAULT, CRITICAL = (Claim(priority) for priority in Priority)
+
+
+async def crowded(site: Site, stack: AsyncExitStack, *, queued: int = 4, waiting: tuple[Claim, ...] = ()) -> Serving:
+    """A gateway whose only replica has the one stream that it may have, and behind it these wait."""
+    site.deploy(application(replicas=1, max_ongoing_requests=1, max_queued_requests=queued))
+    replica = await site.replica()
+    replica.engine.hang()
+    gateway = await site.gateway()
+    for claim in (DEFAULT, *waiting):
+        await enter(gateway, stack, claim)
+    return gateway
+
+
+async def enter(gateway: Serving, stack: AsyncExitStack, claim: Claim = DEFAULT, streams: int = 1) -> Session:
+    return await stack.enter_async_context(gateway.open("tiny", [ask()] * streams, stops=[], claim=claim))
+
+
+async def rejection_of(session: Session) -> Overloaded:
+    with pytest.raises(Overloaded) as rejection:
+        async with asyncio.timeout(5):
+            await session.next()
+    return rejection.value
+
+
+def queued(gateway: Serving) -> int:
+    return gateway.pools()[0].queued
+
+
+async def test_a_critical_request_takes_the_place_of_the_batch_request_that_came_last(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        gateway = await crowded(site, stack)
+        batch = [await enter(gateway, stack, BATCH) for _ in range(3)]
+        await enter(gateway, stack)
+        assert queued(gateway) == 4
+        await enter(gateway, stack, CRITICAL)
+        assert queued(gateway) == 4
+        assert (await rejection_of(batch[2])).reason == Reason.DISPLACED
+        await enter(gateway, stack, CRITICAL, streams=2)
+        for session in batch[:2]:
+            assert (await rejection_of(session)).reason == Reason.DISPLACED
+
+
+async def test_who_goes_no_earlier_takes_nobodys_place(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        gateway = await crowded(site, stack, waiting=(CRITICAL, CRITICAL, DEFAULT, DEFAULT))
+        for claim, streams in ((DEFAULT, 1), (BATCH, 1), (CRITICAL, 3)):
+            with pytest.raises(Overloaded) as rejection:
+                gateway.open("tiny", [ask()] * streams, stops=[], claim=claim)
+            assert rejection.value.reason == Reason.QUEUE_FULL
+        assert queued(gateway) == 4
+
+
+async def test_a_tenant_with_less_takes_the_place_of_one_with_more(site: Site) -> None:
+    greedy, modest = Claim(tenant="greedy"), Claim(tenant="modest")
+    async with site, AsyncExitStack() as stack:
+        gateway = await crowded(site, stack)
+        sessions = [await enter(gateway, stack, greedy) for _ in range(4)]
+        for session in reversed(sessions[2:]):
+            await enter(gateway, stack, modest)
+            assert (await rejection_of(session)).reason == Reason.DISPLACED
+        for claim in (greedy, modest):
+            with pytest.raises(Overloaded):
+                gateway.open("tiny", [ask()], stops=[], claim=claim)
+        assert gateway._pools["tiny"].usage == {"": 1, "greedy": 2, "modest": 2}
+    await gateway.idle()
+    assert not gateway._pools["tiny"].usage
+
+
+async def test_a_queue_is_no_longer_than_what_drains_in_its_age(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        gateway = await crowded(site, stack, queued=100)
+        service = gateway._pools["tiny"].service
+        service.stayed(1.0)
+        service.first_token(3.5)
+        assert service.drain_per_s(1, Priority.DEFAULT, 0.0) == 1.0
+        for _ in range(3):
+            await enter(gateway, stack)
+        with pytest.raises(Overloaded) as rejection:
+            gateway.open("tiny", [ask()], stops=[])
+        assert rejection.value.reason == Reason.QUEUE_AGE
+        assert gateway.crowded()
+        with pytest.raises(Overloaded):
+            gateway.check_open("tiny", DEFAULT)
+        await enter(gateway, stack, CRITICAL)
+        assert queued(gateway) == 3
+
+
+async def test_a_replica_above_a_threshold_gets_nothing_new_and_who_is_rejected_is_told_why(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        low = Thresholds(active_decode_blocks_threshold=0.0)
+        site.deploy(application(replicas=1, max_queued_requests=1, thresholds=low))
+        replica = await site.replica(itl_ms=1)
+        gateway = await site.gateway()
+        first = await enter(gateway, stack)
+        await Answer().read(first, tokens=1)
+        replica.engine.hang()
+        await eventually(lambda: gateway._links[replica.name].kv_used > 0)
+        await enter(gateway, stack)
+        assert queued(gateway) == 1
+        with pytest.raises(Overloaded, match=r"kv_blocks|queue_full"):
+            gateway.open("tiny", [ask()], stops=[])
+        site.decide(BusyThresholdSet("tiny", Thresholds(active_decode_blocks_threshold=1.0)))
+        await eventually(lambda: queued(gateway) == 0)
+
+
+async def test_thresholds_are_asked_of_the_controller_and_hold_once_it_has_decided(site: Site) -> None:
+    async with site:
+        told: list[Fact] = []
+        site.deploy(application(replicas=1, thresholds=Thresholds(queue_age_threshold_s=3.0)))
+        gateway = await site.gateway()
+
+        def decide(fact: Fact, _cause: str | None) -> str:
+            told.append(fact)
+            assert isinstance(fact, BusyThresholdRequested)
+            site.decide(BusyThresholdSet(fact.model, fact.thresholds))
+            return "e1"
+
+        gateway._report = decide
+        await gateway.set_thresholds("tiny", {"active_decode_blocks_threshold": 0.5})
+        assert told == [BusyThresholdRequested("g", "tiny", Thresholds(0.5))]
+        await eventually(lambda: gateway.thresholds("tiny") == Thresholds(0.5, queue_age_threshold_s=3.0))
+        await gateway.set_thresholds("tiny", {"active_decode_blocks_threshold": None})
+        assert told[-1] == BusyThresholdRequested("g", "tiny", NONE_SET)
+
+
+async def test_who_asks_for_thresholds_that_nobody_decides_is_told_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.gateway.busy_threshold.DECIDED_IN_S", 0.05)
+    async with site:
+        site.deploy(application(replicas=1))
+        gateway = await site.gateway()
+        with pytest.raises(HttpRefusal) as refusal:
+            await gateway.set_thresholds("tiny", {"queue_age_threshold_s": 1.0})
+        assert (refusal.value.problem.status, refusal.value.problem.code) == (503, "log_unavailable")
+
+
+async def test_rejections_are_told_as_spells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spells, "QUIET_S", 0.05)
+    told: list[tuple[Fact, str | None]] = []
+    over = asyncio.Event()
+
+    def report(fact: Fact, cause: str | None) -> str:
+        told.append((fact, cause))
+        if isinstance(fact, RejectionsEnded):
+            over.set()
+        return f"e{len(told)}"
+
+    found = Spells("g", report)
+    for reason in ("queue_age", "queue_age", "displaced"):
+        found.rejected("tiny", reason)
+    await asyncio.wait_for(over.wait(), 5)
+    found.rejected("tiny", "queue_full")
+    (began, none), (ended, cause), (again, _) = told
+    assert (began, none) == (RejectionsBegan("g", "tiny", "queue_age"), None)
+    assert isinstance(ended, RejectionsEnded)
+    assert (ended.rejected, cause) == ({"queue_age": 2, "displaced": 1}, "e1")
+    assert again == RejectionsBegan("g", "tiny", "queue_full")
+
+
+async def test_a_replica_that_serves_far_worse_than_the_others_is_passed_over_and_taken_back(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=3))
+        for _ in range(3):
+            await site.replica()
+        gateway, told = await site.gateway(), list[Fact]()
+        ejector, pool = gateway._ejector, gateway._pools["tiny"]
+        ejector._report = lambda fact, _cause: told.append(fact)
+        bad, *others = pool.links
+
+        def shown(failed: int) -> None:
+            bad.record.failed = failed
+            for link in pool.links:
+                link.record.well = 2 * ATTEMPTS_MIN
+
+        shown(10 * ATTEMPTS_MIN)
+        ejector._look("tiny", pool)
+        assert bad.passed_over
+        assert not bad.room
+        assert [(type(fact), fact.replica) for fact in told if isinstance(fact, ReplicaEjected)] == [
+            (ReplicaEjected, bad.replica)
+        ]
+        async with opened(gateway, *[ask(tokens=10_000)] * 12) as session:
+            await Answer().read(session, tokens=1)
+            assert bad.in_flight == 0
+            assert sum(link.in_flight for link in others) == 12
+        (ejection,) = ejector._outliers["tiny"].ejected.values()
+        ejector._outliers["tiny"]._is_over = lambda *_: True  # type: ignore[method-assign]
+        shown(0)
+        ejector._look("tiny", pool)
+        assert told[-1] == ReplicaReinstated("g", ejection.replica)
+        assert bad.room
+
+
+async def test_a_replica_that_is_passed_over_is_used_when_all_others_are_gone(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=2))
+        first, second = await site.replica(), await site.replica()
+        gateway = await site.gateway()
+        gateway._links[first.name].passed_over = True
+        await second.kill()
+        site.exits(second.name)
+        (await answer_to(gateway, ask())).check(ask())
+
+
+async def test_streams_without_a_token_begin_again_only_within_the_budget_and_others_always(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        site.deploy(application(replicas=1))
+        replica = await site.replica(itl_ms=5)
+        gateway = await site.gateway()
+        begun = await enter(gateway, stack)
+        await Answer().read(begun, tokens=1)
+        replica.engine.hang()
+        fresh = await enter(gateway, stack)
+        await eventually(lambda: gateway._links[replica.name].in_flight == 2)
+        gateway._retries._held = 0.0
+        gateway._retries._per_s = 0.0
+        replica.cut()
+        assert (await rejection_of(fresh)).reason == Reason.RETRY_BUDGET
+        replica.engine.resume()
+        answer = await Answer().read(begun)
+        assert answer.reasons == {0: "length"}
