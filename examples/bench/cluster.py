@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from holdfast.store.embedded import free_port
+
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
@@ -46,13 +48,11 @@ def own_cluster(engine: str, replicas: int, engine_args: str = "{}") -> Iterator
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
+    """The first of so many free ports in a row, none of which an outgoing connection may take meanwhile."""
     for _ in range(PORT_TRIES_MAX):
+        first = free_port()
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-            for port in range(first + 1, first + count):
+            for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
     raise SystemExit(f"no {count} free ports in a row")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 
+import httpx
 import msgspec
 
 from examples.bench.fault_cluster import FAR_NODE, FaultCluster, Shape
@@ -25,8 +26,12 @@ START_MARGIN_MS = 100.0
 
 NONE_MS = 0.0
 
-FAILED_STARTS = 4
-"""After so many the next start waits for some seconds (`core/starts.py`)."""
+FAILED_STARTS = 5
+"""After so many in a row the next start waits for eight seconds (`core/reconcile.py`): the load begins meanwhile."""
+
+PROBES_PER_REPLICA = 4
+PROBE_TIMEOUT_S = 30.0
+"""So many requests for each replica reach all of them, and have their answer within this time."""
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -135,26 +140,33 @@ async def leader_killed(cluster: FaultCluster, _times: Times) -> None:
 
 
 async def replica_starts_failed(cluster: FaultCluster) -> None:
-    """The newest replica ended by itself soon after each of its starts but the last, so that the next will wait."""
-    for _ in range(FAILED_STARTS - 1):
-        await _end_newest(cluster)
+    """The newest replica's engine stuck soon after each of its starts, so that the next start waits for seconds."""
+    for _ in range(FAILED_STARTS):
         await cluster.until(lambda _state: len(cluster.running()) == cluster.shape.replicas)
+        newest = cluster.running()[-1]
+        assert newest.pid
+        os.kill(newest.pid, signal.SIGUSR1)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PROBES_PER_REPLICA * cluster.shape.replicas):
+                group.create_task(_ask(cluster))
+        await _until_ended(cluster, newest.id)
+
+
+async def _until_ended(cluster: FaultCluster, replica: str) -> None:
+    await cluster.until(lambda _state: replica not in {one.id for one in cluster.running()})
+
+
+async def _ask(cluster: FaultCluster) -> None:
+    """A short request, which shows a replica with a stuck engine that its engine is stuck, if it gets there."""
+    body = {"model": cluster.shape.model, "prompt": "hello", "max_tokens": 5}
+    async with httpx.AsyncClient(base_url=cluster.urls[0], timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
+        (await client.post("/v1/completions", json=body)).raise_for_status()
 
 
 async def leader_frozen(cluster: FaultCluster, times: Times) -> None:
     """It knows of a replacement that is due while it is frozen, and will want to decide that once it is thawed."""
-    leader = cluster.leader()
-    await _end_newest(cluster)
-    async with frozen(leader.pid):
+    async with frozen(cluster.leader().pid):
         await asyncio.sleep(times.frozen_s)
-
-
-async def _end_newest(cluster: FaultCluster) -> None:
-    """SIGTERM to the newest replica, which finishes its streams and is not expected to end."""
-    newest = cluster.running()[-1]
-    assert newest.pid
-    os.kill(newest.pid, signal.SIGTERM)
-    await cluster.until(lambda _state: newest.id not in {one.id for one in cluster.running()})
 
 
 def silent(directions: frozenset[Direction]) -> Fault:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
-from tests.acceptance.conftest import Cluster
+from tests.acceptance.conftest import Cluster, clusters
 from tests.faults.test_replica_faults import (
     PACE,
     assert_right,
@@ -35,6 +36,26 @@ FAILED_STARTS = 4
 """After so many the next start waits for a while, which a freeze of the leader fits into."""
 
 Event = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def enduring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One for all tests with leases that outlast them: whoever was killed is back or replaced at the end of each."""
+    with clusters(tmp_path_factory) as start:
+        yield start(*LONG_TTL, engine_args=PACE, nodes=2, replicas=4)
+
+
+@pytest.fixture
+def cluster(enduring: Cluster) -> Cluster:
+    """The same, with all of it there, and replicas on both nodes."""
+    whole = enduring.wait(lambda status: len(running(status)) == 4 and len(alive(status)) >= 2)
+    leader, replicas = whole["controller"]["node"], running(whole)
+    if not {one["node"] for one in replicas} - {leader}:
+        for one in replicas[:2]:  # what is replaced goes where there is less
+            os.kill(one["pid"], signal.SIGKILL)
+        moved = {one["pid"] for one in replicas[:2]}
+        enduring.wait(lambda now: len(running(now)) == 4 and not moved & {one["pid"] for one in running(now)})
+    return enduring
 
 
 def alive(status: dict[str, Any]) -> list[int]:
@@ -77,8 +98,7 @@ def assert_one_leader_at_a_time(events: list[Event]) -> None:
     assert len({event["id"] for event in events}) == len(events)
 
 
-async def test_the_next_leader_does_not_wait_for_the_lease_of_a_killed_one(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(*LONG_TTL, engine_args=PACE, nodes=2, replicas=4)
+async def test_the_next_leader_does_not_wait_for_the_lease_of_a_killed_one(cluster: Cluster) -> None:
     before = cluster.status()["controller"]
     killed: list[datetime] = []
     assert_right(await under_streams(cluster, lambda: killed.append(kill(before["pid"]))))
@@ -109,15 +129,14 @@ async def test_streams_do_not_notice_a_frozen_leader_nor_the_next_one(start_clus
     assert_one_leader_at_a_time(cluster.log())
 
 
-async def test_leaders_killed_one_after_the_other_and_all_at_once_are_followed(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(*LONG_TTL, engine_args=PACE, nodes=2, replicas=2)
+async def test_leaders_killed_one_after_the_other_and_all_at_once_are_followed(cluster: Cluster) -> None:
 
     def whole_after(epoch: int, pids: set[int]) -> dict[str, Any]:
         return cluster.wait(
             lambda status: (
                 status["controller"]["status"] == "LEADING"
                 and status["controller"]["epoch"] > epoch
-                and len(running(status)) == 2
+                and len(running(status)) == 4
                 and not pids & {*(alive(status) or pids)}
             )
         )
@@ -133,12 +152,11 @@ async def test_leaders_killed_one_after_the_other_and_all_at_once_are_followed(s
     assert_one_leader_at_a_time(cluster.log())
 
 
-async def test_a_node_killed_with_its_replicas_is_made_up_for_on_the_other_node(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(*LONG_TTL, engine_args=PACE, nodes=2, replicas=4)
+async def test_a_node_killed_with_its_replicas_is_made_up_for_on_the_other_node(cluster: Cluster) -> None:
     status = cluster.status()
     victim = next(node["id"] for node in status["nodes"] if node["id"] != status["controller"]["node"])
     pids = processes_of(status, victim)
-    assert len(pids) == 3
+    assert len(pids) >= 2
     killed: list[datetime] = []
     assert_right(await under_streams(cluster, lambda: killed.append(kill(*pids))))
     cluster.wait(lambda status: len(running(status)) == 4 and not {one["pid"] for one in running(status)} & {*pids})
@@ -146,12 +164,11 @@ async def test_a_node_killed_with_its_replicas_is_made_up_for_on_the_other_node(
     lost = first(events, "NodeLost", killed[0])
     assert (lost["payload"]["node"], lost["payload"]["reason"]) == (victim, "its process ended")
     made_up = [event for event in events if event["cause"] == lost["id"]]
-    assert [event["payload"]["type"] for event in made_up] == ["ReplicaReplaced"] * 2
+    assert [event["payload"]["type"] for event in made_up] == ["ReplicaReplaced"] * (len(pids) - 1)
     assert {event["payload"]["node"] for event in made_up} == {status["controller"]["node"]}
 
 
-def test_a_killed_gateway_is_given_up_and_comes_back(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(*LONG_TTL)
+def test_a_killed_gateway_is_given_up_and_comes_back(cluster: Cluster) -> None:
     gateway = cluster.status()["gateways"][0]
     killed = kill(gateway["pid"])
     after = cluster.wait(
@@ -176,8 +193,7 @@ def node_of_our_own(cluster: Cluster, name: str, folder: Path) -> Iterator[subpr
         process.wait()
 
 
-def test_another_service_manager_can_tell_that_a_process_has_ended(start_cluster: Any, tmp_path: Path) -> None:
-    cluster: Cluster = start_cluster(*LONG_TTL)
+def test_another_service_manager_can_tell_that_a_process_has_ended(cluster: Cluster, tmp_path: Path) -> None:
     with node_of_our_own(cluster, "extra", tmp_path) as node:
 
         def extra(status: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +205,7 @@ def test_another_service_manager_can_tell_that_a_process_has_ended(start_cluster
         node.wait()
         assert f"process {node.pid}" in cluster.command("leases", "end", "node", "extra")
         cluster.wait(lambda status: extra(status)["status"] == "LOST")
-    (lost,) = (event for event in cluster.log() if event["payload"]["type"] == "NodeLost")
+    (lost,) = (event for event in happened_any(cluster, "NodeLost") if event["payload"]["node"] == "extra")
     assert lost["payload"]["reason"] == "its process ended"
 
 
