@@ -151,7 +151,7 @@ class Canary:
         deadline = Deadline(settings.timeout_s)
         while (pulse := await self._ask_pulse(deadline)) is not None:
             before, self._before = self._before, pulse
-            if pulse.idle_s < settings.wait_s:
+            if pulse.idle_s < settings.wait_s - LOOK_S:  # one that is as good as over is not waited for again
                 return Verdict(idle_s=pulse.idle_s)
             if pulse.draining:
                 return None

@@ -14,6 +14,7 @@ from typing import Any
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine
 from holdfast.actors.specification import Checked, ReplicaSpecification, Report
+from holdfast.actors.threads import in_thread
 from holdfast.core.errors import HoldfastError, RequestRefused
 from holdfast.core.requests import EngineInfo, EngineRequest, Sampling
 
@@ -110,7 +111,7 @@ class HealthChecks:
             await self._check()
         else:
             # In a thread, so that one that blocks holds up no streams.
-            await asyncio.to_thread(self._check)
+            await in_thread(self._check)
 
     def _judge(self, failure: str) -> None:
         """One call's outcome; empty if it passed. Told every time: the node may not have listened before."""

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from holdfast.actors.devices import watch_devices
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.health import HealthChecks, warm_up
 from holdfast.actors.held import HeldStreams, Peer, until_s
@@ -182,6 +183,7 @@ class Replica:
             group.create_task(self._heartbeat_loop())
             group.create_task(self._watch_engine())
             group.create_task(self._checks.run())
+            group.create_task(watch_devices(self._engine))
 
     async def drain(self) -> None:
         """Take nothing new, and wait until all streams ended or went elsewhere.
@@ -386,7 +388,8 @@ class Replica:
             with traced:
                 prompt_tokens = await self._engine.admit(key, arrived.start.request)
         except RequestRefused as refusal:
-            self.metrics.turned_away(now_s() - arrived.at_s, busy=refusal.code == ENGINE_OVERLOADED)
+            if arrived.peer.connection not in self._probes:
+                self.metrics.turned_away(now_s() - arrived.at_s, busy=refusal.code == ENGINE_OVERLOADED)
             if traces is not None and span is not None:
                 traces.refused(span, refusal.code)
             raise

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from holdfast.actors.devices import InjectedEvents
 from holdfast.actors.engines.base import FINISH_LENGTH, FINISH_STOP, StepOutput
 from holdfast.actors.engines.words import WORDS
 from holdfast.core.errors import InvalidConfig, RequestRefused
@@ -36,6 +37,7 @@ POLL_MS = 5.0
 """While nothing is due the engine looks for work this often, in milliseconds."""
 
 CRASH_MARKER = "[[fault:crash]]"
+XID_MARKER = re.compile(r"\[\[fault:xid (\d{1,4})\]\]")
 KILL_MARKER = re.compile(r"\[\[fault:kill((?: \d{1,9})+)\]\]")
 STALL_MARKER = "[[fault:stall]]"
 FAULT_POSITION = 2
@@ -52,7 +54,7 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `faults`: SIGUSR1 makes the engine hang until SIGUSR2; the text `[[fault:crash]]` in a prompt ends the replica at
     that stream's third token; `[[fault:stall]]` gives the stream no third token where it began; `[[fault:kill 5 9]]`,
     which is no part of the prompt itself, kills it (SIGKILL) when the stream has 5 tokens, and the next one when it
-    has 9. Off by default, since a client could use the latter three.
+    has 9; `[[fault:xid 79]]` has a GPU report that error. Off by default, since a client could use all but the first.
     """
 
     ttft_ms: Annotated[float, msgspec.Meta(ge=0, le=600_000)] = 0.0
@@ -148,6 +150,7 @@ class MockEngine:
         self._model = model
         self._rng = rng
         self._kill = kill
+        self.device_events = InjectedEvents()
         self._running: dict[int, _Stream] = {}
         self._waiting: deque[tuple[int, _Stream]] = deque()
         self._blocks_used = 0
@@ -174,6 +177,8 @@ class MockEngine:
         text, kills = prompt_text(request), frozenset[int]()
         if self._settings.faults:
             text, kills = _without_kills(text)
+            for xid in XID_MARKER.findall(text):
+                self.device_events.inject(int(xid))
         prompt_tokens = len(request.prompt_tokens) if request.prompt_tokens is not None else max(1, len(text.split()))
         end, finish = self._extent(request, prompt_tokens)
         blocks = -(-(prompt_tokens + end) // self._settings.block_tokens)

@@ -6,7 +6,6 @@ ends as it does for any wrong configuration.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import inspect
 import traceback
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any, Final, cast
 
 from holdfast.actors.engines.base import Engine
+from holdfast.actors.threads import in_thread
 from holdfast.core.config import check_import_path
 from holdfast.core.errors import InvalidConfig
 from holdfast.core.requests import EngineInfo
@@ -46,7 +46,7 @@ async def load_class(arguments: dict[str, Any]) -> Engine:
     except TypeError as error:
         raise InvalidConfig(f"{path} can't be made with these arguments: {error}") from error
     try:
-        engine = await asyncio.to_thread(made, **keywords)
+        engine = await in_thread(lambda: made(**keywords))
         info = engine.info
     except Exception as error:
         raise InvalidConfig(f"making {path} raised {_told(error)}") from error

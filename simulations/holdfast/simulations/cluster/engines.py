@@ -7,6 +7,7 @@ from collections.abc import Set
 
 import msgspec
 
+from holdfast.actors.devices import InjectedEvents
 from holdfast.actors.engines.base import StepOutput
 from holdfast.actors.engines.mock import MockEngine, prompt_text
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest
@@ -47,6 +48,11 @@ class BreakableEngine:
         self._poison: set[int] = set()
         self._begun: dict[int, None] = {}
         self._lost: set[int] = set()
+
+    @property
+    def device_events(self) -> InjectedEvents:
+        """Where errors of its device are heard."""
+        return self._engine.device_events
 
     @property
     def info(self) -> EngineInfo:

@@ -8,6 +8,8 @@ from holdfast.simulations.plan import Fault
 
 SKEW_S = 40.0
 
+XID_GPU_GONE = 79
+
 
 def _skew(injector: Injector, fault: Fault) -> Broken:
     """A host's wall clock is wrong from now on, and jumps back when that is mended."""
@@ -103,6 +105,15 @@ def _make_barren(injector: Injector, fault: Fault) -> Broken:
     return Broken(replica.name, lambda: setattr(engine, "barren", False))
 
 
+def _fail_device(injector: Injector, fault: Fault) -> Broken:
+    """The driver reports that a GPU is gone."""
+    replica = _loaded(injector, fault)
+    if replica is None or (engine := replica.engine) is None:
+        return NOTHING
+    replica.process.call(engine.device_events.inject, XID_GPU_GONE)
+    return Broken(replica.name)
+
+
 MACHINE_KINDS = {
     "clock skew": Kind(_skew, 1.0, (1.0, 20.0)),
     "clock jump": Kind(_jump, 1.0),
@@ -112,5 +123,6 @@ MACHINE_KINDS = {
     "wrong-length answer": Kind(_cut_answer, 1.0),
     "engine loses stream": Kind(_lose_stream, 1.0),
     "barren engine": Kind(_make_barren, 0.7, (0.5, 15.0)),
+    "device error": Kind(_fail_device, 0.7),
     "failing health check": Kind(_sicken, 0.7, (0.5, 15.0)),
 }

@@ -9,13 +9,21 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from holdfast.core.errors import Misuse
-from holdfast.simulations.mutants import cancelling, leading, log, placing, streams
+from holdfast.simulations.mutants import cancelling, health, leading, log, placing, streams
 from holdfast.simulations.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "Mutant", "NoSuchMutant", "mutant", "removed"]
 
 MUTANTS: Final[dict[str, Mutant]] = {
-    one.name: one for one in (*log.MUTANTS, *leading.MUTANTS, *placing.MUTANTS, *streams.MUTANTS, *cancelling.MUTANTS)
+    one.name: one
+    for one in (
+        *log.MUTANTS,
+        *leading.MUTANTS,
+        *placing.MUTANTS,
+        *streams.MUTANTS,
+        *cancelling.MUTANTS,
+        *health.MUTANTS,
+    )
 }
 """All of them, by name."""
 

@@ -1,0 +1,158 @@
+"""What devices say of themselves: XID errors, which NVIDIA's driver reports when a GPU fails under an engine.
+
+An engine notices that late or never: its next call may hang. A replica whose device fails ends at once with the reason.
+CUDA errors and a lack of memory come as exceptions out of the engine's steps, and end the replica by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+from typing import Any, Final, NamedTuple, Protocol
+
+from holdfast.actors.engines.base import Engine
+from holdfast.actors.threads import in_thread
+from holdfast.core.errors import HoldfastError
+
+FATAL_XIDS: Final = {
+    43: "the GPU stopped processing",
+    46: "the GPU stopped processing",
+    48: "double bit ECC error",
+    62: "the internal micro-controller halted",
+    64: "a row remapping or page retirement failed",
+    74: "NVLink error",
+    79: "the GPU has fallen off the bus",
+    94: "contained memory error",
+    95: "uncontained memory error",
+    109: "context switch timeout",
+    119: "GSP RPC timeout",
+    120: "GSP error",
+    136: "link error",
+    140: "unrecovered ECC error",
+    143: "GPU initialization error",
+}
+"""XIDs after which work on the GPU is lost, by NVIDIA's catalogue ("XID Errors", docs.nvidia.com/deploy/xid-errors).
+
+Others are noted in the log only. Those that a program brings on itself (13, 31, 45) are not for everybody who uses the
+GPU, and NVML doesn't tell whose they were: the program itself gets a CUDA error."""
+
+WAIT_MS: Final = 5_000
+"""NVML is asked for the next event for so long at a time, in a thread (milliseconds)."""
+
+RETRY_S: Final = 5.0
+"""After an error of NVML's it is asked again so much later (seconds)."""
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceFailed(HoldfastError):
+    """A device that the engine works on has failed: only a new process helps, and perhaps another device."""
+
+
+class DeviceEvent(NamedTuple):
+    """A device reported an error."""
+
+    device: str
+    xid: int
+
+
+class DeviceEvents(Protocol):
+    """Where devices' errors are heard."""
+
+    async def next(self) -> DeviceEvent:
+        """Wait for the next error of any of the devices."""
+        ...
+
+
+class InjectedEvents:
+    """As `DeviceEvents`, for tests: what is injected happens."""
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[DeviceEvent] = asyncio.Queue()
+
+    def inject(self, xid: int) -> None:
+        """Let a device report this."""
+        self._events.put_nowait(DeviceEvent("device 0", xid))
+
+    async def next(self) -> DeviceEvent:
+        """As `DeviceEvents.next`."""
+        return await self._events.get()
+
+
+class NvmlEvents:
+    """As `DeviceEvents`, by NVML. `devices` are UUIDs, or indices among all GPUs; none for all of them.
+
+    Raises NVML's errors where it can't be had, and `OSError` where there is no driver.
+    """
+
+    def __init__(self, nvml: Any, devices: list[str]) -> None:
+        self._nvml = nvml
+        nvml.nvmlInit()
+        self._set = nvml.nvmlEventSetCreate()
+        for device in devices or [str(index) for index in range(nvml.nvmlDeviceGetCount())]:
+            by_index = device.isdecimal()
+            handle = (
+                nvml.nvmlDeviceGetHandleByIndex(int(device)) if by_index else nvml.nvmlDeviceGetHandleByUUID(device)
+            )
+            nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, self._set)
+
+    async def next(self) -> DeviceEvent:
+        """As `DeviceEvents.next`."""
+        while True:
+            event = await in_thread(self._wait)
+            if event is not None:
+                return event
+
+    def _wait(self) -> DeviceEvent | None:
+        """In a thread: the next event, None if there was none for a while."""
+        nvml = self._nvml
+        try:
+            data = nvml.nvmlEventSetWait_v2(self._set, WAIT_MS)
+        except nvml.NVMLError_Timeout:
+            return None
+        uuid = nvml.nvmlDeviceGetUUID(data.device)
+        return DeviceEvent(uuid.decode() if isinstance(uuid, bytes) else str(uuid), int(data.eventData))
+
+
+def events_for(engine: Engine) -> DeviceEvents | None:
+    """Where the errors of an engine's devices are heard; None where it has none, or nobody tells.
+
+    An engine may bring its own (`device_events`).
+    """
+    own: DeviceEvents | None = getattr(engine, "device_events", None)
+    if own is not None or not engine.info.device.startswith("cuda"):
+        return own
+    try:
+        return NvmlEvents(importlib.import_module("pynvml"), visible(engine.info.device, os.environ))
+    except ImportError:
+        logger.warning("XID errors are not watched for: pip install 'holdfast[gpu]' for that")
+    except Exception as error:  # whatever NVML has against it: it is no reason not to serve
+        logger.warning("XID errors are not watched for: %s: %s", type(error).__name__, error)
+    return None
+
+
+def visible(device: str, environment: Any) -> list[str]:
+    """The GPUs that `device` (`cuda`, or `cuda:1`) can mean in this environment: as in `NvmlEvents`."""
+    shown = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    _, _, index = device.partition(":")
+    if not index.isdecimal():
+        return shown
+    return shown[int(index) : int(index) + 1] if shown else [index]
+
+
+async def watch_devices(engine: Engine) -> None:
+    """Raise `DeviceFailed` when a device of the engine's fails; return at once where nobody tells."""
+    events = events_for(engine)
+    while events is not None:
+        try:
+            event = await events.next()
+        except Exception as error:
+            logger.warning("waiting for XID errors: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(RETRY_S)
+            continue
+        what = FATAL_XIDS.get(event.xid)
+        if what is not None:
+            raise DeviceFailed(f"XID {event.xid} on {event.device}: {what}")
+        logger.warning("XID %d on %s: the engine goes on", event.xid, event.device)
