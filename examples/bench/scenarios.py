@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import httpx
@@ -98,7 +98,8 @@ async def frozen(*pids: int | None) -> AsyncIterator[None]:
         yield
     finally:
         for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # a replica that stood still for long has been replaced
+                os.kill(pid, signal.SIGCONT)
 
 
 async def nothing(_cluster: FaultCluster, times: Times) -> None:
