@@ -51,8 +51,9 @@ class _Telling(msgspec.Struct, frozen=True):
 
 
 def path_of(id_: str, query: str = "") -> str:
-    """A request's path, with its id quoted."""
-    return f"/v1/requests/{quote(id_, safe='')}{'?' + query if query else ''}"
+    """A request's path, with its id quoted: dots as well, for `.` and `..` are taken out of paths on the way."""
+    quoted = quote(id_, safe="").replace(".", "%2E")
+    return f"/v1/requests/{quoted}{'?' + query if query else ''}"
 
 
 class Kinship:
@@ -78,7 +79,7 @@ class Kinship:
         path = path_of(request.parent, "adopt=1")
         answers = await self._peers.ask_all("POST", path, request.authorization)
         now_s = asyncio.get_running_loop().time()
-        told = [msgspec.json.decode(one.body, type=Adopted) for one in answers.values() if one and one.status == 200]
+        told = [found for one in answers.values() if one is not None and (found := one.read(Adopted)) is not None]
         lefts_s = [one.timeout_left_s for one in told if not one.cancelled]
         if lefts_s:
             # Its client may have left it here, and taken it up again there.
@@ -90,8 +91,9 @@ class Kinship:
     def adopted(self, owner: str | None, id_: str, gateway: str) -> Adopted | None:
         """Another gateway has a child of this request; None if nothing is known of it here."""
         found = self._requests.find(owner, id_)
-        for request in found:
-            request.elsewhere.add(gateway)
+        if gateway in self._peers.names():  # a client may call itself anything
+            for request in found:
+                request.elsewhere.add(gateway)
         alive = [request for request in found if not request.cause]
         if alive:
             now_s = asyncio.get_running_loop().time()

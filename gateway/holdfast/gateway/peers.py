@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import httpx
 import msgspec
+
+from holdfast.core.decoding import UNDECODABLE
 
 FORWARDED: Final = "x-holdfast-forwarded"
 """Its value is the name of the gateway that asks."""
@@ -24,12 +26,23 @@ CALLS_MAX: Final = 16
 GATEWAYS_ASKED_MAX: Final = 64
 """Of more gateways than this, the first by name are asked."""
 
+T = TypeVar("T")
+
 
 class Answer(msgspec.Struct, frozen=True):
     """What a gateway said."""
 
     status: int
     body: bytes
+
+    def read(self, kind: type[T]) -> T | None:
+        """Its body; None where it has none of this kind: who answers at a gateway's address may be anybody by now."""
+        if self.status != 200:
+            return None
+        try:
+            return msgspec.json.decode(self.body, type=kind)
+        except UNDECODABLE:
+            return None
 
 
 class Ask(Protocol):
@@ -39,12 +52,16 @@ class Ask(Protocol):
 
 
 async def ask_by_httpx(method: str, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
-    """As `Ask`. Such calls are rare: each has its own connection, and none is kept."""
+    """As `Ask`. Such calls are rare: each has its own connection, and none is kept.
+
+    Headers are text as HTTP has it, a character per byte: a client's key, which is passed on, may hold any of them.
+    """
+    given = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     try:
         # Gateways speak plain HTTP to each other: reading the machine's certificates would be for nothing.
         async with asyncio.timeout(timeout_s), httpx.AsyncClient(verify=False, trust_env=False) as client:
-            response = await client.request(method, url, headers=dict(headers), timeout=timeout_s)
-    except httpx.HTTPError as error:
+            response = await client.request(method, url, headers=given, timeout=timeout_s)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
     return Answer(response.status_code, response.content)
 

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from holdfast.gateway.exchange import KeyRing
+from holdfast.gateway.exchange import SANE_ID, KeyRing
 from holdfast.gateway.kinship import Kinship, path_of
 from holdfast.gateway.peers import FORWARDED, Answer, Peers
 from holdfast.gateway.problems import HttpRefusal, Problem, invalid
@@ -38,16 +38,17 @@ class RequestPages:
         if FORWARDED not in request.headers:
             answers = await self._peers.ask_all("GET", f"/v1/requests?limit={limit}", authorization)
             for name, answer in answers.items():
-                if answer is not None and answer.status == 200:
-                    found += msgspec.json.decode(answer.body, type=RequestList).data
-                else:
+                listed = answer.read(RequestList) if answer is not None else None
+                if listed is None:
                     unreached.append(name)
+                else:
+                    found += listed.data
         return _json(RequestList("list", sorted(found, key=lambda one: -one.age_s), unreached))
 
     async def cancel(self, request: Request) -> Response:
         """`DELETE /v1/requests/{id}?mode=stop|kill`: end it and what is below it; the request as it ended."""
         authorization = self._check(request)
-        id_, mode = request.path_params["id"], _mode(request)
+        id_, mode = _id(request), _mode(request)
         sees = self._keys.sees(authorization)
         is_here, is_forwarded = bool(self._requests.find(sees, id_)), FORWARDED in request.headers
         told = request.query_params.get("told") if is_forwarded else None
@@ -64,7 +65,7 @@ class RequestPages:
     async def adopt(self, request: Request) -> Response:
         """`POST /v1/requests/{id}?adopt=1`, by gateways only: one of them has a child of this request."""
         authorization = self._check(request)
-        id_ = request.path_params["id"]
+        id_ = _id(request)
         found = None
         if FORWARDED in request.headers:
             found = self._kinship.adopted(self._keys.owner(authorization), id_, request.headers[FORWARDED])
@@ -82,11 +83,8 @@ class RequestPages:
 def _known(id_: str, here: RequestObject | None, answers: Mapping[str, Answer | None]) -> RequestObject:
     """What those that know the request say. Raises `HttpRefusal` where none does, or one did not answer."""
     known = [here] if here is not None else []
-    known += [
-        msgspec.json.decode(answer.body, type=RequestObject)
-        for answer in answers.values()
-        if answer is not None and answer.status == 200
-    ]
+    told = [answer.read(RequestObject) for answer in answers.values() if answer is not None]
+    known += [one for one in told if one is not None]
     if known:
         return max(known, key=lambda one: (one.model != "", one.cause in MODES, one.cancelled))
     silent = [name for name, answer in answers.items() if answer is None]
@@ -98,6 +96,14 @@ def _known(id_: str, here: RequestObject | None, answers: Mapping[str, Answer | 
 
 def _unknown(id_: str) -> HttpRefusal:
     return HttpRefusal(Problem(404, f"No request {id_!r} is open, nor was one cancelled lately.", "request_not_found"))
+
+
+def _id(request: Request) -> str:
+    """The id in the path. Raises `HttpRefusal` for one that no request can have: nobody is asked, nothing is kept."""
+    id_: str = request.path_params["id"]
+    if SANE_ID.fullmatch(id_.encode()) is None:
+        raise _unknown(id_[:128])
+    return id_
 
 
 def _mode(request: Request) -> Mode:

@@ -156,25 +156,27 @@ async def _answer(method: str, url: str, headers: dict[str, str]) -> Any:
     """Raises `OSError` where no answer comes, `WorldFailure` for one that is an error."""
     import msgspec
 
+    from holdfast.core.decoding import UNDECODABLE
     from holdfast.core.errors import WorldFailure
     from holdfast.gateway.peers import ask_by_httpx
 
     try:
         answer = await ask_by_httpx(method, url, headers, TIMEOUT_S)
-        body = msgspec.json.decode(answer.body)
+        body = msgspec.json.decode(answer.body, type=dict[str, Any])
+        message = "" if answer.status == 200 else str(body["error"]["message"])
     except TimeoutError as error:
         raise OSError(f"no answer within {TIMEOUT_S:g} s") from error
-    except msgspec.DecodeError as error:
+    except (*UNDECODABLE, KeyError, TypeError) as error:
         raise OSError(f"what answers is no gateway: {error}") from error
-    if answer.status != 200:
-        raise WorldFailure(str(body["error"]["message"]))
+    if message:
+        raise WorldFailure(message)
     return body
 
 
 def _headers(settings: Settings, api_key: str | None) -> dict[str, str]:
     keys = [key.get_secret_value() for key in (*settings.http.admin_keys, *settings.http.api_keys)]
     chosen = api_key or next(iter(keys), None)
-    return {"authorization": f"Bearer {chosen}"} if chosen else {}
+    return {"authorization": f"Bearer {chosen}".encode().decode("latin-1")} if chosen else {}
 
 
 async def _urls(asking: _Asking) -> list[str]:
