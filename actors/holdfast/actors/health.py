@@ -91,8 +91,10 @@ class HealthChecks:
         try:
             while True:
                 await asyncio.sleep(specification.health_check_period_s)
-                if running is None or running.cancelled():
-                    running = asyncio.create_task(self._call())
+                if running is not None and running.done():
+                    _failure_of(running)  # for the log: that it took too long has been judged
+                    running = None
+                running = running or asyncio.create_task(self._call())
                 await asyncio.wait({running}, timeout=specification.health_check_timeout_s)
                 if running.done():
                     self._judge(_failure_of(running))
@@ -111,7 +113,10 @@ class HealthChecks:
             await self._check()
         else:
             # In a thread, so that one that blocks holds up no streams.
-            await in_thread(self._check)
+            answer = await in_thread(self._check)
+            if inspect.isawaitable(answer):
+                # It only hands on a coroutine that somebody else wrote.
+                await answer
 
     def _judge(self, failure: str) -> None:
         """One call's outcome; empty if it passed. Told every time: the node may not have listened before."""

@@ -34,6 +34,9 @@ async def in_thread(call: Callable[[], T]) -> T:
             result = call()
         except Exception as error:
             failure = error
+        except BaseException as error:
+            # One that ends a program (`SystemExit`) ends a thread, and whoever waits for it would wait for ever.
+            failure = RuntimeError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)
 

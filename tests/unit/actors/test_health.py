@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from types import SimpleNamespace
@@ -84,6 +85,23 @@ async def test_a_check_that_hangs_fails_by_its_timeout() -> None:
 
 
 @virtual_time
+async def test_a_check_that_ends_well_but_too_late_each_time_fails() -> None:
+    calls = 0
+
+    async def check() -> None:
+        nonlocal calls
+        calls += 1
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(PERIOD_S / 2)
+
+    ((at_s, report),) = await Checking(check).run(FAILURES * (PERIOD_S + TIMEOUT_S) + 1)
+    assert at_s == FAILURES * (PERIOD_S + TIMEOUT_S)
+    assert report == Checked("check_health did not return within 30 s")
+    assert calls == FAILURES
+
+
+@virtual_time
 async def test_one_that_is_well_again_is_told() -> None:
     sick = True
 
@@ -114,6 +132,29 @@ async def test_a_check_that_is_no_coroutine_runs_in_a_thread_of_its_own() -> Non
     await asyncio.wait([running])
     assert threads[0] is not threading.main_thread()
     assert threads[0].daemon
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [(SystemExit(3), "RuntimeError: SystemExit: 3"), (ValueError("cold"), "ValueError: cold")],
+)
+async def test_a_check_that_is_no_coroutine_may_raise_anything_or_hand_on_a_coroutine(
+    raised: BaseException, says: str
+) -> None:
+    async def sick() -> None:
+        raise raised
+
+    def raises() -> None:
+        raise raised
+
+    for check in (raises, lambda: sick()) if isinstance(raised, Exception) else (raises,):
+        reports: asyncio.Queue[Report] = asyncio.Queue()
+        specification = told(health_check_period_s=0.001, health_check_failures=1)
+        checks = HealthChecks(SimpleNamespace(check_health=check), specification, reports.put_nowait)
+        running = asyncio.create_task(checks.run())
+        assert await reports.get() == Checked(f"check_health raised {says}")
+        running.cancel()
+        await asyncio.wait([running])
 
 
 # --- first tokens ---------------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ class Raises(Good):
     def __init__(self):
         raise OSError("no weights")
 
+class Exits(Good):
+    def __init__(self):
+        raise SystemExit(3)
+
 class Awaits(Good):
     async def load(self): ...
     def step(self): ...
@@ -81,6 +85,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             "can't be made with these arguments: got an unexpected keyword argument 'sise'",
         ),
         ("user_engines:Raises", {}, "making user_engines:Raises raised OSError: no weights (user_engines.py, line 17)"),
+        ("user_engines:Exits", {}, "making user_engines:Exits raised RuntimeError: SystemExit: 3"),
         ("user_engines:NoInfo", {}, "info must be an EngineInfo (holdfast.core.requests), not str"),
     ],
 )
