@@ -128,6 +128,6 @@ LEAVING = [
     Scenario("replica drained, streams migrate", replica_drained("migrate"), LEAVING_MS),
     Scenario("node drained, streams finish", node_drained("finish"), LEAVING_MS),
     Scenario("node drained, streams migrate", node_drained("migrate"), LEAVING_MS),
-    Scenario("gateway drained, streams finish", gateway_drained("finish"), LEAVING_MS, resumes=True),
+    Scenario("gateway drained, streams finish, client resumes", gateway_drained("finish"), LEAVING_MS, resumes=True),
     Scenario("gateway drained, streams migrate, client resumes", gateway_drained("migrate"), LEAVING_MS, resumes=True),
 ]
