@@ -227,12 +227,16 @@ class Exchange(msgspec.Struct, gc=False):
 
 
 class Attempt(msgspec.Struct, gc=False):
-    """A replica's engine took the stream in, to go on after `accepted` tokens. At `last_s` it drew its last one."""
+    """A replica's engine took the stream in, to go on after `accepted` tokens. At `last_s` it drew its last one.
+
+    `finished`: it had no more to draw.
+    """
 
     at_s: float
     replica: str
     accepted: int
     last_s: float = 0.0
+    finished: bool = False
 
 
 class Cancellation(msgspec.Struct, gc=False):

@@ -63,6 +63,19 @@ def test_a_child_that_came_before_its_parent_may_go_on() -> None:
     assert broken(run) == []
 
 
+def test_children_of_one_that_was_done_before_its_client_left_or_its_time_was_over_go_on() -> None:
+    run, request = ended()
+    run.history.cancellations.clear()
+    child = child_of(run, 8, 7)
+    child.how, child.code = COMPLETE, ""
+    child.events.clear()
+    request.how, request.code = CANCELLED, ""
+    request.attempts[0].finished = True
+    assert [one.checker for one in broken(run)] == ["streams"]
+    request.attempts[0].finished = False
+    assert "request 8" in "".join(one.message for one in broken(run) if one.checker == "cancels")
+
+
 def test_one_that_goes_on_after_its_client_left_or_its_time_was_over_is_found() -> None:
     for changes, how, why in (({}, CANCELLED, "client"), ({"timeout_s": 1.0}, ERROR, "time")):
         run, request = ended(**changes)

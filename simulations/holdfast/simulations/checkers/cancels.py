@@ -79,8 +79,9 @@ def _ends(history: History, request: Request) -> Iterator[tuple[float, str]]:
     if len(request.tries) != 1:
         return  # it may go on at a gateway that its client has left, and that has yet to find out
     if request.how == CANCELLED and request.ended_s is not None and request.leaves_openly:
-        yield request.ended_s, f"the client of request {request.id} left"
-    elif request.timeout_s:
+        if sum(attempt.finished for attempt in request.attempts) < request.n:
+            yield request.ended_s, f"the client of request {request.id} left"
+    elif request.timeout_s and request.code == "deadline_exceeded":
         yield request.tries[0].at_s + request.timeout_s, f"the time of request {request.id} was over"
 
 

@@ -126,6 +126,9 @@ class BreakableEngine:
             attempt = self._attempts.get(key)
             if attempt is not None:
                 attempt.last_s = now_s
+        for key, _reason in output.finished:
+            if key in self._attempts:
+                self._attempts[key].finished = True
 
     def load(self) -> EngineLoad:
         """As `Engine.load`."""

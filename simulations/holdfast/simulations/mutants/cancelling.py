@@ -13,9 +13,11 @@ from holdfast.simulations.mutants.edits import edit
 from holdfast.simulations.mutants.mutant import Mutant, Setting
 
 _LONG: Final = Setting(
-    "calm", shape={"requests": 60}, knobs={"itl_ms": 120.0, "kv_blocks": 256, "streams_max": 16, "slots": 6}
+    "calm",
+    shape={"requests": 150, "operations": 0},
+    knobs={"itl_ms": 120.0, "kv_blocks": 256, "streams_max": 16, "slots": 6, "max_ongoing_requests": 16},
 )
-"""Streams last for seconds, and nothing befalls anybody."""
+"""Streams last for seconds, many are asked for, and nothing befalls anybody."""
 
 MUTANTS: Final = (
     Mutant(
