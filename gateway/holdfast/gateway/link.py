@@ -99,6 +99,8 @@ class ReplicaLink:
         self.record = record or LinkRecord()
         self.passed_over = False
         """Whether it serves far worse than the others do, and gets nothing new for a while."""
+        self.sick = False
+        """Whether its node found it unhealthy: it gets nothing new while there are others."""
         self.replica = replica
         self.address = address
         self.in_flight_max = in_flight_max
@@ -131,6 +133,12 @@ class ReplicaLink:
         self._welcomed = False
         self._alarm = Alarm()
 
+    def found(self, *, sick: bool) -> None:
+        """Its node says how it is."""
+        was, self.sick = self.sick, sick
+        if was and not sick:
+            self._on_capacity(self)
+
     @property
     def ready(self) -> bool:
         """Whether streams can be sent here."""
@@ -149,7 +157,9 @@ class ReplicaLink:
     @property
     def takes_moved(self) -> bool:
         """Whether a stream that lost its replica may begin here. Thresholds are for new ones."""
-        return self.ready and not self._full and self._taken < self.in_flight_max and not self.passed_over
+        return (
+            self.ready and not self._full and self._taken < self.in_flight_max and not (self.passed_over or self.sick)
+        )
 
     @property
     def room(self) -> bool:

@@ -84,10 +84,10 @@ class Pool:
 
     def _of_last_resort(self, links: Sequence[ReplicaLink], below: Callable[[int], int]) -> ReplicaLink | None:
         """One that is passed over, where all others are gone."""
-        if any(link.ready and not link.passed_over for link in self.links):
+        if any(link.ready and not (link.passed_over or link.sick) for link in self.links):
             return None
         for link in self.links:
-            link.passed_over = False
+            link.passed_over = link.sick = False
         return choose(links, below)
 
     def has_room(self) -> None:

@@ -32,8 +32,10 @@ from holdfast.core.events import (
     NodeLost,
     Record,
     ReplicaExited,
+    ReplicaHealthy,
     ReplicaReady,
     ReplicaStopOrdered,
+    ReplicaUnhealthy,
     StreamsMigrated,
 )
 from holdfast.core.liveness import Suspicion
@@ -60,8 +62,8 @@ from holdfast.gateway.suspicions import Suspicions
 from holdfast.gateway.tracing import ENDED, LOST, POSTPONED, UNTRACED, RequestTrace
 
 _ABOUT_MANY = (ApplicationDeployed, ApplicationDeleted, NodeJoined, NodeLeft, NodeLost, BusyThresholdSet)
-_ABOUT_ONE = (ReplicaReady, ReplicaExited, ReplicaStopOrdered)
-"""What may change which replicas run."""
+_ABOUT_ONE = (ReplicaReady, ReplicaExited, ReplicaStopOrdered, ReplicaUnhealthy, ReplicaHealthy)
+"""What may change which replicas run, and are well."""
 
 logger = logging.getLogger(__name__)
 
@@ -249,8 +251,9 @@ class Serving:
         for replica_id in touched:
             replica, link = state.replicas.get(replica_id), self._links.get(replica_id)
             if replica is not None and replica.status is ReplicaStatus.RUNNING:
-                if link is None:
-                    self._open_link(replica, group)
+                link = link or self._open_link(replica, group)
+                if link is not None:
+                    link.found(sick=bool(replica.unhealthy))
             elif link is not None:
                 self._retire(link)
 
@@ -282,10 +285,10 @@ class Serving:
             link.pressure.set_thresholds(thresholds)
         self._pump(pool)
 
-    def _open_link(self, replica: ReplicaState, group: asyncio.TaskGroup) -> None:
+    def _open_link(self, replica: ReplicaState, group: asyncio.TaskGroup) -> ReplicaLink | None:
         pool = self._pools.get(replica.deployment)
         if pool is None:
-            return
+            return None
         link = ReplicaLink(
             replica.id,
             replica.address,
@@ -304,6 +307,7 @@ class Serving:
         self._links[replica.id] = link
         pool.links.append(link)
         group.create_task(link.run(), name=f"link to {replica.id}")
+        return link
 
     def _retire(self, link: ReplicaLink) -> None:
         self._forget(link)

@@ -27,6 +27,7 @@ class FakeLink:
     crowded: bool = False
     ready: bool = True
     passed_over: bool = False
+    sick: bool = False
     asked: int = field(default=0)
 
     @property

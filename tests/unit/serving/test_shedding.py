@@ -16,7 +16,9 @@ from holdfast.core.events import (
     RejectionsBegan,
     RejectionsEnded,
     ReplicaEjected,
+    ReplicaHealthy,
     ReplicaReinstated,
+    ReplicaUnhealthy,
 )
 from holdfast.core.outliers import ATTEMPTS_MIN
 from holdfast.core.thresholds import NONE_SET, Thresholds
@@ -227,6 +229,26 @@ async def test_a_replica_that_serves_far_worse_than_the_others_is_passed_over_an
         ejector._look("tiny", pool)
         assert told[-1] == ReplicaReinstated("g", ejection.replica)
         assert bad.room
+
+
+async def test_a_replica_that_its_node_finds_unhealthy_gets_nothing_new_while_there_are_others(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=2))
+        first, second = await site.replica(), await site.replica()
+        gateway = await site.gateway()
+        sick, well = gateway._links[first.name], gateway._links[second.name]
+        site.fact(ReplicaUnhealthy(first.name, "a", "canary", "no token came"), by="node.a")
+        await eventually(lambda: sick.sick)
+        async with opened(gateway, *[ask(tokens=10_000)] * 8) as session:
+            await Answer().read(session, tokens=1)
+            assert (sick.in_flight, well.in_flight) == (0, 8)
+        site.fact(ReplicaHealthy(first.name, "a"), by="node.a")
+        await eventually(lambda: sick.room)
+        site.fact(ReplicaUnhealthy(first.name, "a", "canary", "no token came"), by="node.a")
+        await eventually(lambda: sick.sick)
+        await second.kill()
+        site.exits(second.name)
+        (await answer_to(gateway, ask())).check(ask())
 
 
 async def test_a_replica_that_is_passed_over_is_used_when_all_others_are_gone(site: Site) -> None:
