@@ -18,9 +18,10 @@ CORE = "core"
 class Scenario(msgspec.Struct, frozen=True):
     """A kind of run. Times in virtual seconds.
 
-    Faults begin between `faults_from_s` and `faults_until_s`, and are over by `healed_s`; work is asked for until
-    `work_until_s`. With `heals` False (liveness) some members are named the healthy core, to which nothing happens,
-    and what befalls the others is never over.
+    Faults begin between `faults_from_s` and `faults_until_s`, and are over by `healed_s`, until when `requests` are
+    asked; `late_requests` more are asked between `late_from_s` and `late_until_s`, of a cluster that should be well.
+    With `heals` False (liveness) some members are named the healthy core, to which nothing happens, and what befalls
+    the others is never over.
     """
 
     name: str
@@ -31,10 +32,12 @@ class Scenario(msgspec.Struct, frozen=True):
     faults_from_s: float = 2.0
     faults_until_s: float = 36.0
     healed_s: float = 40.0
-    work_until_s: float = 44.0
-    faults_min: int = 36
-    faults_max: int = 42
-    requests: int = 22
+    late_from_s: float = 44.0
+    late_until_s: float = 52.0
+    faults_min: int = 38
+    faults_max: int = 44
+    requests: int = 17
+    late_requests: int = 5
     operations: int = 3
     heals: bool = True
     poisoned: int = 0
@@ -56,10 +59,12 @@ SCENARIOS = {
         faults_from_s=1.5,
         faults_until_s=9.0,
         healed_s=11.0,
-        work_until_s=14.0,
+        late_from_s=15.0,
+        late_until_s=24.0,
         faults_min=8,
         faults_max=12,
-        requests=8,
+        requests=6,
+        late_requests=2,
         operations=1,
     ),
     "calm": Scenario("calm", faults_min=0, faults_max=0),

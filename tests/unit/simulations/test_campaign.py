@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.faults.kinds import KINDS, LASTING
 from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD
-from holdfast.simulations.running.campaign import FAILURES_KEPT, Case, Coverage, Failure, kinds_of, new_tally
+from holdfast.simulations.running.campaign import FAILURES_KEPT, Case, Coverage, Failure, Fewest, kinds_of, new_tally
 from holdfast.simulations.running.pool import Broken
 from tests.unit.simulations.fake_runs import VIOLATION, result
 
@@ -19,6 +19,7 @@ def test_a_tally_counts_seeds_faults_and_checkers() -> None:
     assert tally.add(Case(3, STANDARD), broken) == Failure(3, [], broken)
     assert (tally.ran, tally.failed, tally.checkers) == (3, 2, {"exactly-once": 1, "died": 1})
     assert (tally.coverage["freeze"], tally.coverage["partition"]) == (Coverage(2, 5), Coverage(1, 1))
+    assert tally.fewest == Fewest(2, 2)
     assert tally.never_injected == [kind for kind in KINDS if kind not in ("freeze", "partition")]
     assert (tally.virtual_s, tally.busy_s, tally.counts) == (120.0, 0.5, {"requests": 80})
 

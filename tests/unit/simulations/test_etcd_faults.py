@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import Any
 
@@ -28,6 +29,46 @@ def rng() -> random.Random:
 def flat(reading: Reading[Any]) -> list[tuple[str, bytes | None]]:
     changes: list[KeyChange] = [change for batch in reading.items for change in batch]
     return [(change.key, change.value) for change in changes]
+
+
+def hit_of(etcd: Etcd, kind: str, rng: random.Random, lasts_s: float = 0.0) -> str | None:
+    """The member that a fault hits."""
+    hit = etcd.faults.begin(kind, rng, lasts_s)
+    return hit.name if hit is not None else None
+
+
+WINDOWS = {
+    etcd_faults.ANSWERS_LOST, etcd_faults.REQUESTS_DROPPED, etcd_faults.REQUESTS_REPEATED, etcd_faults.COMPACTED_AHEAD,
+    etcd_faults.REQUESTS_TIMED_OUT, etcd_faults.EXPIRY_LATE, etcd_faults.DISK_SLOW, etcd_faults.SPACE_OUT,
+}  # fmt: skip
+"""Those that do nothing unless somebody asks for something."""
+
+
+@pytest.mark.parametrize("kind", sorted(WINDOWS))
+def test_a_window_strikes_only_what_is_asked_for_in_it(kind: str) -> None:
+    async def case(etcd: Etcd) -> None:
+        leases = await etcd.client(request_timeout_s=20.0, watch_silence_s=30.0)
+        lasting, short = (await leases.grant(60)).id, (await leases.grant(4)).id
+        await leases.put("before", b"", lasting)
+        async with Reading(leases.watch("", after=1)) as reading:
+            await reading.count(1)
+            await asyncio.sleep(0.1)  # its requests are all through
+            quiet = etcd.faults.begin(kind, rng(), 1.5)
+            await asyncio.sleep(2.4)
+            busy = etcd.faults.begin(kind, rng(), 3.0)
+            for number in range(5):
+                with contextlib.suppress(LeasesUnavailable, LeaseGone):
+                    await leases.put(f"{number}", b"", short)
+            await asyncio.sleep(6.0)
+        assert quiet is not None
+        assert busy is not None
+        assert quiet.struck() == 0
+        struck = busy.struck()
+        assert struck > 0
+        await leases.put("after", b"", lasting)
+        assert busy.struck() == struck
+
+    run(case)
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -120,7 +161,7 @@ def test_a_watch_that_is_cut_misses_nothing() -> None:
             for number in range(20):
                 await leases.put(f"{number}", b"", lease)
                 await reading.until(lambda _: flat(reading)[-1:] == [(f"{number}", b"")])  # noqa: B023
-                assert etcd.faults.begin(etcd_faults.WATCHES_CUT, random.Random(number), 0.0) == "etcd-1"
+                assert hit_of(etcd, etcd_faults.WATCHES_CUT, random.Random(number)) == "etcd-1"
         assert flat(reading) == [(f"{number}", b"") for number in range(20)]
 
     run(case)
@@ -214,7 +255,7 @@ def test_a_leader_that_freezes_and_thaws_expires_leases_that_were_renewed_elsewh
     async def case(etcd: Etcd) -> None:
         leases = await etcd.client(request_timeout_s=10.0)
         lease = (await leases.grant(4)).id
-        assert etcd.faults.begin(etcd_faults.EXPIRY_EARLY, rng(), 1.0) == etcd.leader
+        assert hit_of(etcd, etcd_faults.EXPIRY_EARLY, rng(), 1.0) == etcd.leader
         for _ in range(8):
             await asyncio.sleep(0.3)
             assert await lives(leases, lease)
@@ -230,7 +271,7 @@ def test_a_new_leader_gives_all_leases_their_full_time() -> None:
         lease = (await leases.grant(4)).id
         await asyncio.sleep(3.5)
         former = etcd.leader
-        assert etcd.faults.begin(etcd_faults.LEADER_CHANGED, rng(), 0.0) == former
+        assert hit_of(etcd, etcd_faults.LEADER_CHANGED, rng()) == former
         await asyncio.sleep(0.1)
         assert etcd.leader != former
         info = await leases.inspect(lease)

@@ -1,27 +1,38 @@
-"""What is looked for in living gateways: a run notices what they hold on to."""
+"""What is looked for in living actors: a run notices what they hold on to."""
 
 from __future__ import annotations
 
 import pytest
 
+from holdfast.actors.follower import Follower
+from holdfast.actors.held import HeldStreams
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.session import StreamSession
 from holdfast.simulations.checkers.health import BOUNDS
-from holdfast.simulations.mutants.edits import Edit, applied, edit
+from holdfast.simulations.mutants.edits import applied, edit
 from holdfast.simulations.plan import SCENARIOS, STANDARD
 from holdfast.simulations.simulation import draw_plan, run
+from holdfast.store.jetstream_follow import _Consumer
 
-
-@pytest.mark.parametrize(
-    ("leak", "what"),
-    [
-        (edit(StreamSession.__aexit__, ("self._withdraw(run)", "pass")), "streams of requests"),
-        (edit(Serving._sync, ("elif link is not None:", "elif False:")), "links to replicas"),
+LEAKS = {
+    "streams of requests": [edit(StreamSession.__aexit__, ("self._withdraw(run)", "pass"))],
+    "links to replicas": [edit(Serving._sync, ("elif link is not None:", "elif False:"))],
+    "streams held": [edit(HeldStreams._remove, ("del self.by_key[held.key]", "pass"))],
+    "log readers": [edit(_Consumer.discard, ("await self._connection.unsubscribe(self._subscription)", "pass"))],
+    "waits for records": [
+        edit(Follower.change, ("self._waiters.pop(waiter, None)", "pass")),
+        edit(Follower._wake, ("self._waiters, {}", "self._waiters, self._waiters")),
     ],
-)
-def test_what_a_gateway_never_lets_go_of_is_noticed(leak: Edit, what: str) -> None:
+}
+
+
+@pytest.mark.parametrize("what", LEAKS)
+def test_what_an_actor_never_lets_go_of_is_noticed(what: str) -> None:
     plan = draw_plan(1, SCENARIOS[STANDARD])
-    result, _history = run(plan, mutant=applied((leak,)))
+    result, _history = run(plan, mutant=applied(tuple(LEAKS[what])))
     assert {violation.checker for violation in result.violations} >= {BOUNDS}
     assert any(what in violation.message for violation in result.violations)
-    assert run(plan)[0].violations == []
+
+
+def test_nothing_is_held_on_to_where_nothing_is_taken_out() -> None:
+    assert run(draw_plan(1, SCENARIOS[STANDARD]))[0].violations == []

@@ -56,8 +56,10 @@ def test_work_comes_by_its_times_and_within_them() -> None:
         work = work_of(seed)
         assert [item.at_s for item in work] == sorted(item.at_s for item in work)
         asked = [item for item in work if isinstance(item, Ask)]
-        assert sorted(ask.number for ask in asked) == list(range(STANDARD.requests))
-        assert all(WORK_FROM_S <= ask.at_s <= STANDARD.work_until_s for ask in asked)
+        assert sorted(ask.number for ask in asked) == list(range(STANDARD.requests + STANDARD.late_requests))
+        late = [ask for ask in asked if ask.number >= STANDARD.requests]
+        assert all(WORK_FROM_S <= ask.at_s <= STANDARD.healed_s for ask in asked if ask not in late)
+        assert all(STANDARD.late_from_s <= ask.at_s <= STANDARD.late_until_s for ask in late)
         assert all(ask.at_s + ask.deadline_s <= STANDARD.lasts_s for ask in asked), "every end comes within the run"
         assert len({ask.prompt for ask in asked}) == len(asked)
 

@@ -26,9 +26,11 @@ from holdfast.simulations.cluster.replicas import RunningReplica, SimLauncher
 from holdfast.simulations.cluster.servers import Servers
 from holdfast.simulations.history import GATEWAY, NODE, REPLICA, Exchange, History, Term
 from holdfast.simulations.history import Process as Life
+from holdfast.simulations.nats.client import SimConnection
 from holdfast.simulations.plan import Plan
 from holdfast.simulations.world.process import SimClock, SimProcess
 from holdfast.simulations.world.world import World
+from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.settings import JetStreamSettings
 
 NAME = "sim"
@@ -39,7 +41,7 @@ GATEWAY_PORT = 8000
 class NotedLog:
     """A log whose acknowledged appends are noted. As `WatchedLog`."""
 
-    def __init__(self, log: WatchedLog, process: SimProcess, history: History) -> None:
+    def __init__(self, log: JetStreamLog, process: SimProcess, history: History) -> None:
         self._log = log
         self._process = process
         self._history = history
@@ -53,6 +55,12 @@ class NotedLog:
     @property
     def down_since(self) -> float | None:
         return self._log.down_since
+
+    @property
+    def connection(self) -> SimConnection | None:
+        """The connection that it has now, if it has one."""
+        connection = self._log._session._connection
+        return connection if isinstance(connection, SimConnection) else None
 
     async def append(self, subject: str, data: bytes, *, message_id: str, expected_last: int) -> int:
         """As `Log.append`."""

@@ -1,19 +1,26 @@
-"""Looks into living actors now and then: what they have folded, whom they reach, how full their queues are."""
+"""Looks into living actors now and then: what they have folded, whom they reach, how full their queues are.
+
+Where production code has a bound of its own, that is the bound; where it holds as much as it is asked for, the run's
+requests are; and what no actor has more than a few of (readers, waits, connections to servers) has a bound here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from holdfast.actors.held import KEPT_BYTES_MAX
 from holdfast.actors.node import Node
+from holdfast.actors.replica import STARTS_WAITING_MAX, Replica
 from holdfast.actors.wire import WRITE_BUFFER_MAX_BYTES
 from holdfast.actors.writer import OUTBOX_FACTS_MAX
 from holdfast.core.cluster import ReplicaStatus
 from holdfast.gateway.fences import ORPHANS_MAX
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.session import RESUMED_ORDINALS, StreamRun
-from holdfast.simulations.cluster.cluster import Cluster
+from holdfast.simulations.cluster.cluster import Cluster, NotedLog
 from holdfast.simulations.cluster.holdings import Holdings
 from holdfast.simulations.cluster.members import Member
+from holdfast.simulations.cluster.replicas import RunningReplica
 from holdfast.simulations.work.items import CHOICES_MAX
 
 INTERVAL_S = 1.5
@@ -24,6 +31,20 @@ LOOKS_PER_FOLD = 4
 
 LATE_S = 1.0
 """A gateway does what it does by a timer so late at most, in seconds."""
+
+LOG_READERS_MAX = 1
+"""A process follows the log once, however often that is begun anew."""
+
+LOG_REQUESTS_MAX = 6
+"""Requests to the log under way in one process: facts, decisions, reads of its end for catching up and for health, and
+what a reader asks when it begins anew."""
+
+WAITS_MAX = 4
+"""Tasks of one process that wait for the next record: whoever joins or catches up, and who waits to be given up."""
+
+LEASE_CONNECTIONS_MAX = 12
+"""Connections to lease servers: an idle one for each of three, and one for each of what may be asked at once: the
+lease's renewal and its watch, health, the name, and for controllers listings and watches of the leader and of all."""
 
 
 class Sampler:
@@ -65,9 +86,12 @@ class Sampler:
         settle = self._history.settle
         now_s = self._cluster.world.now_s
         for member, inside in self._living():
-            self._outbox(now_s, member, inside)
+            self._member(now_s, member, inside)
             if isinstance(inside, GatewayProcess):
                 self._gateway(now_s, member, inside, settling=settle is not None and now_s >= settle.began_s)
+        for running in self._cluster.replicas.values():
+            if running.replica is not None:
+                self._replica(now_s, running, running.replica)
         self._holdings.look()
 
     def _living(self) -> list[tuple[Member, Node | GatewayProcess]]:
@@ -84,8 +108,34 @@ class Sampler:
             self._cluster.world.now_s, member.name, "links to replicas", len(serving._links), len(running)
         )
 
-    def _outbox(self, now_s: float, member: Member, inside: Node | GatewayProcess) -> None:
-        self._history.sample(now_s, member.name, "outbox", len(inside._facts._outbox), OUTBOX_FACTS_MAX)
+    def _member(self, now_s: float, member: Member, inside: Node | GatewayProcess) -> None:
+        """What nodes and gateways have alike: what they tell the log, how they follow it, and their leases."""
+        sample, name, process = self._history.sample, member.name, member.process
+        assert process is not None
+        sample(now_s, name, "outbox", len(inside._facts._outbox), OUTBOX_FACTS_MAX)
+        sample(now_s, name, "waits for records", len(inside._follower._waiters), WAITS_MAX)
+        log = inside._follower._log
+        if isinstance(log, NotedLog) and (connection := log.connection) is not None:
+            batch = self._cluster.servers.log_settings.follow_batch_messages
+            buffered = max((len(reader._arrived) for reader in connection.readers), default=0)
+            sample(now_s, name, "log readers", len(connection.readers), LOG_READERS_MAX)
+            sample(now_s, name, "entries that came and are not read", buffered, 2 * batch)
+            sample(now_s, name, "requests to the log", connection.requests, LOG_REQUESTS_MAX)
+        ends, servers = self._cluster.world.network.ends_of(process), self._cluster.servers.lease_hosts
+        leasing = sum(end.other.process.host.name in servers for end in ends)
+        sample(now_s, name, "connections to lease servers", leasing, LEASE_CONNECTIONS_MAX)
+        sample(now_s, name, "unsent bytes", max((end.waiting_bytes for end in ends), default=0), WRITE_BUFFER_MAX_BYTES)
+
+    def _replica(self, now_s: float, running: RunningReplica, replica: Replica) -> None:
+        """A replica holds no stream that its engine is done with, and keeps none that nobody asked for."""
+        sample, name, held = self._history.sample, running.name, replica._held
+        streams = CHOICES_MAX * len(self._history.requests)
+        sample(now_s, name, "streams held", len(held.by_key), running.streams)
+        sample(now_s, name, "streams kept for their clients", len(held.shelf), streams)
+        sample(now_s, name, "bytes kept", held.shelf.bytes, KEPT_BYTES_MAX)
+        sample(now_s, name, "attempts that wait for the engine", len(replica._starts), min(streams, STARTS_WAITING_MAX))
+        ends = self._cluster.world.network.ends_of(running.process)
+        sample(now_s, name, "unsent bytes", max((end.waiting_bytes for end in ends), default=0), WRITE_BUFFER_MAX_BYTES)
 
     def _gateway(self, now_s: float, member: Member, gateway: GatewayProcess, *, settling: bool) -> None:
         serving, history = gateway._serving, self._history
@@ -109,8 +159,6 @@ class Sampler:
             history.gateway_reaches(
                 now_s, member.name, tuple(link.replica for link in serving._links.values() if link.ready)
             )
-        unsent = max((end.waiting_bytes for end in self._cluster.world.network.ends_of(process)), default=0)
-        history.sample(now_s, member.name, "unsent bytes", unsent, WRITE_BUFFER_MAX_BYTES)
 
     def _waits(self, now_s: float, member: Member, model: str, queue: Iterable[StreamRun]) -> None:
         """Nobody waits for a replica for longer than that is waited for, unless the gateway stands or stood still."""

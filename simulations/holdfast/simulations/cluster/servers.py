@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
-from holdfast.gateway.reporting import WatchedLeases, WatchedLog
+from holdfast.gateway.reporting import WatchedLeases
 from holdfast.simulations.etcd.client import EtcdTransport
 from holdfast.simulations.etcd.faults import EtcdFaults
 from holdfast.simulations.etcd.group import draw_etcd_knobs
@@ -84,7 +84,7 @@ class Servers:
         self.processes[host] = process
         self._began(process, SERVER)
 
-    async def open_log(self, process: SimProcess, settings: JetStreamSettings) -> WatchedLog:
+    async def open_log(self, process: SimProcess, settings: JetStreamSettings) -> JetStreamLog:
         """As `JetStreamLog.open`, for a process."""
         return await JetStreamLog.open(settings, dial=dialler(process, process.rng), chance=process.rng)
 

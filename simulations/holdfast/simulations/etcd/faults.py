@@ -1,15 +1,15 @@
 """What may befall a simulated etcd beyond what befalls any process, host and network.
 
 Each fault is begun with a generator, from which it draws what it hits, and a time for which it lasts (virtual seconds;
-infinity: for good), after which it heals by itself. It gives the name of what it hit, or None where it can't happen:
-with one member nobody else can lead.
+infinity: for good), after which it heals by itself. It gives what it hit, or None where it can't happen: with one
+member nobody else can lead. Whether it did anything shows later: nobody may have asked for what would have failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from holdfast.simulations.etcd import trouble as etcd_trouble
 from holdfast.simulations.etcd.group import Entry
@@ -41,6 +41,16 @@ FROZEN_LEADER_S = 2 * ELECTION_S + 2 * TICK_S
 """After this another one leads for certain."""
 
 
+class Hit(NamedTuple):
+    """What a fault hit: a member, or several. `struck()` tells how often it has done something until now."""
+
+    name: str
+    struck: Callable[[], int]
+
+
+Begin = Callable[[Random, float], Hit | None]
+
+
 class EtcdFaults:
     """Faults of one etcd. `kinds` has what begins each."""
 
@@ -48,7 +58,7 @@ class EtcdFaults:
         self._servers = servers
         self._world = servers.world
         self._group = servers.group
-        self.kinds: dict[str, Callable[[Random, float], str | None]] = {
+        self.kinds: dict[str, Begin] = {
             ANSWERS_LOST: self._trouble(etcd_trouble.UNANSWERED),
             REQUESTS_DROPPED: self._trouble(etcd_trouble.DROPPED),
             REQUESTS_REPEATED: self._trouble(etcd_trouble.REPEATED),
@@ -64,57 +74,62 @@ class EtcdFaults:
             SPACE_OUT: self._run_out_of_space,
         }
 
-    def begin(self, kind: str, rng: Random, lasts_s: float) -> str | None:
+    def begin(self, kind: str, rng: Random, lasts_s: float) -> Hit | None:
         """Begin one; what it hit, or None when it can't happen now."""
         return self.kinds[kind](rng, lasts_s)
 
     # --- requests and watches ---------------------------------------------------------------------------
 
-    def _trouble(self, kind: str) -> Callable[[Random, float], str | None]:
-        def begin(rng: Random, lasts_s: float) -> str:
+    def _trouble(self, kind: str) -> Begin:
+        def begin(rng: Random, lasts_s: float) -> Hit:
             name = rng.choice(self._servers.names)
-            self._heal(lasts_s, self._servers.troubles[name].begin(kind, rng.uniform(0.2, 1.0)))
-            return name
+            trouble = self._servers.troubles[name]
+            heal = trouble.begin(kind, rng.uniform(0.2, 1.0))
+            return self._window(name, lasts_s, lambda: trouble.befell[kind], heal)
 
         return begin
 
-    def _cut_watches(self, rng: Random, _lasts_s: float) -> str | None:
+    def _cut_watches(self, rng: Random, _lasts_s: float) -> Hit | None:
         members = [member for member in self._servers.running() if member.watches]
         if not members:
             return None
         member = rng.choice(members)
         cut = rng.sample(list(member.watches), rng.randint(1, len(member.watches)))
         member.cut_watches(lambda watch: watch.end in cut)
-        return member.name
+        return _done(member.name)
 
-    def _compact(self, _rng: Random, _lasts_s: float) -> str | None:
+    def _compact(self, _rng: Random, _lasts_s: float) -> Hit | None:
         leader = self._group.leader()
         if leader is None:
             return None
         entry = Entry("kv/compaction", {"revision": str(self._group.state.revision)})
         leader.process.call(leader.propose, entry)
-        return leader.disk.name
+        return _done(leader.disk.name)
 
-    def _compact_ahead(self, rng: Random, lasts_s: float) -> str | None:
+    def _compact_ahead(self, rng: Random, lasts_s: float) -> Hit | None:
         """Watches get no changes for a while, and by then the changes are compacted."""
         members = self._servers.running()
+        if not members:
+            return None
         for member in members:
             for watch in member.watches.values():
                 member.fall_behind(watch)
-        for trouble in self._servers.troubles.values():
+        troubles = list(self._servers.troubles.values())
+        for trouble in troubles:
             trouble.holds_watches += 1
         behind_s = min(lasts_s, rng.uniform(*BEHIND_S))
-        self._heal(behind_s, lambda: self._compact(rng, 0.0))
-        self._heal(behind_s + TICK_S, self._release_watches)
-        return members[0].name if members else None
+        self._world.scheduler.call_later(behind_s, self._compact, rng, 0.0)
 
-    def _release_watches(self) -> None:
-        for trouble in self._servers.troubles.values():
-            trouble.holds_watches -= 1
+        def release() -> None:
+            for trouble in troubles:
+                trouble.holds_watches -= 1
+
+        kept = lambda: sum(trouble.kept_changes for trouble in troubles)  # noqa: E731
+        return self._window(members[0].name, behind_s + TICK_S, kept, release)
 
     # --- leases and leaders -----------------------------------------------------------------------------
 
-    def _expire_late(self, _rng: Random, lasts_s: float) -> str:
+    def _expire_late(self, _rng: Random, lasts_s: float) -> Hit:
         troubles = list(self._servers.troubles.values())
         for trouble in troubles:
             trouble.holds_expiry += 1
@@ -123,10 +138,10 @@ class EtcdFaults:
             for trouble in troubles:
                 trouble.holds_expiry -= 1
 
-        self._heal(lasts_s, heal)
-        return ",".join(self._servers.names)
+        kept = lambda: sum(trouble.kept_leases for trouble in troubles)  # noqa: E731
+        return self._window(",".join(self._servers.names), lasts_s, kept, heal)
 
-    def _expire_early(self, _rng: Random, lasts_s: float) -> str | None:
+    def _expire_early(self, _rng: Random, lasts_s: float) -> Hit | None:
         """The leader freezes for longer than members' leases last; the others renew them meanwhile."""
         leader = self._group.leader()
         if leader is None or not self._quorum_without(leader.disk.name) or leader.process.frozen:
@@ -134,17 +149,18 @@ class EtcdFaults:
         ttls_s = [lease.ttl_s for lease in self._group.state.leases.values() if lease.ttl_s <= MEMBER_TTL_MAX_S]
         longest_s = max(ttls_s, default=0)
         leader.process.freeze()
-        self._heal(max(lasts_s, FROZEN_LEADER_S, longest_s + TICK_S), leader.process.thaw)
-        return leader.disk.name
+        frozen_s = max(lasts_s, FROZEN_LEADER_S, longest_s + TICK_S)
+        self._world.scheduler.call_later(frozen_s, leader.process.thaw)
+        return _done(leader.disk.name)
 
-    def _change_leader(self, _rng: Random, _lasts_s: float) -> str | None:
+    def _change_leader(self, _rng: Random, _lasts_s: float) -> Hit | None:
         leader = self._group.leader()
         if leader is None or not self._quorum_without(leader.disk.name):
             return None
         leader.process.call(leader.resign)
-        return leader.disk.name
+        return _done(leader.disk.name)
 
-    def _cut_off(self, rng: Random, lasts_s: float) -> str | None:
+    def _cut_off(self, rng: Random, lasts_s: float) -> Hit | None:
         """Clients still reach it, and it answers what it needs no other for: with what it had."""
         names = self._servers.names
         name = rng.choice(names)
@@ -162,12 +178,12 @@ class EtcdFaults:
             for way in ways:
                 network.unblock(*way)
 
-        self._heal(lasts_s, heal)
-        return name
+        trouble = self._servers.troubles[name]
+        return self._window(name, lasts_s, lambda: trouble.asked, heal)
 
     # --- machines ---------------------------------------------------------------------------------------
 
-    def _slow_disk(self, rng: Random, lasts_s: float) -> str:
+    def _slow_disk(self, rng: Random, lasts_s: float) -> Hit:
         name = rng.choice(self._servers.names)
         disk, slow_s = self._group.disks[name], rng.uniform(*SLOW_DISK_S)
         disk.slow_s += slow_s
@@ -175,17 +191,15 @@ class EtcdFaults:
         def heal() -> None:
             disk.slow_s = max(0.0, disk.slow_s - slow_s)
 
-        self._heal(lasts_s, heal)
-        return name
+        return self._window(name, lasts_s, lambda: disk.slowed, heal)
 
-    def _run_out_of_space(self, _rng: Random, lasts_s: float) -> str:
+    def _run_out_of_space(self, _rng: Random, lasts_s: float) -> Hit:
         self._group.state.full += 1
 
         def heal() -> None:
             self._group.state.full -= 1
 
-        self._heal(lasts_s, heal)
-        return ",".join(self._servers.names)
+        return self._window(",".join(self._servers.names), lasts_s, lambda: self._group.state.refused, heal)
 
     # --- helpers ----------------------------------------------------------------------------------------
 
@@ -193,5 +207,18 @@ class EtcdFaults:
         others = [member for member in self._servers.running() if member.name != name and member.voter.runs]
         return len(others) >= self._group.quorum
 
-    def _heal(self, after_s: float, heal: Callable[[], object]) -> None:
-        self._world.scheduler.call_later(after_s, heal)
+    def _window(self, name: str, lasts_s: float, count: Callable[[], int], heal: Callable[[], object]) -> Hit:
+        """A fault that heals after a while. It strikes as often as `count` grows until then."""
+        before, at_end = count(), list[int]()
+
+        def over() -> None:
+            heal()
+            at_end.append(count())
+
+        self._world.scheduler.call_later(lasts_s, over)
+        return Hit(name, lambda: (at_end[0] if at_end else count()) - before)
+
+
+def _done(name: str) -> Hit:
+    """A fault that did all that it does at once."""
+    return Hit(name, lambda: 1)

@@ -71,7 +71,7 @@ class Disk:
     """What a member finds when it starts again: how many entries it has, and those not agreed upon yet (`tail`).
 
     `synced` and `synced_s`: how many are safe from a power failure where entries are not synced one by one, since when.
-    `slow_s`: how much longer than usual each write takes.
+    `slow_s`: how much longer than usual each write takes; `slowed` counts those that did.
     """
 
     def __init__(self, name: str) -> None:
@@ -82,6 +82,7 @@ class Disk:
         self.synced = 0
         self.synced_s = 0.0
         self.slow_s = 0.0
+        self.slowed = 0
 
     def position(self) -> tuple[int, int]:
         """Of two logs, the one with the larger position is ahead."""
@@ -140,14 +141,14 @@ class Group:
     def forget_after(self, index: int) -> None:
         """Entries were lost with the power of a quorum: what they did is undone."""
         self.log = self.log[:index]
-        full = self.state.full
+        full, refused = self.state.full, self.state.refused
         self.state = State(lambda *_told: None)  # what happens again is nothing new
         for entry in self.log:
             try:
                 self.state.apply(entry.path, entry.payload)
             except Refused:
                 continue
-        self.state.told, self.state.full = self._tell, full
+        self.state.told, self.state.full, self.state.refused = self._tell, full, refused
         self.history.lease_event(self.world.now_s, "lost", revision=self.state.revision)
 
     def _tell(self, kind: str, lease: int, key: bytes, revision: int, value: str) -> None:

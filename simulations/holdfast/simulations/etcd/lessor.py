@@ -70,6 +70,11 @@ class Lessor:
         self._expiring.update(dict.fromkeys(due))
         return due
 
+    @property
+    def overdue(self) -> bool:
+        """Whether a lease has ended that is not to be revoked yet."""
+        return any(lease_id not in self._expiring for lease_id in self._ended())
+
     def _ended(self) -> list[int]:
         now_s = self._clock()
         return [lease_id for lease_id, ends_s in self._ends_s.items() if ends_s <= now_s]

@@ -160,6 +160,7 @@ class Member:
 
     def _receive(self, end: End, message: Message) -> None:
         call = Call(self, end)
+        self.trouble.asked += 1
         if self.trouble.now and not self.trouble.lets_in(call, lambda after_s: self._again(after_s, end, message)):
             return
         self._handle(call, end, message)
@@ -308,8 +309,11 @@ class Member:
 
     def on_tick(self) -> None:
         """See `Server`."""
-        if self.lessor.primary and not self.trouble.holds_expiry:
-            self._expire(self.lessor.due())
+        if self.lessor.primary:
+            if not self.trouble.holds_expiry:
+                self._expire(self.lessor.due())
+            elif self.lessor.overdue:
+                self.trouble.kept_leases += 1
         self._leaderless_s = 0.0 if self.voter.knows_leader else self._leaderless_s + TICK_S
         if self._leaderless_s >= NO_LEADER_MAX_S:
             self.cut_watches(lambda watch: watch.needs_leader, NO_LEADER)
@@ -340,6 +344,7 @@ class Member:
             return
         for watch in self.watches.values():
             if watch.behind:
+                self.trouble.kept_changes += 1
                 continue
             if watch.end.unread_bytes > UNREAD_MAX_BYTES:
                 self.fall_behind(watch, changes[0].revision)

@@ -99,6 +99,7 @@ class State:
         self.revision = 1
         self.compacted = 0
         self.full = 0
+        self.refused = 0
         self.items: dict[bytes, Item] = {}
         self.history: list[Change] = []
         self.leases: dict[int, LeaseRecord] = {}
@@ -167,9 +168,13 @@ class State:
         self._do_put(payload)
         return {}
 
-    def _check_put(self, payload: Wire) -> None:
+    def _check_room(self) -> None:
         if self.full:
+            self.refused += 1
             raise Refused(*NO_SPACE)
+
+    def _check_put(self, payload: Wire) -> None:
+        self._check_room()
         lease = int(payload.get("lease", 0))
         if lease and lease not in self.leases:
             raise Refused(*NO_LEASE)
@@ -258,8 +263,7 @@ class State:
     # --- leases -----------------------------------------------------------------------------------------
 
     def _grant(self, payload: Wire) -> Wire:
-        if self.full:
-            raise Refused(*NO_SPACE)
+        self._check_room()
         lease_id = int(payload["ID"])
         if lease_id in self.leases:
             raise Refused(*LEASE_EXISTS)

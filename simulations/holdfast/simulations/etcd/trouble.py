@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -24,12 +25,20 @@ REPEATED_MAX_S = 3.0
 
 
 class Trouble:
-    """`now`: whether requests are in trouble. `holds_expiry`, `holds_watches`: how many faults do that."""
+    """`now`: whether requests are in trouble. `holds_expiry`, `holds_watches`: how many faults do that.
+
+    Counted are the requests that came (`asked`), those that each kind of trouble befell (`befell`), and how often a
+    lease that had ended and changes that a watch waited for were held back (`kept_leases`, `kept_changes`).
+    """
 
     def __init__(self, rng: Random) -> None:
         self.now: list[tuple[str, float]] = []
         self.holds_expiry = 0
         self.holds_watches = 0
+        self.asked = 0
+        self.befell: Counter[str] = Counter()
+        self.kept_leases = 0
+        self.kept_changes = 0
         self._rng = rng
 
     def begin(self, kind: str, part: float) -> Callable[[], None]:
@@ -43,6 +52,7 @@ class Trouble:
         for kind, part in self.now:
             if self._rng.random() >= part:
                 continue
+            self.befell[kind] += 1
             if kind == DROPPED:
                 return False
             if kind == UNANSWERED:

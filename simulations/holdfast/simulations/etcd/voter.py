@@ -109,6 +109,7 @@ class Voter:
         if self.leads:
             knobs = self.group.knobs
             self.disk.tail.append(entry)
+            self.disk.slowed += self.disk.slow_s > 0
             self._later(self.disk.slow_s + self.group.draw(knobs.fsync_min_s, knobs.fsync_max_s), self._flush)
         elif self.follows is not None:
             self.group.carry(self, self.follows, self.follows.propose, entry)

@@ -178,7 +178,7 @@ def _etcd(kind: str) -> Callable[[Injector, Fault], Broken]:
         hit = injector.cluster.servers.etcd_faults.begin(kind, injector.rng(fault), fault.lasts_s)
         if hit is None:
             return NOTHING
-        return Broken(hit, _over if fault.lasts_s else None)
+        return Broken(hit.name, _over if fault.lasts_s else None, struck=hit.struck)
 
     return inject
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from types import MethodType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -88,6 +89,16 @@ class SimConnection:
         self._pings_outstanding = settings.pings_outstanding
         self._timer = loop.call_later(self._interval_s, self._ping)
         end.attach(self._on_message, self._on_lost)
+
+    @property
+    def readers(self) -> list[Any]:
+        """Those to whom messages of subscriptions go."""
+        return [deliver.__self__ for deliver in self._deliver.values() if isinstance(deliver, MethodType)]
+
+    @property
+    def requests(self) -> int:
+        """How many requests wait for an answer."""
+        return len(self._replies)
 
     async def request(
         self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None

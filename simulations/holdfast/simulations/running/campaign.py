@@ -49,9 +49,17 @@ class Coverage(msgspec.Struct):
     injected: int = 0
 
 
+class Fewest(msgspec.Struct, frozen=True):
+    """The faults that a seed had, of those that did something; no other seed had fewer."""
+
+    faults: int
+    seed: int
+
+
 class Tally(msgspec.Struct):
     """What there is so far. `coverage` has every kind of fault there is, those never injected too.
 
+    `fewest` is the seed that had the fewest faults, and how many.
     `failed` counts seeds, also those that are not among `failures` any more; `checkers` how many seeds each broke.
     `lasts_s` is how long a run is; `virtual_s` and `busy_s` are sums over all runs, of virtual and of a processor's
     real seconds. `trace` is of all runs together, whatever the order in which they were done.
@@ -62,6 +70,7 @@ class Tally(msgspec.Struct):
     ran: int = 0
     failed: int = 0
     failures: list[Failure] = []
+    fewest: Fewest | None = None
     checkers: dict[str, int] = {}
     counts: dict[str, int] = {}
     virtual_s: float = 0.0
@@ -75,6 +84,8 @@ class Tally(msgspec.Struct):
             failure = Failure(case.seed, [], answer)
         else:
             self._count(answer)
+            fewest = Fewest(sum(answer.faults.values()), case.seed)
+            self.fewest = min(self.fewest or fewest, fewest, key=lambda one: (one.faults, one.seed))
             if not answer.violations:
                 return None
             failure = Failure(case.seed, answer.violations)

@@ -208,7 +208,7 @@ _SCENARIO_COLUMNS = ("NAME", "NODES", "REPLICAS", "GATEWAYS", "VIRTUAL S", "FAUL
 def _scenario_row(scenario: Scenario) -> tuple[object, ...]:
     faults = f"{scenario.faults_min} to {scenario.faults_max}" if scenario.faults_max else "none"
     size = (scenario.nodes, scenario.replicas, scenario.gateways, f"{scenario.lasts_s:g}")
-    return (scenario.name, *size, faults, scenario.requests, "yes" if scenario.heals else "no")
+    return (scenario.name, *size, faults, scenario.requests + scenario.late_requests, "yes" if scenario.heals else "no")
 
 
 def _writable(path: Path | None) -> None:

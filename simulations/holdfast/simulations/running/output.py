@@ -17,7 +17,7 @@ from holdfast.gateway.cli.tables import console, print_json, table
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.report.terminal import timeline
-from holdfast.simulations.running.campaign import Coverage, Failure, Tally
+from holdfast.simulations.running.campaign import Coverage, Failure, Fewest, Tally
 from holdfast.simulations.running.narrate import Line
 
 FAILURES_SHOWN = 20
@@ -70,6 +70,7 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     checkers: dict[str, int]
     coverage: dict[str, Coverage]
     never_injected: list[str]
+    fewest: Fewest | None
     counts: dict[str, int]
 
 
@@ -132,6 +133,9 @@ class CampaignView:
             out.print(table("What failed", ("CHECKER", "SEEDS"), rows))
         kinds = [(kind, item.seeds, item.injected) for kind, item in tally.coverage.items()]
         out.print(table("\nFaults injected", ("KIND", "SEEDS", "TIMES"), kinds))
+        if tally.fewest is not None and kinds:
+            fewest = f"No seed had fewer faults than seed {tally.fewest.seed}: {tally.fewest.faults}."
+            out.print(fewest, soft_wrap=True)
         if tally.never_injected:
             out.print(f"[yellow]never injected: {', '.join(tally.never_injected)}[/]", soft_wrap=True)
         if tally.counts:
@@ -189,6 +193,7 @@ class CampaignView:
             checkers=tally.checkers,
             coverage=tally.coverage,
             never_injected=tally.never_injected,
+            fewest=tally.fewest,
             counts=tally.counts,
         )
 

@@ -168,16 +168,20 @@ def _operations(rng: Random, scenario: Scenario) -> list[Operation]:
 
 
 def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
-    """Requests spread over the run, and a burst of them that is too much at once."""
-    burst_s = rng.uniform(WORK_FROM_S, scenario.work_until_s - BURST_S)
-    in_burst = rng.choice((0.0, 0.2, 0.6))
+    """Requests spread over the time of faults, a burst of them that is too much at once, and some when that is over."""
+    burst_s = rng.uniform(WORK_FROM_S, scenario.healed_s - BURST_S)
+    in_burst = rng.choice((0.0, 0.25, 0.75))
     asks = []
     for number in range(scenario.requests):
         if rng.random() < in_burst:
             at_s = burst_s + rng.uniform(0.0, BURST_S)
         else:
-            at_s = rng.uniform(WORK_FROM_S, scenario.work_until_s)
+            at_s = rng.uniform(WORK_FROM_S, scenario.healed_s)
         asks.append(_ask(rng, number, at_s))
+    for number in range(scenario.requests, scenario.requests + scenario.late_requests):
+        late = _ask(rng, number, rng.uniform(scenario.late_from_s, scenario.late_until_s))
+        # Every end comes within the run.
+        asks.append(msgspec.structs.replace(late, deadline_s=min(late.deadline_s, scenario.lasts_s - late.at_s)))
     return [_poisoned(ask) if ask.number < scenario.poisoned else ask for ask in asks]
 
 

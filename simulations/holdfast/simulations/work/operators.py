@@ -82,10 +82,14 @@ class Operators:
         return self.wished[0]
 
     def _scaled(self, operation: Operation) -> ApplicationConfig:
-        """One model gets from one replica up to one more than at first."""
+        """One model gets from one replica up to one more than at first, as long as all of them have one more at most:
+        nodes have slots for these, and an update needs another one.
+        """
         now, first = self.wished[-1].deployments, self.wished[0].deployments
         at = int(operation.amount * len(now))
-        replicas = 1 + int(_second(operation) * (first[at].num_replicas + 1))
+        others = sum(deployment.num_replicas for number, deployment in enumerate(now) if number != at)
+        room = sum(deployment.num_replicas for deployment in first) + 1 - others
+        replicas = 1 + int(_second(operation) * min(first[at].num_replicas + 1, room))
         return _changed(now, {at: msgspec.structs.replace(now[at], num_replicas=replicas)})
 
     def _updated(self, operation: Operation) -> ApplicationConfig:
