@@ -59,6 +59,13 @@ def leaving(replica: ReplicaState, nodes: Mapping[str, Leaving]) -> Leaving | No
     return nodes.get(replica.node) if nodes else None
 
 
+def better_elsewhere(state: ClusterState, replica: ReplicaState) -> bool:
+    """Whether streams shall rather begin on other replicas, if those have room: this one is sick, or about to go."""
+    node = state.nodes.get(replica.node)
+    node_goes = node is not None and (node.drain is not None or node.status is MemberStatus.STOPPING)
+    return node_goes or replica.drain is not None or bool(replica.unhealthy)
+
+
 def may_be_relieved(state: ClusterState, node_id: str) -> bool:
     """Whether replicas that run on the node may still be replaced elsewhere: there are some, and other nodes."""
     here = any(replica.node == node_id and replica.live for replica in state.replicas.values())

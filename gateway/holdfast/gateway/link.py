@@ -100,7 +100,7 @@ class ReplicaLink:
         self.passed_over = False
         """Whether it serves far worse than the others do, and gets nothing new for a while."""
         self.sick = False
-        """Whether its node found it unhealthy: it gets nothing new while there are others."""
+        """Whether its node found that it makes no tokens: it gets nothing new while there are others."""
         self.replica = replica
         self.address = address
         self.in_flight_max = in_flight_max

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaStatus
+from holdfast.actors.canary import NO_TOKEN
+from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
 from holdfast.gateway.backend import ModelInfo
 from holdfast.gateway.pool import Pool
@@ -19,6 +21,19 @@ def standing_of(pool: Pool) -> dict[str, Any]:
         "in_flight": sum(link.in_flight for link in pool.links),
         "deterministic": pool.deterministic,
     }
+
+
+def why_unserved(pool: Pool, replicas: Mapping[str, ReplicaState]) -> str:
+    """Why the deployment can't be served here, empty if it can. A replica that answers and makes no token serves
+    nobody; what an engine's own check has against it does not keep it from serving."""
+    name, ready = pool.config.name, [link.replica for link in pool.links if link.ready]
+    if not pool.config.num_replicas:
+        return ""
+    if not ready:
+        return f"no replica of {name} is ready"
+    known = [replicas[one] for one in ready if one in replicas]
+    barren = [replica.message for replica in known if replica.unhealthy == NO_TOKEN]
+    return f"no replica of {name} makes tokens: {barren[0]}" if len(barren) == len(ready) else ""
 
 
 def info_of(state: ClusterState, application: ApplicationState, config: DeploymentConfig) -> ModelInfo:

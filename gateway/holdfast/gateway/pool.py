@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -48,6 +48,8 @@ class Pool:
         self.config = config
         self.admission = Admission(self, thresholds, rng or random.Random(), rejected)
         self.links: list[ReplicaLink] = []
+        self.shunned: set[ReplicaLink] = set()
+        """Where streams begin only if no other link has room."""
         self.queue = WaitingQueue()
         self.service = Service()
         self.usage: Counter[str] = Counter()
@@ -68,19 +70,32 @@ class Pool:
         suspect = run.stream.suspect
         if suspect:
             links = [link for link in links if link.free_for_suspects]
-        others = links if run.avoid is None else [link for link in links if link is not run.avoid]
+        orders = self._best_first(links, run.avoid)
         if not self.exhausted:
-            link = choose(others, below) or (choose(links, below) if others is not links else None)
-            link = link or self._of_last_resort(links, below)
+            link = _first(choose(some, below) for some in orders) or self._of_last_resort(links, below)
             self.exhausted = link is None and not suspect
             if link is not None:
                 return link
         if not run.stream.attempts or self.full:
             return None
         # It lost its replica, and may not wait until another is less busy than thresholds for new streams want.
-        link = _least_loaded(others) or _least_loaded(links)
+        link = _first(_least_loaded(some) for some in orders)
         self.full = link is None and not suspect
         return link
+
+    def _best_first(self, links: Sequence[ReplicaLink], avoid: ReplicaLink | None) -> list[Sequence[ReplicaLink]]:
+        """The links without those that are shunned and the one to avoid, then with the former, then all."""
+        others = links if avoid is None else [link for link in links if link is not avoid]
+        orders = [others] if others is links else [others, links]
+        if self.shunned:
+            orders.insert(0, [link for link in others if link not in self.shunned])
+        return orders
+
+    def retire(self, link: ReplicaLink) -> None:
+        """Nothing begins there any more, and nobody waits for its answers."""
+        self.links.remove(link)
+        self.shunned.discard(link)
+        self.stop_searching(link)
 
     def _of_last_resort(self, links: Sequence[ReplicaLink], below: Callable[[int], int]) -> ReplicaLink | None:
         """One that is passed over, where all others are gone."""
@@ -149,6 +164,10 @@ class Pool:
     def erratic(self) -> bool:
         """Whether an engine that is known here would not draw the same tokens again."""
         return any(link.info is not None and not link.info.deterministic for link in self.links)
+
+
+def _first(found: Iterable[ReplicaLink | None]) -> ReplicaLink | None:
+    return next((link for link in found if link is not None), None)
 
 
 def _least_loaded(links: Sequence[ReplicaLink]) -> ReplicaLink | None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from holdfast.actors.canary import NO_TOKEN
 from holdfast.actors.follower import Follower
 from holdfast.actors.metric_families import GATEWAY, QUEUE_WAIT, REJECTIONS, RESUMPTIONS
 from holdfast.actors.metrics import Ledger
@@ -20,16 +21,20 @@ from holdfast.core.admission import Reason
 from holdfast.core.budget import RetryBudget
 from holdfast.core.cluster import ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
+from holdfast.core.drains import better_elsewhere
 from holdfast.core.errors import NoReplica, RequestRefused, StreamLost, UnknownModel
 from holdfast.core.events import (
     ApplicationDeleted,
     ApplicationDeployed,
     BusyThresholdRequested,
     BusyThresholdSet,
+    DrainLifted,
+    DrainOrdered,
     Fact,
     NodeJoined,
     NodeLeft,
     NodeLost,
+    NodeStopping,
     Record,
     ReplicaExited,
     ReplicaHealthy,
@@ -51,7 +56,7 @@ from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.moves import CANCELLED, LOST_AGAIN, Move
-from holdfast.gateway.overview import info_of, standing_of
+from holdfast.gateway.overview import info_of, standing_of, why_unserved
 from holdfast.gateway.pool import Pool, PoolReport
 from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings
@@ -61,9 +66,12 @@ from holdfast.gateway.standing import RETRY_AFTER_S, Standing, stopping
 from holdfast.gateway.suspicions import Suspicions
 from holdfast.gateway.tracing import ENDED, LOST, POSTPONED, UNTRACED, RequestTrace
 
-_ABOUT_MANY = (ApplicationDeployed, ApplicationDeleted, NodeJoined, NodeLeft, NodeLost, BusyThresholdSet)
-_ABOUT_ONE = (ReplicaReady, ReplicaExited, ReplicaStopOrdered, ReplicaUnhealthy, ReplicaHealthy)
-"""What may change which replicas run, and are well."""
+_ABOUT_MANY = (
+    *(ApplicationDeployed, ApplicationDeleted, BusyThresholdSet),
+    *(NodeJoined, NodeStopping, NodeLeft, NodeLost, DrainOrdered, DrainLifted),
+)
+_ABOUT_ONE = (ReplicaReady, ReplicaUnhealthy, ReplicaHealthy, ReplicaExited, ReplicaStopOrdered)
+"""What may change which replicas run, or which are the better ones."""
 
 logger = logging.getLogger(__name__)
 
@@ -207,9 +215,9 @@ class Serving:
             reasons.append(str(self._follower.unreadable))
         details: dict[str, Any] = {"models": {}, "log_sequence": self._follower.state.sequence}
         for name, pool in self._pools.items():
-            standing = details["models"][name] = standing_of(pool)
-            if not standing["replicas_ready"] and pool.config.num_replicas:
-                reasons.append(f"no replica of {name} is ready")
+            details["models"][name] = standing_of(pool)
+            if why := why_unserved(pool, self._follower.state.replicas):
+                reasons.append(why)
         if not self._pools:
             reasons.append("no application is deployed")
         return Health(not reasons, reasons, details, self.standing.state(healthy=not reasons))
@@ -253,9 +261,16 @@ class Serving:
             if replica is not None and replica.status is ReplicaStatus.RUNNING:
                 link = link or self._open_link(replica, group)
                 if link is not None:
-                    link.found(sick=bool(replica.unhealthy))
+                    link.found(sick=replica.unhealthy == NO_TOKEN)
+                    self._prefer(link, replica, better_elsewhere(state, replica))
             elif link is not None:
                 self._retire(link)
+
+    def _prefer(self, link: ReplicaLink, replica: ReplicaState, others: bool) -> None:
+        """Let streams rather begin on others, or not."""
+        pool = self._pools.get(replica.deployment)
+        if pool is not None:
+            (pool.shunned.add if others else pool.shunned.discard)(link)
 
     def _sync_pools(self, state: ClusterState) -> None:
         goals = {
@@ -313,8 +328,7 @@ class Serving:
         self._forget(link)
         for pool in self._pools.values():
             if link in pool.links:
-                pool.links.remove(link)
-                pool.stop_searching(link)
+                pool.retire(link)
         link.retire()
 
     def _forget(self, link: ReplicaLink) -> None:
