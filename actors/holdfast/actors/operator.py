@@ -68,6 +68,11 @@ class Operator:
         await self._append(DrainRequested(kind, name, mode, deadline_s))
         return True
 
+    async def drainable(self) -> dict[DrainTarget, list[str]]:
+        """As `drainable`, by the log as it is now. Raises `LogUnavailable`."""
+        await self._follower.catch_up()
+        return drainable(self._follower.state)
+
     async def undrain(self, kind: DrainTarget, name: str) -> bool:
         """Ask for the end of a drain, if there is one; whether it had to be asked for. Raises as `drain`."""
         await self._follower.catch_up()

@@ -218,9 +218,17 @@ class _Standing(msgspec.Struct, frozen=True):
             missing = min(missing, at_once - (len(self.current) - self.running))
         return missing
 
-    def spare(self, wanted: int) -> int:
-        """How many of those that go can go now: those that stay and run are enough without them."""
-        return max(0, self.running + len(self.outdated) + len(self.leaving) - wanted)
+    def free_to_go(self, wanted: int) -> frozenset[str]:
+        """Those that go and can go now: who leaves before who is outdated, and who does not serve yet before who does.
+
+        As many remain as are wanted, and as many that serve, or all that do.
+        """
+        going = [*(replica for replica, _why in self.leaving), *self.outdated]
+        serving = [replica for replica in going if replica.status is ReplicaStatus.RUNNING]
+        idle = [replica for replica in going if replica.status is not ReplicaStatus.RUNNING]
+        spare = max(0, self.running + len(going) - wanted)
+        spare_serving = max(0, min(spare - len(idle), self.running + len(serving) - wanted))
+        return frozenset(replica.id for replica in (*idle[:spare], *serving[:spare_serving]))
 
 
 def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nodes: Mapping[str, Leaving]) -> _Standing:
@@ -294,16 +302,17 @@ def _fill(
 
 
 def _stop_surplus(deployment: DeploymentState, standing: _Standing) -> Iterator[Proposal]:
-    """Stop what is too many: outdated replicas as current ones get ready, then the newest of the current.
+    """Stop what is too many: outdated replicas as current ones get ready, of the current those that don't run yet and
+    then the newest.
 
     Those that leave for another reason go first.
     """
     wanted = deployment.config.num_replicas
-    if standing.outdated:
-        spare = max(0, standing.spare(wanted) - len(standing.leaving))
-        for replica in _unused_first(standing.outdated)[:spare]:
+    free = standing.free_to_go(wanted)
+    for replica in standing.outdated:
+        if replica.id in free:
             yield Proposal(ev.ReplicaStopOrdered(replica.id, "a newer revision runs"), deployment.event)
-    for replica in standing.current[wanted:]:
+    for replica in sorted(standing.current, key=lambda one: one.status is not ReplicaStatus.RUNNING)[wanted:]:
         yield Proposal(ev.ReplicaStopOrdered(replica.id, "fewer replicas are wanted"), deployment.event)
 
 
@@ -311,19 +320,14 @@ def _stop_leaving(
     deployment: DeploymentState, standing: _Standing, now: datetime, look_again: list[datetime]
 ) -> Iterator[Proposal]:
     """Stop who leaves as the others are enough, or because the time for that is over."""
-    if not standing.leaving:
-        return
-    why = {replica.id: leaving for replica, leaving in standing.leaving}
-    going = _unused_first(replica for replica, _why in standing.leaving)
-    spare = standing.spare(deployment.config.num_replicas)
-    for number, replica in enumerate(going):
-        leaving = why[replica.id]
-        if number < spare or leaving.expired(now):
-            reason = f"{leaving.reason}, and {'it is replaced' if number < spare else 'its time is over'}"
-            stop = ev.ReplicaStopOrdered(replica.id, reason, leaving.mode, leaving.left_s(now))
-            yield Proposal(stop, leaving.cause)
-        elif leaving.ends is not None:
-            look_again.append(leaving.ends)
+    free = standing.free_to_go(deployment.config.num_replicas)
+    for replica, why in standing.leaving:
+        if replica.id in free or why.expired(now):
+            reason = f"{why.reason}, and {'it is replaced' if replica.id in free else 'its time is over'}"
+            stop = ev.ReplicaStopOrdered(replica.id, reason, why.mode, why.left_s(now))
+            yield Proposal(stop, why.cause)
+        elif why.ends is not None:
+            look_again.append(why.ends)
 
 
 def _make_room(standing: _Standing) -> Iterator[Proposal]:
@@ -333,8 +337,3 @@ def _make_room(standing: _Standing) -> Iterator[Proposal]:
             stop = ev.ReplicaStopOrdered(replica.id, f"{why.reason}, and it makes room for its replacement")
             yield Proposal(stop, why.cause)
             return
-
-
-def _unused_first(replicas: Iterable[ReplicaState]) -> list[ReplicaState]:
-    """Those that do not serve yet before those that do, each oldest first: nobody misses them."""
-    return sorted(replicas, key=lambda replica: replica.status is ReplicaStatus.RUNNING)

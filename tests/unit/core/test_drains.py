@@ -9,6 +9,7 @@ from holdfast.core.cluster import MemberStatus, ReplicaStatus
 from holdfast.core.reconcile import Plan
 from holdfast.core.status import GatewayStatus, NodeStatus, report
 from tests.unit.core.test_reconcile import Cluster, deployment
+from tests.unit.support.history import INFO
 
 
 class Drained(Cluster):
@@ -202,6 +203,36 @@ def test_an_update_that_finds_no_free_slot_says_so() -> None:
     cluster.settle()
     assert cluster.running() == 2
     assert "2 of an earlier revision wait for a free slot" in cluster.message()
+
+
+def test_scaling_down_stops_what_does_not_run_yet_before_what_serves() -> None:
+    cluster = Drained(a=4)
+    cluster.deploy(2)
+    cluster.step()
+    cluster.step()
+    cluster.fact(ev.ReplicaStarted("app.tiny.2", "a", 9), by="node.a")
+    cluster.fact(ev.ReplicaReady("app.tiny.2", "a", "h:1", INFO), by="node.a")
+    cluster.deploy(1)
+    cluster.step()
+    (stop,) = cluster.step()
+    assert stop == ev.ReplicaStopOrdered("app.tiny.1", "fewer replicas are wanted")
+
+
+def test_what_does_not_run_yet_replaces_nobody() -> None:
+    cluster = Drained(a=4)
+    cluster.deploy(1)
+    cluster.settle()
+    cluster.drain("replica", "app.tiny.1")
+    cluster.step()
+    cluster.step()
+    cluster.deploy(1, version=1)
+    cluster.step()
+    placed, stop = cluster.step()
+    assert isinstance(placed, ev.ReplicaPlaced)
+    assert isinstance(stop, ev.ReplicaStopOrdered)
+    assert stop.replica == "app.tiny.2"
+    cluster.settle_with(1)
+    assert [replica.revision for replica in cluster.state.replicas.values()] == [2]
 
 
 # --- status, and gateways -------------------------------------------------------------------------------

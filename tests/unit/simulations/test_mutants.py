@@ -46,11 +46,13 @@ from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.memory import MemoryLogServer
 from tests.contract import test_log
 from tests.contract.worlds import jetstream_settings
-from tests.unit.actors import test_controller, test_leasing, test_node, test_reach, test_replica_run
-from tests.unit.core import test_reconcile, test_state, test_stream
+from tests.unit.actors import test_controller, test_draining, test_leasing, test_node, test_reach, test_replica_run
+from tests.unit.core import test_drains, test_reconcile, test_state, test_stream
+from tests.unit.gateway import test_draining as test_gateway_draining
 from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
 from tests.unit.simulations.test_jetstream_contract import test_the_contract_holds as holds_in_simulation
 from tests.unit.support.history import INFO, History, application
+from tests.unit.support.replicas import Site
 from tests.unit.support.virtual_time import settle, virtual_time
 from tests.unit.support.world import World as Cluster
 from tests.unit.support.world import identity_of
@@ -465,6 +467,17 @@ async def _turned_away() -> None:
         serving.open("tiny", [EngineRequest(prompt="x")], stops=[])
 
 
+def _obeys() -> None:
+    async def scenario() -> None:
+        site = Site()
+        site.deploy(application())
+        await test_gateway_draining.test_a_drained_gateway_refuses_requests_and_serves_again_when_the_drain_is_lifted(
+            site
+        )
+
+    asyncio.run(scenario())
+
+
 WITNESSES: dict[str, Callable[[], object]] = {
     "expected-sequence": contract(test_log.test_a_stale_expectation_is_refused_and_appends_nothing),
     "entry-of-another": contract(test_log.test_a_stale_expectation_is_refused_and_appends_nothing),
@@ -499,6 +512,10 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "one-at-a-time": test_reconcile.test_a_rolling_update_goes_one_by_one_and_never_below_the_number_wanted,
     "never-below-wanted": test_reconcile.test_a_rolling_update_goes_one_by_one_and_never_below_the_number_wanted,
     "drain-before-stop": _drains,
+    "replaced-first": test_drains.test_replicas_of_a_drained_node_go_elsewhere_before_they_stop,
+    "relieved-first": test_draining.test_a_node_that_stops_waits_until_others_run_what_it_ran,
+    "gateway-obeys": _obeys,
+    "undrained": test_drains.test_a_drained_node_gets_nothing_until_it_is_undrained_and_then_like_any_other,
     "numbers-go-on": _comes_back,
     "attempt-fence": _numbers,
     "token-contiguity": test_stream.test_a_token_from_the_future_is_the_replicas_violation_and_changes_nothing,

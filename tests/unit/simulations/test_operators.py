@@ -11,6 +11,9 @@ from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaStatus
 from holdfast.core.events import (
     ApplicationDeleted,
     ApplicationDeployed,
+    DrainLifted,
+    DrainOrdered,
+    GatewayDrained,
     GatewayJoined,
     GatewayLeft,
     NodeJoined,
@@ -31,6 +34,8 @@ from holdfast.simulations.work.items import (
     DRAIN_NODE,
     ROLL_BACK,
     SCALE,
+    TAKE_OUT,
+    TAKE_OUT_GATEWAY,
     UPDATE,
     Operation,
     first_application,
@@ -134,6 +139,18 @@ def test_a_member_that_is_drained_leaves_in_order_and_comes_back(
     assert happened(payloads, joined, left) == [joined] * len(members) + [left, joined]
     ended = [life for life in history.processes if life.status is not None and life.role in kind]
     assert [life.status for life in ended] == [0]
+
+
+@pytest.mark.parametrize("kind", TAKE_OUT)
+def test_who_is_drained_by_the_log_is_in_use_again_afterwards(kind: str) -> None:
+    state, payloads, history = after(kind)
+    assert running(state) == [4, 2]
+    assert happened(payloads, DrainOrdered) == [DrainOrdered]
+    assert not [node for node in state.nodes.values() if node.drain is not None]
+    assert not [gateway for gateway in state.gateways.values() if gateway.drain is not None]
+    assert all(life.status is None for life in history.processes if life.role in ("node", "gateway"))
+    if kind == TAKE_OUT_GATEWAY:
+        assert happened(payloads, GatewayDrained, DrainLifted) == [GatewayDrained, DrainLifted]
 
 
 def test_an_operator_waits_for_a_log_that_is_away() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from holdfast.simulations.checkers.cancels import cancels
+from holdfast.simulations.checkers.draining import routable, taken_out
 from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
 from holdfast.simulations.checkers.log import durability, fences, fold, leaders
 from holdfast.simulations.checkers.members import leases, members
@@ -38,6 +39,8 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     leases,
     drains,
     updates,
+    routable,
+    taken_out,
     sickness,
     orphans,
     members,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kind, pick
 from holdfast.simulations.plan import Fault
@@ -29,6 +30,22 @@ def _crash_replica(injector: Injector, fault: Fault) -> Broken:
         return NOTHING
     injector.cluster.killed(replica.process, fault.kind)
     return Broken(replica.name)
+
+
+SECOND_SIGNAL: Final = 0.7
+"""A replica that is told to stop gets a second signal where the fault's amount is above this."""
+
+
+def _tell_replica(injector: Injector, fault: Fault) -> Broken:
+    """SIGTERM to a replica by somebody else than its node, and in some cases another one soon after."""
+    replica = pick(injector.replicas(), fault)
+    if replica is None:
+        return NOTHING
+    replica.terminate()
+    twice = fault.amount > SECOND_SIGNAL
+    if twice:
+        injector.cluster.world.scheduler.call_later(fault.amount - SECOND_SIGNAL, replica.process.terminate)
+    return Broken(replica.name, details="twice" if twice else "")
 
 
 def _process(injector: Injector, fault: Fault) -> SimProcess | None:
@@ -88,6 +105,7 @@ PROCESS_KINDS = {
     "node crash": Kind(_crash("node"), 3.0),
     "gateway crash": Kind(_crash("gateway"), 2.0),
     "replica crash": Kind(_crash_replica, 4.0),
+    "replica told to stop": Kind(_tell_replica, 2.0),
     "freeze": Kind(_freeze, 3.0, (0.2, 15.0)),
     "slow process": Kind(_slow, 1.5, (0.5, 8.0)),
     "power failure": Kind(_lose_power, 1.5, (0.5, 15.0)),

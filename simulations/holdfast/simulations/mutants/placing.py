@@ -95,7 +95,7 @@ MUTANTS: Final = (
         (
             edit(
                 reconcile._stop_surplus,
-                ("_unused_first(standing.outdated)[:spare]", "standing.outdated"),
+                ("if replica.id in free:", "if True:"),
             ),
         ),
         (UPDATES,),

@@ -32,7 +32,13 @@ ROLL_BACK: Final = "roll back"
 DELETE: Final = "delete"
 DRAIN_NODE: Final = "drain node"
 DRAIN_GATEWAY: Final = "drain gateway"
-OPERATIONS: Final = (*(SCALE, UPDATE, DRAIN_NODE, DRAIN_GATEWAY) * 3, *(ROLL_BACK,) * 2, DELETE)
+TAKE_OUT_NODE: Final = "take out node"
+TAKE_OUT_REPLICA: Final = "take out replica"
+TAKE_OUT_GATEWAY: Final = "take out gateway"
+TAKE_OUT: Final = (TAKE_OUT_NODE, TAKE_OUT_REPLICA, TAKE_OUT_GATEWAY)
+"""Drains by the log, which are lifted after a while; the two above are by a signal, which ends the process."""
+
+OPERATIONS: Final = (*(SCALE, UPDATE, DRAIN_NODE, DRAIN_GATEWAY) * 3, *TAKE_OUT * 2, *(ROLL_BACK,) * 2, DELETE)
 """What operators do after the first deployment, as often as it stands here. There is no autoscaling to be simulated."""
 
 CHOICES_MAX: Final = 2

@@ -17,7 +17,8 @@ from holdfast.actors.follower import Follower
 from holdfast.actors.identity import Identity
 from holdfast.actors.operator import Operator
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
-from holdfast.core.errors import LogUnavailable
+from holdfast.core.errors import InvalidConfig, LogUnavailable
+from holdfast.core.events import DrainTarget
 from holdfast.gateway.processes import await_log
 from holdfast.simulations.work.items import (
     APPLICATION,
@@ -27,6 +28,9 @@ from holdfast.simulations.work.items import (
     DRAIN_NODE,
     ROLL_BACK,
     SCALE,
+    TAKE_OUT,
+    TAKE_OUT_GATEWAY,
+    TAKE_OUT_NODE,
     UPDATE,
     Operation,
 )
@@ -49,6 +53,12 @@ AWAY_S: Final = (0.2, 3.0)
 UNCHANGED_PART: Final = 0.3
 """This part of the updates changes one model only."""
 
+OUT_S: Final = (1.0, 10.0)
+"""Who is drained by the log is undrained between so long and so long afterwards, in seconds."""
+
+DRAIN_S: Final = 1.5
+"""A gateway's streams may go on for so long then, in seconds."""
+
 Wish = Callable[[Operator], Awaitable[bool]]
 
 
@@ -64,6 +74,8 @@ class Operators:
         kind = operation.kind
         if kind in (DRAIN_NODE, DRAIN_GATEWAY):
             self._drain(operation)
+        elif kind in TAKE_OUT:
+            self._take_out(operation)
         elif kind == DELETE:
             low_s, high_s = AWAY_S
             self._ask(operation, lambda operator: operator.delete(APPLICATION))
@@ -135,6 +147,45 @@ class Operators:
                 following.cancel()
         history.note(cluster.world.now_s, process.name, f"could not ask for: {operation.kind}")
         return 1
+
+    def _take_out(self, operation: Operation) -> None:
+        """Drain somebody by the log, and undrain whom that was after a while; none of a healthy core."""
+        low_s, high_s = OUT_S
+        out_s = low_s + (high_s - low_s) * operation.amount
+        target: list[tuple[DrainTarget, str]] = []
+
+        async def drain(operator: Operator) -> bool:
+            found = self._whom(operation, await operator.drainable())
+            if found is None:
+                return False
+            target[:] = [found]
+            deadline_s = DRAIN_S if found[0] == "gateway" else None
+            return await operator.drain(*found, "migrate" if _second(operation) < 0.5 else "finish", deadline_s)
+
+        async def undrain(operator: Operator) -> bool:
+            if not target:
+                return False
+            with contextlib.suppress(InvalidConfig):
+                return await operator.undrain(*target[0])
+            return False
+
+        def put_back() -> None:
+            self._ask(operation, undrain)
+
+        self._ask(operation, drain)
+        self._cluster.world.scheduler.call_later(out_s, put_back)
+
+    def _whom(self, operation: Operation, there: dict[DrainTarget, list[str]]) -> tuple[DrainTarget, str] | None:
+        """Whom a drain befalls, of those that the log has by then."""
+        kind: DrainTarget = (
+            "node"
+            if operation.kind == TAKE_OUT_NODE
+            else "gateway"
+            if operation.kind == TAKE_OUT_GATEWAY
+            else "replica"
+        )
+        names = sorted(name for name in there[kind] if name not in self._cluster.core)
+        return (kind, names[int(operation.amount * len(names))]) if names else None
 
     def _drain(self, operation: Operation) -> None:
         """End a member in order; its service manager starts it again."""

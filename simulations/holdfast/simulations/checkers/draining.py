@@ -1,0 +1,181 @@
+"""Planned stops: who is taken out of use is replaced first, what was asked of a gateway is done, and a drain ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from holdfast.actors.node import FLUSH_TIMEOUT_S
+from holdfast.core import events as ev
+from holdfast.core.cluster import ClusterState, Drain, MemberStatus, ReplicaState, ReplicaStatus
+from holdfast.core.drains import may_be_relieved
+from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.history import GATEWAY, NODE, REPLICA, History, Process
+
+ROUTABLE: Final = "routable"
+TAKEN_OUT: Final = "taken_out"
+
+UNREAD_S: Final = 15.0
+"""What happened within so long before a decision, in seconds, its leader may not have read."""
+
+CALM_S: Final = 10.0
+"""So long after a fault is over it no longer explains anything, in seconds."""
+
+NODE_WAITS_S: Final = 15.0
+"""A node that stops waits at least for so long to be relieved, in seconds, where somebody may do so."""
+
+OBEYED_S: Final = 3.0
+"""A gateway has done as a drain says so long after that drain's deadline, in seconds, where nothing befalls anybody."""
+
+
+# --- routable -------------------------------------------------------------------------------------------
+
+
+def routable(history: History) -> list[Violation]:
+    """No planned stop takes the last replica of a deployment that runs: not a decision that replaces, drains or scales,
+    nor a node that is told to stop while others live.
+    """
+    log = final_log(history)
+    return [*_by_decisions(log), *_by_nodes(history, log)]
+
+
+def _by_decisions(log: FinalLog) -> Iterator[Violation]:
+    ended: list[tuple[float, str]] = []
+    for place, record in enumerate(log.records):
+        payload, before, after, at_s = record.event.payload, log.states[place], log.states[place + 1], log.times[place]
+        if not isinstance(payload, ev.ReplicaStopOrdered):
+            ended += [(at_s, deployment) for deployment in _lost(before, after)]
+            continue
+        replica = before.replicas.get(payload.replica)
+        if replica is None or after.ignored > before.ignored or not _is_planned(before, replica, payload):
+            continue
+        unread = any(name == replica.deployment and when_s > at_s - UNREAD_S for when_s, name in ended)
+        if not unread and not _others_run(before, replica):
+            message = f"{replica.id} was the last replica of {replica.deployment} that ran, and is told to stop"
+            yield Violation(ROUTABLE, at_s, f"sequence {record.sequence}: {message}: {payload.reason}")
+
+
+def _lost(before: ClusterState, after: ClusterState) -> Iterator[str]:
+    """The deployments that lose a replica which ran, without a decision to stop it."""
+    for name, replica in before.replicas.items():
+        now = after.replicas.get(name)
+        if replica.status is ReplicaStatus.RUNNING and (now is None or now.status is not ReplicaStatus.RUNNING):
+            yield replica.deployment
+
+
+def _is_planned(state: ClusterState, replica: ReplicaState, order: ev.ReplicaStopOrdered) -> bool:
+    """Whether somebody would miss it: it serves, its deployment is wanted, and nobody set a time for its end."""
+    application = state.applications.get(replica.application)
+    deployment = application.deployments.get(replica.deployment) if application is not None else None
+    wanted = deployment is not None and deployment.config.num_replicas > 0
+    timed = order.deadline_s == 0.0
+    return replica.status is ReplicaStatus.RUNNING and wanted and not replica.unhealthy and not timed
+
+
+def _others_run(state: ClusterState, replica: ReplicaState) -> bool:
+    return any(
+        other.status is ReplicaStatus.RUNNING and other.id != replica.id
+        for other in state.replicas_of(replica.application, replica.deployment)
+    )
+
+
+def _by_nodes(history: History, log: FinalLog) -> Iterator[Violation]:
+    """Nodes that stop what nobody has replaced yet, though others may."""
+    nodes = {process.pid: process for process in history.processes if process.role == NODE}
+    for process in history.processes:
+        node = nodes.get(process.parent)
+        if process.role != REPLICA or process.told_s is None or node is None or node.told_s is None:
+            continue
+        # What it could not tell the log for so long it need not wait for.
+        state = log.states[log.at(process.told_s - FLUSH_TIMEOUT_S)]
+        replica = state.replicas.get(process.replica)
+        early = node.told_s <= process.told_s < node.told_s + NODE_WAITS_S
+        if not early or replica is None or replica.status is not ReplicaStatus.RUNNING or _others_run(state, replica):
+            continue
+        ordered = log.states[log.at(process.told_s)].replicas.get(process.replica)
+        still_runs = ordered is not None and ordered.status is ReplicaStatus.RUNNING
+        relief = may_be_relieved(log.states[log.at(process.told_s)], replica.node)
+        if still_runs and relief and _calm(history, process.told_s):
+            message = f"{node.name} stops {replica.id}, the last of {replica.deployment} that ran, and waits for nobody"
+            yield Violation(ROUTABLE, process.told_s, message)
+
+
+def _calm(history: History, at_s: float) -> bool:
+    """Whether no fault explains anything that happens at that time."""
+    return all(
+        fault.from_s > at_s or (fault.until_s is not None and fault.until_s + CALM_S < at_s) for fault in history.faults
+    )
+
+
+# --- taken out ------------------------------------------------------------------------------------------
+
+
+def taken_out(history: History) -> list[Violation]:
+    """A drained gateway says so in time, no drain outlives the decision that lifts it, and a drained node is given
+    no replicas.
+    """
+    log = final_log(history)
+    return [*_obeyed(history, log), *_lifted(log), *_given(log)]
+
+
+def _obeyed(history: History, log: FinalLog) -> Iterator[Violation]:
+    for place, record in log.effective():
+        order = record.event.payload
+        if not isinstance(order, ev.DrainOrdered) or order.kind != "gateway":
+            continue
+        due_s = log.times[place] + (order.deadline_s or 0.0) + OBEYED_S
+        if due_s > history.ended_s or not all(_calm(history, at_s) for at_s in (log.times[place], due_s)):
+            continue
+        gateway = log.states[log.at(due_s)].gateways.get(order.name)
+        process = _process(history, log, order.name, due_s)
+        if gateway is None or process is None or gateway.status is not MemberStatus.ALIVE:
+            continue
+        if gateway.drain is not None and gateway.drain.event == record.event.id and not gateway.drained:
+            message = f"{order.name} was drained by sequence {record.sequence}, and has not said that it is"
+            yield Violation(TAKEN_OUT, due_s, message)
+
+
+def _process(history: History, log: FinalLog, name: str, at_s: float) -> Process | None:
+    """The gateway's process that has run for a while by then, and still does."""
+    for process in history.processes:
+        mine = log.member_of(process)
+        ends_s = float("inf") if process.ended_s is None else process.ended_s
+        is_it = process.role == GATEWAY and mine is not None and mine.name == name and process.told_s is None
+        if is_it and process.began_s + OBEYED_S < at_s < ends_s:
+            return process
+    return None
+
+
+def _lifted(log: FinalLog) -> Iterator[Violation]:
+    last: dict[tuple[str, str], ev.DrainOrdered | ev.DrainLifted] = {}
+    for _place, record in log.effective():
+        payload = record.event.payload
+        if isinstance(payload, ev.DrainOrdered | ev.DrainLifted):
+            last[payload.kind, payload.name] = payload
+    for (kind, name), decision in last.items():
+        drain = _drain(log.state, kind, name)
+        if drain is not None and isinstance(decision, ev.DrainLifted):
+            at_s = log.times[-1] if log.times else 0.0
+            yield Violation(TAKEN_OUT, at_s, f"{kind} {name} is still drained, and that was lifted")
+
+
+def _drain(state: ClusterState, kind: str, name: str) -> Drain | None:
+    if kind == "node":
+        return state.nodes[name].drain if name in state.nodes else None
+    if kind == "gateway":
+        return state.gateways[name].drain if name in state.gateways else None
+    return state.replicas[name].drain if name in state.replicas else None
+
+
+def _given(log: FinalLog) -> Iterator[Violation]:
+    for place, record in log.effective():
+        payload = record.event.payload
+        if not isinstance(payload, ev.ReplicaPlaced | ev.ReplicaReplaced):
+            continue
+        node = log.states[place].nodes.get(payload.node)
+        drain = node.drain if node is not None else None
+        # Decisions of one round follow from one state: the drain may be the one before it.
+        if drain is not None and drain.event not in {one.event.id for one in log.records[max(0, place - 100) : place]}:
+            message = f"sequence {record.sequence}: {payload.replica} is placed on {payload.node}, which is drained"
+            yield Violation(TAKEN_OUT, log.times[place], message)
