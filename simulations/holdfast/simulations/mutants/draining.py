@@ -18,7 +18,7 @@ MUTANTS: Final = (
     Mutant(
         "replaced-first",
         "who leaves a node, or is drained, stops only when a replacement runs",
-        (edit(reconcile._stop_leaving, ("if replica.id in free or leaving.expired(now):", "if True:")),),
+        (edit(reconcile._stop_leaving, ("if replica.id in free or why.expired(now):", "if True:")),),
         (ROUTABLE,),
         OPERATED,
     ),
