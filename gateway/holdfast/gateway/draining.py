@@ -38,14 +38,18 @@ class GatewayDrain:
     async def run(self) -> None:
         """Do as the log says, until cancelled."""
         while True:
-            drain = self._ordered()
-            standing = self._serving.standing
-            standing.draining, standing.drained, standing.why = drain is not None, False, "it is drained"
+            drain = self.look()
             async with asyncio.TaskGroup() as group:
                 obeying = group.create_task(self._obey(drain)) if drain is not None else None
                 await self._follower.until(lambda _state, drain=drain: self._ordered() != drain)  # type: ignore[misc]
                 if obeying is not None:
                     obeying.cancel()
+
+    def look(self) -> Drain | None:
+        """Take requests or not, as the log says; the drain that is in force."""
+        drain, standing = self._ordered(), self._serving.standing
+        standing.draining, standing.drained, standing.why = drain is not None, False, "it is drained"
+        return drain
 
     async def drain(self, mode: DrainMode, deadline_s: float) -> int:
         """Take nothing new, and let go of what is open in this way; how many streams were turned away."""

@@ -117,30 +117,46 @@ class GatewayProcess:
                 group.create_task(self._follower.writing(self._facts.run())),
                 group.create_task(self._session.run()),
             ]
-            await self._catch_up()
-            known = self._follower.state.gateways.get(self._identity.name)
-            await check_name_free(self._leases, self._identity, known)
-            tasks += [group.create_task(self._serving.run()), group.create_task(self._planes.run())]
-            tasks.append(group.create_task(self._app.kinship.run()))
-            http = group.create_task(self._http.run())
-            await self._http.listening()
-            joined = self._joined = self._join()
-            self._serving.standing.joined()
-            tasks.append(group.create_task(self._rejoin_when_given_up()))
-            obeying = group.create_task(self._drain.run())
-            await stop.wait()
-            leaving = self._facts.record(GatewayStopping(self._identity.name), joined)
-            obeying.cancel()
-            await self._drain.end()
-            http.cancel()
-            await asyncio.wait([http])
-            self._facts.record(GatewayLeft(self._identity.name), leaving)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+            if await self._caught_up(group, stop):
+                known = self._follower.state.gateways.get(self._identity.name)
+                await check_name_free(self._leases, self._identity, known)
+                await self._take_part(group, tasks, stop)
             for task in tasks:
                 task.cancel()
         await self._session.release()
         await self._tracer.close()
+
+    async def _take_part(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+        """Serve until `stop`, and leave. What goes on to the very end is added to `tasks`."""
+        tasks += [group.create_task(self._serving.run()), group.create_task(self._planes.run())]
+        tasks.append(group.create_task(self._app.kinship.run()))
+        self._drain.look()
+        http = group.create_task(self._http.run())
+        await self._http.listening()
+        joined = self._joined = self._join()
+        self._serving.standing.joined()
+        tasks.append(group.create_task(self._rejoin_when_given_up()))
+        obeying = group.create_task(self._drain.run())
+        await stop.wait()
+        leaving = self._facts.record(GatewayStopping(self._identity.name), joined)
+        obeying.cancel()
+        await self._drain.end()
+        http.cancel()
+        await asyncio.wait([http])
+        self._facts.record(GatewayLeft(self._identity.name), leaving)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+
+    async def _caught_up(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> bool:
+        """Read all there is; False if told to stop before that: the log may be away for long."""
+        reading, stopped = group.create_task(self._catch_up()), group.create_task(stop.wait())
+        await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if reading.done():
+            reading.result()
+            return True
+        reading.cancel()
+        return False
 
     async def _follow(self) -> None:
         """Fold the log. Where it can't be read on, the gateway serves what it knows."""

@@ -123,6 +123,17 @@ def drained(site: Site) -> list[ev.Event]:
     return [event for event in events if isinstance(event.payload, ev.GatewayDrained)]
 
 
+async def first_answer(gateway: RunningGateway) -> httpx.Response:
+    """What the first request gets that finds the port open."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", trust_env=False) as client:
+        async with asyncio.timeout(SOON_S):
+            while True:
+                try:
+                    return await client.post(CHAT, json=chat(max_tokens=3))
+                except httpx.TransportError:
+                    await asyncio.sleep(0)
+
+
 async def test_a_gateway_that_is_started_again_is_drained_from_the_beginning(site: Site) -> None:
     async with site:
         await site.replica()
@@ -131,6 +142,8 @@ async def test_a_gateway_that_is_started_again_is_drained_from_the_beginning(sit
             order(site)
             await until_state(gateway, "DRAINED")
         async with gateway_on(site, incarnation="2") as gateway:
+            refused = await first_answer(gateway)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_stopping")
             body = await gateway.until(503)
             assert body["state"] in ("STARTING", "DRAINING", "DRAINED")
             await until_state(gateway, "DRAINED")

@@ -53,6 +53,18 @@ async def test_what_is_open_after_the_drain_is_told_to_go_elsewhere(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+async def test_a_gateway_that_waits_for_the_log_ends_when_it_is_told_to(site: Site) -> None:
+    async with site:
+        site.server.stop()
+        async with gateway_on(site) as gateway:
+            await asyncio.sleep(0)
+            assert not gateway.stopped.done()
+            gateway.stop.set()
+            async with asyncio.timeout(SOON_S):
+                await asyncio.wait([gateway.stopped])
+            gateway.stopped.result()
+
+
 async def test_a_body_that_never_comes_does_not_hold_up_the_end(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     async with site:
         await site.replica()
