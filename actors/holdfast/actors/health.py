@@ -15,7 +15,7 @@ from typing import Any
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine
 from holdfast.actors.specification import Checked, ReplicaSpecification, Report
 from holdfast.actors.threads import in_thread
-from holdfast.core.errors import HoldfastError, RequestRefused
+from holdfast.core.errors import HoldfastError, RequestRefused, in_words
 from holdfast.core.requests import EngineInfo, EngineRequest, Sampling
 
 WARM_UP_TOKENS = 3
@@ -27,9 +27,6 @@ SMALL_CONTEXT = 64
 
 WARM_UP_KEY = 0
 """The key of the warm-up's stream; a replica counts those of its attempts from 1."""
-
-MESSAGE_CHARS_MAX = 1_000
-"""So much of an exception's text is passed on."""
 
 logger = logging.getLogger(__name__)
 
@@ -137,4 +134,4 @@ def _failure_of(call: asyncio.Task[None]) -> str:
     if error is None:
         return ""
     logger.warning("check_health raised", exc_info=error)
-    return f"check_health raised {type(error).__name__}: {error}"[:MESSAGE_CHARS_MAX]
+    return f"check_health raised {in_words(error)}"

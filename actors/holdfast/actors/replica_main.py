@@ -38,7 +38,7 @@ from holdfast.actors.specification import (
 from holdfast.actors.stopping import Stopping
 from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.core.decoding import UNDECODABLE
-from holdfast.core.errors import InvalidConfig, Misuse
+from holdfast.core.errors import InvalidConfig, Misuse, in_words
 
 if TYPE_CHECKING:
     from holdfast.actors.replica_traces import ReplicaTraces
@@ -236,10 +236,10 @@ def _first_leaf(error: BaseException) -> BaseException:
 
 def _failed(channel: Channel, error: BaseException) -> int:
     if isinstance(error, Misuse):
-        channel.report(Failed(str(error)))
+        channel.report(Failed(in_words(error)))
         return 2
     logger.error("the replica ends", exc_info=error)
-    channel.report(Failed(f"{type(error).__name__}: {error}"))
+    channel.report(Failed(in_words(error)))
     return 1
 
 

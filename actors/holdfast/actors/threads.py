@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from holdfast.core.errors import in_words
+
 T = TypeVar("T")
 
 
@@ -36,7 +38,7 @@ async def in_thread(call: Callable[[], T]) -> T:
             failure = error
         except BaseException as error:
             # One that ends a program (`SystemExit`) ends a thread, and whoever waits for it would wait for ever.
-            failure = RuntimeError(f"{type(error).__name__}: {error}")
+            failure = RuntimeError(in_words(error))
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)
 

@@ -4,6 +4,19 @@ The class says whose fault it was, so that a caller can tell "mend your input" f
 `Misuse` (the caller), `PeerViolation` (the other end of a protocol), `WorldFailure` (servers, network, disk).
 """
 
+WORDS_CHARS_MAX = 1_000
+"""So much of an exception's text is passed on, in reports and into the log, where it is kept for ever."""
+
+
+def in_words(error: BaseException) -> str:
+    """What an exception of anybody's says, and its kind unless that is a `Misuse`: bounded, and fit to be encoded."""
+    try:
+        text = str(error)
+    except Exception as broken:
+        text = f"(its text can't be had: {type(broken).__name__})"
+    words = text if isinstance(error, Misuse) else f"{type(error).__name__}: {text}"
+    return words[:WORDS_CHARS_MAX].encode(errors="backslashreplace").decode()
+
 
 class HoldfastError(Exception):
     """Base of all errors raised on purpose. Its text says what was wrong, where, and what to do."""

@@ -12,8 +12,9 @@ import pytest
 
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.replica_main import run
-from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, Report
+from holdfast.actors.specification import Failed, Ready, ReplicaSpecification, Report, decode_report, encode_report
 from holdfast.core.config import EngineConfig
+from holdfast.core.errors import InvalidConfig
 from tests.unit.support.memory_network import MemoryNetworkLoop
 
 GRACE_S = 7.0
@@ -58,6 +59,33 @@ def test_it_serves_until_sigterm_and_ends_with_0() -> None:
         assert [type(report) for report in told.reports] == [Ready]
         os.kill(os.getpid(), signal.SIGTERM)
         assert await running == 0
+
+    in_virtual_time(scenario())
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("x" * 3_000_000), "RuntimeError: " + "x" * 986),
+        (RuntimeError("no file \udcff"), "RuntimeError: no file \\udcff"),
+        (Wordless(), "Wordless: (its text can't be had: ValueError)"),
+        (InvalidConfig("y" * 2_000), "y" * 1_000),
+    ],
+)
+def test_whatever_ends_it_the_node_hears_a_bounded_word_of_it(error: Exception, says: str) -> None:
+    async def load(_specification: ReplicaSpecification) -> Engine:
+        raise error
+
+    async def scenario() -> None:
+        told = Told()
+        assert await run(told, stdin(specification()), load) == (2 if isinstance(error, InvalidConfig) else 1)
+        assert told.reports == [Failed(says)]
+        assert decode_report.decode(encode_report(told.reports[0])) == told.reports[0]
 
     in_virtual_time(scenario())
 

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.threads import in_thread
 from holdfast.core.config import check_import_path
-from holdfast.core.errors import InvalidConfig
+from holdfast.core.errors import InvalidConfig, in_words
 from holdfast.core.requests import EngineInfo
 
 IMPORT_PATH: Final = "import_path"
@@ -25,8 +25,6 @@ IMPORT_PATH: Final = "import_path"
 COROUTINES: Final = ("admit", "step", "close")
 PLAIN: Final = ("drop", "load")
 """An engine's methods, as in `engines/base.py`; besides them it has `info`, and perhaps `check_health`."""
-
-MESSAGE_CHARS_MAX = 1_000
 
 
 async def load_class(arguments: dict[str, Any]) -> Engine:
@@ -96,4 +94,4 @@ def _told(error: Exception) -> str:
     """The exception in a line, with the last place of the user's in it."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}"[:MESSAGE_CHARS_MAX] + where
+    return in_words(error) + where
