@@ -21,7 +21,7 @@ from holdfast.core.sharing import with_entry, without_entry
 
 
 class Leaving(msgspec.Struct, frozen=True):
-    """Why a replica shall go, once it is replaced or by `ends`; `cause` is the event that said so.
+    """Why a replica shall go, once it is replaced or by `ends`, `deadline_s` after it was said in the event `cause`.
 
     One that `makes_room` goes before that where nobody has room for its replacement.
     """
@@ -30,6 +30,7 @@ class Leaving(msgspec.Struct, frozen=True):
     cause: str
     mode: DrainMode | None = None
     ends: datetime | None = None
+    deadline_s: float | None = None
     makes_room: bool = False
 
     def expired(self, now: datetime) -> bool:
@@ -37,8 +38,13 @@ class Leaving(msgspec.Struct, frozen=True):
         return self.ends is not None and now >= self.ends
 
     def left_s(self, now: datetime) -> float | None:
-        """How much of the deadline is left, in seconds; None without one."""
-        return None if self.ends is None else max(0.0, round((self.ends - now).total_seconds(), 3))
+        """How much of the deadline is left, in seconds; None without one.
+
+        Never more than there was: `now` may be by the clock of another leader than `ends` is.
+        """
+        if self.ends is None or self.deadline_s is None:
+            return None
+        return max(0.0, min(self.deadline_s, round((self.ends - now).total_seconds(), 3)))
 
 
 def nodes_left(state: ClusterState) -> Mapping[str, Leaving]:
@@ -73,7 +79,7 @@ def may_be_relieved(state: ClusterState, node_id: str) -> bool:
 
 
 def _by(drain: Drain, reason: str) -> Leaving:
-    return Leaving(reason, drain.event, drain.mode, drain.ends)
+    return Leaving(reason, drain.event, drain.mode, drain.ends, drain.deadline_s)
 
 
 # --- the fold -------------------------------------------------------------------------------------------

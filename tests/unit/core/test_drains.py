@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from holdfast.core import events as ev
 from holdfast.core.cluster import MemberStatus, ReplicaStatus
+from holdfast.core.drains import leaving
 from holdfast.core.reconcile import Plan
 from holdfast.core.status import GatewayStatus, NodeStatus, report
 from tests.unit.core.test_reconcile import Cluster, deployment
@@ -108,6 +111,18 @@ def test_without_room_elsewhere_a_drained_node_keeps_its_replicas_and_status_say
     cluster.settle_with(2)
     assert cluster.running_on("a") == 0
     assert cluster.message() == ""
+
+
+@pytest.mark.parametrize(("clock_s", "left_s"), [(0.0, 30.0), (12.0, 18.0), (-3600.0, 30.0), (3600.0, 0.0)])
+def test_no_leaders_clock_gives_streams_more_time_than_the_operator_did(clock_s: float, left_s: float) -> None:
+    cluster = drained(a=4, b=4)
+    cluster.drain("replica", "app.tiny.1", 30.0)
+    cluster.step()
+    drain = cluster.state.replicas["app.tiny.1"].drain
+    why = leaving(cluster.state.replicas["app.tiny.1"], {})
+    assert drain is not None
+    assert why is not None
+    assert why.left_s(drain.since + timedelta(seconds=clock_s)) == left_s
 
 
 def test_at_its_deadline_a_drain_waits_for_no_room_any_more() -> None:
