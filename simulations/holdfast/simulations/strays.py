@@ -13,7 +13,7 @@ KEPT: Final = "kept"
 """What is wrong with a stream that is astray. `NOBODYS`: a replica runs it for a gateway that has nothing of the kind
 there. `MISSING`: a gateway waits for it at a replica that does not have it. `LEFT_BEHIND`: a replica goes on with it
 that lost its gateway's connection, has another one, and was not told that the stream is elsewhere. `KEPT`: it runs on
-for a client that may come back, while others wait for room in the engine."""
+without a gateway, though its request's time is over, or its client had the time to come back and others wait."""
 
 
 class Stray(msgspec.Struct, gc=False):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.actors.held import CROWDED_KEEP_S
-from holdfast.simulations.checkers.owners import KEPT_MARGIN_S
+from holdfast.simulations.checkers.owners import KEPT_S
 from holdfast.simulations.strays import KEPT, LEFT_BEHIND, MISSING, NOBODYS
 from tests.unit.simulations.recorded import Run, broken, only, well
 
@@ -33,8 +32,8 @@ def test_a_stream_that_is_astray_for_longer_than_word_of_it_takes_is_found(what:
 
 
 def test_a_stream_whose_client_may_come_back_has_more_time() -> None:
-    assert broken(astray(KEPT, from_s=3.0, lasts_s=CROWDED_KEEP_S)) == []
-    assert only(broken(astray(KEPT, from_s=3.0, lasts_s=CROWDED_KEEP_S + KEPT_MARGIN_S)), "owners")
+    assert broken(astray(KEPT, lasts_s=KEPT_S - 0.1)) == []
+    assert only(broken(astray(KEPT, lasts_s=KEPT_S)), "owners")
 
 
 @pytest.mark.parametrize(

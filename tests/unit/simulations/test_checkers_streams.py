@@ -316,3 +316,12 @@ def test_ends_are_counted_by_their_error() -> None:
         run.history.request(request)
     assert error_counts(run.history) == {"a": 1, "b": 2, UNREACHED: 1}
     assert COMPLETE not in error_counts(run.history)
+
+
+@pytest.mark.parametrize(("counts", "found"), [((2, 3), True), ((3, 3), False)])
+def test_a_client_loses_its_stream_to_no_gateway_that_it_left(counts: tuple[int, int], found: bool) -> None:
+    request = answered(9, upto=3)
+    for number, count in enumerate(counts):
+        request.sent(4.0 + number, f"gateway-{number}", f"{RESPONSE_ID}:{count}")
+    request.ended(6.0, ERROR, "taken_over")
+    assert bool(broken(with_request(request))) is found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from holdfast.actors.held import CROWDED_KEEP_S
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import Fault, History
@@ -24,26 +23,26 @@ GIVE_UP_S: Final = 12.0
 BRIEF: Final = frozenset({"freeze", "slow process", "engine hangs", "slow engine", "reset connection"})
 """Faults that leave no half-open connection: both sides know at once when they are over."""
 
-KEPT_MARGIN_S: Final = 7.0
-"""A replica looks at what it keeps with each heartbeat, in seconds."""
+KEPT_S: Final = 5.0
+"""A replica looks at what it keeps with each heartbeat: a few of them take so long, in seconds."""
 
 TOLD: Final = {
     NOBODYS: "runs a stream for {}, which has nothing of the kind there",
     MISSING: "has nothing of a stream for which {} waits there",
     LEFT_BEHIND: "goes on with a stream that {} has elsewhere",
-    KEPT: "goes on with a stream that it had from {} and that nobody came back for, while others wait for room",
+    KEPT: "goes on with a stream that it had from {} and that nobody can come back for, or while others wait for room",
 }
 
 
 def owners(history: History) -> list[Violation]:
     """A replica runs a stream for a gateway exactly while that has it there; what was stopped or taken elsewhere ends.
 
-    Streams whose gateway is gone make way after a while, where others wait for room.
+    Streams whose gateway is gone end with their request's time, and make way before that where others wait for room.
     """
     hosts = {process.name: process.host for process in history.processes}
     found = []
     for stray in history.strays:
-        lasts_s = CROWDED_KEEP_S + KEPT_MARGIN_S if stray.what == KEPT else ASTRAY_S
+        lasts_s = KEPT_S if stray.what == KEPT else ASTRAY_S
         since_s = _unexplained_s(history, stray, hosts)
         if stray.until_s - since_s >= lasts_s:
             told = f"{stray.replica} {TOLD[stray.what].format(stray.gateway)}"

@@ -51,7 +51,9 @@ ALLOWED_ERRORS: Final = frozenset(
 """Errors of docs/http-api.md that a request which is right may end in. A 500 or any 400 is a fault of ours: requests of
 runs are right, and the mock engine, being deterministic, can go on with any stream."""
 
-ALLOWED_IN_STREAM: Final = frozenset({code for _, code in ALLOWED_ERRORS} | {"taken_over"})
+TAKEN_OVER: Final = "taken_over"
+
+ALLOWED_IN_STREAM: Final = frozenset({code for _, code in ALLOWED_ERRORS} | {TAKEN_OVER})
 """Those that may come as an event, after the first token."""
 
 _ID: Final = re.compile(r"(?:chatcmpl|cmpl)-[0-9a-f]{16}([0-9a-f]{16})")
@@ -285,7 +287,12 @@ def _end(history: History, request: Request) -> Iterator[Violation]:
 
 
 def _has_reason(history: History, request: Request) -> bool:
-    """Whether somebody cancelled it, or it belongs to another one, where it was ended for that."""
+    """Whether somebody cancelled it, or it belongs to another one, where it was ended for that; or whether its client
+    went on from the same place twice, where another gateway took it.
+    """
+    if request.code == TAKEN_OVER:
+        resumed = [sent.resumes for sent in request.tries if sent.resumes]
+        return len(resumed) > len(set(resumed))
     if request.code == "request_cancelled":
         return any(one.request == request.id for one in history.cancellations)
     return request.code != "parent_cancelled" or request.parent >= 0

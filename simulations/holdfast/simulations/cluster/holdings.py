@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from holdfast.actors.held import Held, Peer
+from holdfast.actors.held import CROWDED_KEEP_S, Held, Peer
 from holdfast.actors.replica import Replica
 from holdfast.actors.wire import Connection
 from holdfast.gateway.gateway_process import GatewayProcess
@@ -87,7 +87,9 @@ class Holdings:
         for held in list(replica._held.by_key.values()):
             if held.peer is not None:
                 continue
-            if replica._engine.load().waiting:
+            loop_s = running.process.loop.time()
+            crowded = loop_s - held.detached_s > CROWDED_KEEP_S and replica._engine.load().waiting
+            if crowded or loop_s > held.until_s:
                 self._note(KEPT, running.name, held.gateway, held.key)
             gateway, run = elsewhere.get(held.name, ("", None))
             if run is not None and self._left_behind(running, held, gateway, run):

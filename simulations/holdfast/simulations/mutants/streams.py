@@ -60,10 +60,17 @@ _CUT_OFF_FROM_REPLICAS: Final = Setting(
 )
 """Gateways lose sight of replicas, and see them again, while clients change their gateways."""
 
+_LEFT_GATEWAYS: Final = Setting(
+    kinds=("partition", "one-way partition", "replica crash"),
+    shape={"requests": 120, "operations": 0},
+    knobs={"log_servers": 1, "lease_servers": 1, "itl_ms": 250.0},
+)
+"""Clients leave gateways that don't notice, and both gateways lose the stream's replica."""
+
 _DESERTED: Final = Setting(
     kinds=("gateway crash",),
     shape={"requests": 120, "gateways": 1, "faults_min": 3, "faults_max": 6},
-    knobs={"itl_ms": 1000.0, "streams_max": 2, "max_ongoing_requests": 16, "restart_s": 8.0},
+    knobs={"itl_ms": 1000.0, "streams_max": 2, "restart_s": 8.0, "request_timeout_s": 60.0, "canary_timeout_s": 60.0},
 )
 """The only gateway crashes, and is away for long, while slow engines have more streams than room."""
 
@@ -264,11 +271,11 @@ MUTANTS: Final = (
             edit(HeldStreams.attach, ("tokens.ordinal > ordinal", "False")),
         ),
         (ENDS,),
-        _CUT_OFF_FROM_REPLICAS,
+        _LEFT_GATEWAYS,
     ),
     Mutant(
         "kept-for-nobody",
-        "a stream that nobody came back for makes way where others wait for room",
+        "a stream without a gateway ends with its request's time, or makes way where others wait: both are out",
         (edit(HeldStreams.expire, ("late = [", "late = [] and [")),),
         (OWNERS,),
         _DESERTED,
