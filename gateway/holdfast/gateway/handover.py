@@ -61,6 +61,31 @@ class Handover:
         self._left(self, False)
 
 
+class Incoming:
+    """What is being prepared on one link, by its attempts."""
+
+    def __init__(self) -> None:
+        self._handovers: dict[int, Handover] = {}
+
+    def __len__(self) -> int:
+        return len(self._handovers)
+
+    def add(self, attempt: int, handover: Handover) -> None:
+        """It is being sent."""
+        self._handovers[attempt] = handover
+
+    def take(self, attempt: int) -> Handover | None:
+        """The replica answered to it, if it is one of these."""
+        return self._handovers.pop(attempt, None)
+
+    def drop(self) -> tuple[list[int], list[tuple[str, int]]]:
+        """None will be admitted here: each stays where it is. What is to be fenced here, as in `Fence`."""
+        handovers, self._handovers = self._handovers, {}
+        for handover in handovers.values():
+            handover.failed()
+        return list(handovers), [(one.run.name, one.ordinal) for one in handovers.values() if one.run.name]
+
+
 class _Leaving:
     """A replica that dismissed its streams: those that are on their way, and how many have gone since all was told."""
 

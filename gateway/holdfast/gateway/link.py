@@ -43,13 +43,13 @@ from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.alarm import Alarm
 from holdfast.gateway.delivery import deliver
 from holdfast.gateway.fences import Fences
+from holdfast.gateway.handover import Handover, Incoming
 from holdfast.gateway.link_load import LinkLoad
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.stalls import StallWatch
 
 if TYPE_CHECKING:
-    from holdfast.gateway.handover import Handover
     from holdfast.gateway.session import StreamRun
 
 PING_MIN_S = 0.05
@@ -122,7 +122,7 @@ class ReplicaLink:
         self._stalls = StallWatch(settings)
         self._connection: Connection | None = None
         self._attempts: dict[int, StreamRun] = {}
-        self._incoming: dict[int, Handover] = {}
+        self._incoming = Incoming()
         self._on_probation: StreamRun | None = None
         self._numbers = itertools.count(1)
         self.pressure = LinkLoad(thresholds)
@@ -216,7 +216,7 @@ class ReplicaLink:
         """Begin here what goes on elsewhere until it is admitted."""
         assert self._connection is not None
         attempt = next(self._numbers)
-        self._incoming[attempt] = handover
+        self._incoming.add(attempt, handover)
         run = handover.run
         self._connection.send(Start(attempt, handover.request, run.name, handover.ordinal, timeout_s=run.left_s))
 
@@ -404,8 +404,8 @@ class ReplicaLink:
         self._on_probation = None
         self._on_suspicion(self, suspicion, silence_s, len(orphans))
         names = _names(run for _attempt, run in orphans)
-        incoming = list(self._incoming)
-        names += self._drop_incoming()
+        incoming, more = self._incoming.drop()
+        names += more
         self._fence([*(attempt for attempt, _run in orphans), *incoming], names)
         # What is lost on the way, or with this connection, is told again over the next one.
         self._fences.add(names)
@@ -458,7 +458,7 @@ class ReplicaLink:
             self._alarm.rouse()
 
     def _on_admitted(self, frame: Admitted) -> None:
-        handover = self._incoming.pop(frame.attempt, None)
+        handover = self._incoming.take(frame.attempt)
         if handover is not None:
             handover.admitted(self, frame.attempt, frame.prompt_tokens)
             return
@@ -501,7 +501,7 @@ class ReplicaLink:
             self._on_capacity(self)
 
     def _on_refused(self, frame: Refused) -> None:
-        handover = self._incoming.pop(frame.attempt, None)
+        handover = self._incoming.take(frame.attempt)
         if handover is not None:
             self._full = self._full or frame.retry
             handover.failed()
@@ -539,19 +539,12 @@ class ReplicaLink:
         orphans = list(self._attempts.values())
         self._attempts.clear()
         self._fences.broke()
-        self._fences.add(_names(orphans) + self._drop_incoming())
+        self._fences.add(_names(orphans) + self._incoming.drop()[1])
         questions, self._questions = self._questions, {}
         for answer in questions.values():
             answer(None)
         if orphans:
             self._on_orphans(orphans, StreamLost(f"replica {self.replica} was lost"))
-
-    def _drop_incoming(self) -> list[tuple[str, int]]:
-        """What was prepared here stays where it is; its streams as in `Fence.streams`."""
-        incoming, self._incoming = self._incoming, {}
-        for handover in incoming.values():
-            handover.failed()
-        return [(one.run.name, one.ordinal) for one in incoming.values() if one.run.name]
 
     def _freed(self) -> None:
         if self._on_probation is not None and self._on_probation.link is not self:
