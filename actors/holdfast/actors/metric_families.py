@@ -108,7 +108,8 @@ KV_USAGE = GATEWAY.gauge(
 REJECTIONS = GATEWAY.counter(
     "holdfast_rejections",
     "Requests turned away, by the first reason that holds: `kv_blocks`, `prefill_tokens`, `requests_in_flight`, "
-    "`queue_age`, `queue_full`, `displaced` by one that goes first, `retry_budget`, or `no_replica` came in time.",
+    "`queue_age`, `queue_full`, `displaced` by one that goes first, `retry_budget`, or `no_replica` came in time; "
+    "`gateway_full`, without a model, before a request is read.",
     "model", "reason",
     unit="requests",
     alert="sum by (model, reason) (rate(holdfast_rejections_total[5m])) > 1",
@@ -143,8 +144,8 @@ RESUMPTIONS = GATEWAY.counter(
 
 HEALTH_TRANSITIONS = GATEWAY.counter(
     "holdfast_replica_health_transitions",
-    "Replicas that this gateway came to suspect, or to trust again: `to` is `suspected` or `trusted`; `reason` is "
-    "`silent`, `deaf` or `stuck`, or `heard_again`.",
+    "Replicas that this gateway came to suspect, or to trust again, or to pass over: `to` is `suspected` (`reason` is "
+    "`silent`, `deaf` or `stuck`), `trusted` (`heard_again`), `ejected` (`outlier`) or `reinstated` (`time`).",
     "model", "to", "reason",
     unit="transitions",
     alert='sum by (model) (increase(holdfast_replica_health_transitions_total{to="suspected"}[10m])) > 5',
@@ -212,6 +213,14 @@ REPLICA_START = NODE.histogram(
     "From the start of a replica's process to its readiness.",
     bounds=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
 )
+NODE_HEALTH_TRANSITIONS = NODE.counter(
+    "holdfast_replica_health_transitions",
+    "This node's replicas that it found `unhealthy` (`to`), by the check that failed: `check_health`, `silent` or "
+    "`canary`; or `healthy` again (`well_again`). Gateways count what they find under the same name.",
+    "model", "to", "reason",
+    unit="transitions",
+    alert='sum by (model) (increase(holdfast_replica_health_transitions_total{to="unhealthy"}[10m])) > 3',
+)  # fmt: skip
 NODE_LOG_SEQUENCE = NODE.gauge(
     "holdfast_log_sequence",
     "The last event of the log that this node has read; gateways show it too.",

@@ -331,6 +331,7 @@ class Node:
         """Tell the log of a replica's health, unless it is to end anyway."""
         child = self._children.get(replica)
         if child is not None and not child.stopping.is_set():
+            self._metrics.judged(child.specification.model, fact)
             self._facts.record(fact, cause)
 
     def _disown(self, replica: ReplicaState) -> None:

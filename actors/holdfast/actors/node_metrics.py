@@ -9,6 +9,7 @@ from holdfast.actors.identity import Identity
 from holdfast.actors.leasing import LeaseSession
 from holdfast.actors.metric_families import (
     NODE,
+    NODE_HEALTH_TRANSITIONS,
     NODE_INFO,
     NODE_LEADS,
     NODE_LEASE_AGE,
@@ -19,7 +20,7 @@ from holdfast.actors.metric_families import (
     REPLICA_START,
 )
 from holdfast.actors.metrics import Ledger, Samples
-from holdfast.core.events import ReplicaExited
+from holdfast.core.events import Fact, ReplicaExited, ReplicaHealthy, ReplicaUnhealthy
 
 
 class NodeMetrics:
@@ -28,6 +29,7 @@ class NodeMetrics:
     def __init__(self, identity: Identity, version: str, slots: int) -> None:
         self.ledger = Ledger(NODE)
         self._identity = identity
+        self._unhealthy: set[str] = set()
         self.ledger.read(NODE_INFO, lambda: [((identity.name, version), 1)])
         self.ledger.read(NODE_SLOTS, lambda: [((), slots)])
 
@@ -48,8 +50,18 @@ class NodeMetrics:
         """A replica is ready so long after its start."""
         self.ledger.observe(REPLICA_START, after_s)
 
+    def judged(self, model: str, fact: Fact) -> None:
+        """The log is told how a replica of this model is. That it is well may be told again; that is no transition."""
+        if isinstance(fact, ReplicaUnhealthy):
+            self._unhealthy.add(fact.replica)
+            self.ledger.add(NODE_HEALTH_TRANSITIONS, model, "unhealthy", fact.kind)
+        elif isinstance(fact, ReplicaHealthy) and fact.replica in self._unhealthy:
+            self._unhealthy.discard(fact.replica)
+            self.ledger.add(NODE_HEALTH_TRANSITIONS, model, "healthy", "well_again")
+
     def exited(self, fact: ReplicaExited) -> None:
         """A replica's process ended."""
+        self._unhealthy.discard(fact.replica)
         self.ledger.add(REPLICA_EXITS, _how(fact))
 
 

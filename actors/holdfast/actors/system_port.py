@@ -31,6 +31,10 @@ METRICS_KEPT_S = 0.25
 
 HEADERS_BYTES_MAX = 16 * 1024
 
+PIPELINED_MAX = 8
+UNTAKEN_BYTES_MAX = 64 * 1024
+"""Who sends more requests than this at once, or another while so much of the last answers is not taken, is left."""
+
 _JSON: Final = "application/json"
 
 logger = logging.getLogger(__name__)
@@ -138,12 +142,17 @@ class _Connection(asyncio.Protocol):
         self._end()
 
     def _proceed(self) -> None:
-        """Answer all requests that are here."""
+        """Answer the requests that are here, if they are not too many."""
+        assert self._transport is not None
+        answers = 0
         while True:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
                 self._request = event
             elif isinstance(event, h11.EndOfMessage) and self._request is not None:
+                if answers == PIPELINED_MAX or self._transport.get_write_buffer_size() > UNTAKEN_BYTES_MAX:
+                    return self.abort()
+                answers += 1
                 self._answer(self._request)
                 if self._http.our_state is h11.MUST_CLOSE:
                     return self._end()

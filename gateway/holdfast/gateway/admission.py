@@ -94,7 +94,9 @@ class Admission:
 
     def stale(self, run: StreamRun) -> bool:
         """Whether it has waited for so long that it gives way to those behind it."""
-        if run.patience_s is None or run.waiting_since_s is None or len(self._pool.queue) < 2 or run.stream.attempts:
+        if run.patience_s is None or run.waiting_since_s is None or len(self._pool.queue) < 2:
+            return False
+        if run.stream.attempts or run.has_tokens:
             return False
         return asyncio.get_running_loop().time() - run.waiting_since_s > run.patience_s
 
@@ -145,8 +147,8 @@ class Admission:
             lower = queue.below(claim.priority, streams)
             if len(lower) == streams:
                 return lower
-        greedy = queue.greedy(claim.priority, usage[claim.tenant] + 1, usage) if streams == 1 else None
-        return None if greedy is None else [greedy]
+        greedy = queue.greedy(claim.priority, usage[claim.tenant] + 2 * streams - 1, usage, streams)
+        return greedy if len(greedy) == streams else None
 
     def _why(self, reason: Reason) -> Reason:
         """What keeps replicas from taking more, if they tell, rather than that a queue is long."""

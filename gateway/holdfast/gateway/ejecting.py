@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+from holdfast.actors.metric_families import HEALTH_TRANSITIONS
+from holdfast.actors.metrics import Ledger
 from holdfast.core.events import Fact, ReplicaEjected, ReplicaReinstated
 from holdfast.core.outliers import Outliers, Showing
 from holdfast.gateway.admission_settings import AdmissionSettings
@@ -22,9 +24,11 @@ class Ejector:
         pools: Callable[[], Iterable[Pool]],
         report: Callable[[Fact, str | None], str | None],
         pump: Callable[[Pool], None],
+        ledger: Ledger,
     ) -> None:
         """`pump(pool)` is called when a replica of it is used again."""
         self._pump = pump
+        self._ledger = ledger
         self._gateway = gateway
         self._settings = settings
         self._pools = pools
@@ -54,12 +58,14 @@ class Ejector:
             seconds = round(ejection.until_s - asyncio.get_running_loop().time(), 3)
             fact = ReplicaEjected(self._gateway, ejection.replica, ejection.reason, seconds)
             self._told[ejection.replica] = self._report(fact, None)
+            self._ledger.add(HEALTH_TRANSITIONS, name, "ejected", "outlier")
             links[ejection.replica].passed_over = True
         for replica in back:
             cause = self._told.pop(replica, None)
             link = links.get(replica)
             if link is not None:
                 link.passed_over = False
+                self._ledger.add(HEALTH_TRANSITIONS, name, "reinstated", "time")
                 self._report(ReplicaReinstated(self._gateway, replica), cause)
                 self._pump(pool)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
+from holdfast.actors.metric_families import REJECTIONS
 from holdfast.core.admission import RETRY_AFTER_MIN_S, Reason
 from holdfast.core.errors import Overloaded
 from holdfast.gateway.answers import Collected, chat_answer, completion_answer
@@ -145,6 +146,7 @@ class Generator:
             request = request_of(exchange, self._keys)
             claim = claim_of(exchange.headers, request.owner)
             if self._metrics.in_flight > self._settings.requests_max:
+                self._metrics.ledger.add(REJECTIONS, "", Reason.GATEWAY_FULL)
                 raise gateway_full(self._settings.requests_max)
             resume = resume_of(exchange.headers, form.id_prefix)
             body = await exchange.body(request.left_s())

@@ -45,5 +45,5 @@ class LinkRecord:
             self._service.stayed(asyncio.get_running_loop().time() - run.began_s)
 
     def broke(self, attempts: int = 1) -> None:
-        """The replica lost or refused so many attempts."""
+        """The replica lost so many attempts. One that it has no room for just now is none of them."""
         self.failed += attempts

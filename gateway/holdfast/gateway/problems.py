@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client did not want its answer any more. No RFC has one."""
 
+RETRY_AFTER_LOST_S = 1.0
+"""A request whose replicas were lost may be sent again after so long (seconds): others take over within that."""
+
 OUTCOMES = {408: "slow_client", CLIENT_CLOSED_REQUEST: "cancelled", 504: "deadline"}
 """What requests that ended in these are called in the metrics."""
 
@@ -36,6 +39,7 @@ RETRY_AFTER_MAX_S = 86_400.0
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 OVERLOADED = "overloaded"
+STREAM_LOST = "stream_lost"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
@@ -74,7 +78,7 @@ class Problem:
         named = OUTCOMES.get(self.status)
         if named is not None:
             return named
-        if self.retry_after_s is not None:
+        if self.retry_after_s is not None and self.code != STREAM_LOST:
             return "overloaded"
         return "refused" if self.status < 500 else "failed"
 
@@ -173,7 +177,7 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         case RequestCancelled():
             return Problem(CLIENT_CLOSED_REQUEST, str(error), error.code)
         case StreamLost():
-            return Problem(503, str(error), "stream_lost")
+            return Problem(503, str(error), STREAM_LOST, retry_after_s=RETRY_AFTER_LOST_S)
     log.error("request %s: unexpected error", request_id, exc_info=error)
     return INTERNAL
 

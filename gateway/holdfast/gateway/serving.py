@@ -100,7 +100,7 @@ class Serving:
         self._report = report
         self._suspicions = Suspicions(gateway, report, self.ledger, self._deployment_of)
         self._spells = Spells(gateway, report)
-        self._ejector = Ejector(gateway, self._admission, lambda: self._pools.values(), report, self._pump)
+        self._ejector = Ejector(gateway, self._admission, lambda: self._pools.values(), report, self._pump, self.ledger)
         self._retries = RetryBudget(self._admission.retry_budget_ratio, self._admission.retry_budget_min_per_s)
         self._link_settings = LinkSettings(
             cluster,
@@ -432,8 +432,8 @@ class Serving:
 
     def _orphaned(self, link: ReplicaLink, runs: list[StreamRun], cause: StreamLost) -> None:
         replica = link.replica
-        link.record.broke(len(runs))
         begun = sum(run.stream.status is StreamStatus.RUNNING for run in runs)
+        link.record.broke(begun)
         if begun and replica not in self._suspicions:
             self._report(StreamsMigrated(self._gateway, replica, begun, str(cause)), None)
         self._migrate(runs, cause)
@@ -455,7 +455,7 @@ class Serving:
             if had_begun and self._too_long(run):
                 run.fail(StreamLost(f"{cause}; the stream is longer than migration_max_seq_len allows"))
                 continue
-            if not run.stream.accepted and not self._may_retry():
+            if not run.has_tokens and not self._may_retry():
                 run.fail(pool.admission.rejection(Reason.RETRY_BUDGET))
                 continue
             if had_begun:

@@ -168,6 +168,11 @@ class StreamRun:
         self._session.wake()
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether its request has some, of any choice: its client may have them, and must not lose the rest."""
+        return self._session.completion_tokens > 0
+
+    @property
     def left_s(self) -> float:
         """How long its request may still take, in seconds, rounded up to milliseconds."""
         return self._session.left_s

@@ -114,15 +114,18 @@ class WaitingQueue:
         found: list[StreamRun] = []
         for one in lower:
             if len(found) < count:
-                latest = [run for run in reversed(self._where) if self._where[run] is one]
+                latest = [run for run in reversed(self._where) if self._where[run] is one and not run.has_tokens]
                 found += latest[: count - len(found)]
         return found
 
-    def greedy(self, priority: Priority, most: int, usage: Mapping[str, int]) -> StreamRun | None:
-        """The last that came of this priority's tenant which has most by `usage`, if that is more than `most`."""
+    def greedy(self, priority: Priority, most: int, usage: Mapping[str, int], count: int) -> list[StreamRun]:
+        """Up to so many that came last of this priority's tenant which has most by `usage`, if that is more than
+        `most`."""
         tenants = self._classes[priority].tenants
         tenant = max(tenants, key=lambda one: usage.get(one, 0), default=None)
-        return tenants[tenant][-1] if tenant is not None and usage.get(tenant, 0) > most else None
+        if tenant is None or usage.get(tenant, 0) <= most:
+            return []
+        return [run for run in reversed(tenants[tenant]) if not run.has_tokens][:count]
 
     def _next_class(self) -> _Class:
         """The highest priority of which somebody waits, unless a lower one has been passed over too often."""

@@ -47,7 +47,7 @@ faults = st.builds(
     Fault,
     st.sampled_from(["connect", "silent", "status", "cut", "polite_end", "stall", "error_event"]),
     st.integers(0, 5000),
-    st.sampled_from([400, 404, 408, 429, 500, 502, 503, 504]),
+    st.sampled_from([400, 404, 408, 429, 500, 502, 503, 504, 529]),
     st.sampled_from(["stream_lost", "gateway_stopping"]),
     st.sampled_from([None, "0", "2", "86400"]),
 )
@@ -55,7 +55,7 @@ passing = st.builds(
     Fault,
     st.sampled_from(["connect", "silent", "status", "cut", "polite_end", "stall", "error_event"]),
     st.integers(0, 5000),
-    st.sampled_from([408, 429, 502, 503, 504]),
+    st.sampled_from([408, 429, 502, 503, 504, 529]),
     st.just("gateway_stopping"),
     st.sampled_from([None, "1"]),
 )

@@ -135,7 +135,7 @@ async def test_another_request_id_is_made_for_one_that_is_not_sane(app: App, giv
         (Overloaded("full", 0.2), 503, "overloaded", "1"),
         (NoReplica("none", 1.5), 503, "no_replica", "2"),
         (DeadlineExceeded("late"), 504, "deadline_exceeded", None),
-        (StreamLost("lost"), 503, "stream_lost", None),
+        (StreamLost("lost"), 503, "stream_lost", "1"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from holdfast.core.admission import Priority, Reason
-from holdfast.core.errors import NoReplica, Overloaded
+from holdfast.core.errors import NoReplica, Overloaded, StreamLost
 from holdfast.core.thresholds import NONE_SET
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.backend import Claim
@@ -68,6 +68,24 @@ async def test_tenants_are_told_apart_by_their_keys_where_keys_are_asked_for() -
     backend.claims.clear()
     await ask(create_app(backend), CHAT, chat(), {"authorization": "Bearer anything"})
     assert backend.claims == [Claim()]
+
+
+async def test_a_full_gateway_says_when_to_come_again_and_counts_it() -> None:
+    app = create_app(FakeBackend(), HttpSettings(requests_max=1))
+    app.metrics.in_flight = 1
+    answer = await ask(app, CHAT, chat())
+    assert (answer.status, answer.headers["x-holdfast-reason"]) == (503, "gateway_full")
+    assert int(answer.headers["retry-after"]) >= 1
+    metrics = await ask(app, "/metrics", method="GET")
+    assert b'holdfast_rejections_total{model="",reason="gateway_full"} 1' in metrics.body
+
+
+async def test_a_request_that_lost_its_replicas_says_when_to_come_again_and_counts_as_failed() -> None:
+    app = create_app(FakeBackend(refuse_first=StreamLost("it is gone")))
+    answer = await ask(app, CHAT, chat())
+    assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "stream_lost", "1")
+    metrics = await ask(app, "/metrics", method="GET")
+    assert b'outcome="failed"' in metrics.body
 
 
 async def test_while_requests_are_turned_away_they_are_not_read_first() -> None:

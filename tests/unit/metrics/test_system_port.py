@@ -106,6 +106,24 @@ async def test_a_client_that_says_nothing_is_left_in_time(process: Process, monk
     assert await raw(process.system.port, b"GET /li") == b""
 
 
+async def test_a_client_that_sends_many_requests_at_once_is_left(process: Process) -> None:
+    answer = await raw(process.system.port, b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000)
+    assert answer.count(b"HTTP/1.1 200") <= system_port.PIPELINED_MAX
+    assert (await process.get("/live")).status_code == 200
+
+
+async def test_a_client_that_asks_on_and_takes_no_answer_is_left_with_what_waits_for_it() -> None:
+    port = SystemPort({"/large": lambda: (200, "text/plain", b"x" * 4_000_000)})
+    await port.open(HOST, free_port())
+    _reader, writer = await asyncio.open_connection(HOST, port.port, limit=1_024)
+    writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+    await eventually(lambda: any(one._transport.get_write_buffer_size() for one in port._connections if one._transport))
+    writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+    await eventually(lambda: not port._connections)
+    writer.close()
+    port.close()
+
+
 async def test_no_more_connections_than_the_limit_are_kept(process: Process) -> None:
     held = [await asyncio.open_connection(HOST, process.system.port) for _ in range(CONNECTIONS_MAX)]
     assert await raw(process.system.port, b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n") == b""

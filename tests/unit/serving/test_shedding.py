@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from holdfast.actors.engines.base import ENGINE_OVERLOADED
+from holdfast.actors.metric_families import HEALTH_TRANSITIONS
 from holdfast.core.admission import Priority, Reason
 from holdfast.core.errors import Overloaded
 from holdfast.core.events import (
@@ -20,6 +22,7 @@ from holdfast.core.events import (
     ReplicaReinstated,
     ReplicaUnhealthy,
 )
+from holdfast.core.frames import Refused
 from holdfast.core.outliers import ATTEMPTS_MIN
 from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway import spells
@@ -103,6 +106,39 @@ async def test_a_tenant_with_less_takes_the_place_of_one_with_more(site: Site) -
         assert gateway._pools["tiny"].usage == {"": 1, "greedy": 2, "modest": 2}
     await gateway.idle()
     assert not gateway._pools["tiny"].usage
+
+
+async def test_a_tenant_that_asks_for_several_choices_gets_its_share_too(site: Site) -> None:
+    greedy, modest = Claim(tenant="greedy"), Claim(tenant="modest")
+    async with site, AsyncExitStack() as stack:
+        gateway = await crowded(site, stack)
+        sessions = [await enter(gateway, stack, greedy) for _ in range(4)]
+        await enter(gateway, stack, modest, streams=2)
+        for session in sessions[2:]:
+            assert (await rejection_of(session)).reason == Reason.DISPLACED
+        with pytest.raises(Overloaded):
+            gateway.open("tiny", [ask()] * 2, stops=[], claim=modest)
+        assert gateway._pools["tiny"].usage == {"": 1, "greedy": 2, "modest": 2}
+
+
+async def test_a_request_of_which_a_choice_has_begun_gives_way_to_nobody(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        site.deploy(application(replicas=1, max_ongoing_requests=1, max_queued_requests=2))
+        replica = await site.replica(itl_ms=1)
+        gateway = await site.gateway()
+        batch = Claim(Priority.BATCH, "greedy")
+        begun = await enter(gateway, stack, batch, streams=3)
+        await Answer().read(begun, tokens=1)
+        replica.engine.hang()
+        assert queued(gateway) == 2
+        for claim in (CRITICAL, Claim(Priority.BATCH, "modest")):
+            with pytest.raises(Overloaded) as rejection:
+                gateway.open("tiny", [ask()], stops=[], claim=claim)
+            assert rejection.value.reason == Reason.QUEUE_FULL
+        for run in gateway._pools["tiny"].queue:
+            run.patience_s = 0.0
+        replica.engine.resume()
+        assert (await Answer().read(begun)).reasons == {0: "length", 1: "length", 2: "length"}
 
 
 async def test_a_queue_is_no_longer_than_what_drains_in_its_age(site: Site) -> None:
@@ -228,7 +264,25 @@ async def test_a_replica_that_serves_far_worse_than_the_others_is_passed_over_an
         shown(0)
         ejector._look("tiny", pool)
         assert told[-1] == ReplicaReinstated("g", ejection.replica)
+        for to, reason in (("ejected", "outlier"), ("reinstated", "time")):
+            assert gateway.ledger.value(HEALTH_TRANSITIONS, "tiny", to, reason) == 1
         assert bad.room
+
+
+async def test_a_replica_without_room_is_not_taken_for_one_that_fails(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        site.deploy(application(replicas=1))
+        replica = await site.replica()
+        gateway = await site.gateway()
+        link = gateway._links[replica.name]
+        replica.engine.hang()
+        for _ in range(2):
+            await enter(gateway, stack)
+        first, _second = link.runs()
+        link._on_refused(Refused(first.attempt, ENGINE_OVERLOADED, "no room", None, retry=True))
+        assert (queued(gateway), link.in_flight, link.record.failed) == (1, 1, 0)
+        replica.cut()
+        await eventually(lambda: link.record.failed == 1)
 
 
 async def test_a_replica_that_its_node_finds_unhealthy_gets_nothing_new_while_there_are_others(site: Site) -> None:

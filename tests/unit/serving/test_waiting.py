@@ -21,6 +21,8 @@ TENANTS = st.sampled_from("abc")
 class FakeRun:
     """What a queue knows of a stream."""
 
+    has_tokens = False
+
     def __init__(self, queue: WaitingQueue, priority: Priority = DEFAULT, tenant: str = "") -> None:
         self.claim = Claim(priority, tenant)
         self._queue = queue
@@ -91,9 +93,9 @@ def test_within_a_priority_the_tenant_that_has_most_gives_way_if_it_has_more() -
     queue = WaitingQueue()
     runs = [add(queue, tenant=tenant) for tenant in "aab"]
     usage = {"a": 5, "b": 9, "c": 1}
-    assert queue.greedy(DEFAULT, usage["c"] + 1, usage) is runs[2]
-    assert queue.greedy(DEFAULT, 9, usage) is None
-    assert queue.greedy(CRITICAL, 0, usage) is None
+    assert queue.greedy(DEFAULT, usage["c"] + 1, usage, 1) == [runs[2]]
+    assert queue.greedy(DEFAULT, 9, usage, 1) == []
+    assert queue.greedy(CRITICAL, 0, usage, 1) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "moved", "next", "remove"]), PRIORITIES, TENANTS), max_size=60))

@@ -26,7 +26,7 @@ GATEWAY_STOPPING: Final = "gateway_stopping"
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 PROBLEM_BYTES_MAX: Final = 64 * 1024
 MESSAGE_CHARS_MAX: Final = 2000
-RETRYABLE: Final = frozenset({408, 429, 502, 503, 504})
+RETRYABLE: Final = frozenset({408, 429, 502, 503, 504, 529})
 RESUMABLE: Final = frozenset({GATEWAY_STOPPING, "no_replica"})
 """Codes of error events after which the stream may go on: at another gateway, or once a replica is back."""
 _SENDABLE_ID: Final = re.compile(r"|[!-~]([ -~]{0,4094}[!-~])?")

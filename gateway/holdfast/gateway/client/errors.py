@@ -52,7 +52,7 @@ class Refused(ApiError, Misuse):
 
 
 class Unavailable(ApiError, WorldFailure):
-    """The gateways could not serve the request for now (408, 429, 502, 503, 504), at the last try either."""
+    """The gateways could not serve the request for now (408, 429, 502, 503, 504, 529), at the last try either."""
 
 
 class ServerFault(ApiError, WorldFailure):
