@@ -21,6 +21,9 @@ from holdfast.gateway.version import VERSION
 
 OPERATIONS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 
+MODEL_CHARS_MAX: Final = 128
+"""Clients may name models that there are not, as long as a body may be, and thousands of spans wait to be exported."""
+
 _ERRORS: Final = {"overloaded", "deadline", "failed"}
 """Outcomes of requests that are the server's errors; the others are well, or the client's affair."""
 
@@ -68,11 +71,11 @@ class RecordedRequest(RequestTrace):
 
     def asked(self, asked: Asked, response_id: str) -> None:
         """As `RequestTrace.asked`."""
-        self._model = asked.model
-        self._span.update_name(f"{self._operation} {asked.model}")
+        self._model = asked.model[:MODEL_CHARS_MAX]
+        self._span.update_name(f"{self._operation} {self._model}")
         self._span.set_attributes(
             {
-                "gen_ai.request.model": asked.model,
+                "gen_ai.request.model": self._model,
                 "gen_ai.request.choice.count": len(asked.choices),
                 "gen_ai.request.max_tokens": asked.choices[0].max_tokens,
                 "gen_ai.request.temperature": asked.choices[0].sampling.temperature,

@@ -21,6 +21,6 @@ def test_health_counts_when_it_turns_and_not_when_it_is_told_again() -> None:
         metrics.judged("tiny", ReplicaHealthy("r", "a"))
     assert (count("unhealthy", "canary"), count("healthy", "well_again")) == (1, 1)
     metrics.judged("tiny", ReplicaUnhealthy("r", "a", "silent", "it does not answer"))
-    metrics.exited(ReplicaExited("r", "a", 1, None, "", expected=False))
+    metrics.exited(ReplicaExited("r", "a", 7, 1, None, expected=False, message=""))
     metrics.judged("tiny", ReplicaHealthy("r", "a"))
     assert count("healthy", "well_again") == 1

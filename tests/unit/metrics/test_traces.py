@@ -243,3 +243,26 @@ def test_who_does_not_trace_does_not_even_load_opentelemetry() -> None:
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+async def test_a_model_that_there_is_not_takes_no_more_room_in_a_span_than_a_name(site: Site) -> None:
+    async with site:
+        traced = Traced(site)
+        await traced.replica()
+        answer = await ask(await traced.open(), CHAT, {**chat(), "model": "x" * 100_000})
+        assert answer.status == 404
+        (span,) = traced.exporter.get_finished_spans()
+        assert max(len(span.name), *(len(str(value)) for value in attributes(span).values())) < 200
+
+
+@pytest.mark.parametrize(
+    "given", ["", "00-", f"00-{'0' * 32}-{CLIENT_SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"ff-{TRACE}-{CLIENT_SPAN}-01"]
+)
+async def test_a_place_in_a_trace_that_is_none_begins_a_new_trace_and_spoils_no_request(site: Site, given: str) -> None:
+    async with site:
+        traced = Traced(site)
+        await traced.replica()
+        assert (await ask(await traced.open(), CHAT, chat(max_tokens=2), {"traceparent": given})).status == 200
+        request = traced.one("chat tiny")
+        assert request.parent is None
+        assert trace_of(request) != int(TRACE, 16)
