@@ -6,6 +6,7 @@ A change is asked of the controller and stands in the log once it holds, for all
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from holdfast.actors.follower import Follower
 from holdfast.core.cluster import ClusterState
 from holdfast.core.decoding import UNDECODABLE
+from holdfast.core.errors import UnknownModel
 from holdfast.core.thresholds import Fraction, Thresholds
 from holdfast.gateway.backend import Backend
 from holdfast.gateway.exchange import KeyRing
@@ -71,12 +73,20 @@ class BusyThresholdPages:
         """
         self._check(request)
         if request.method != "POST":
-            return _json(BusyThresholdList([self._shown(info.id) for info in self._backend.models()]))
+            return _json(BusyThresholdList(self._all()))
         asked = _decoded(await _body(request))
         changes = asked.changes()
         if changes:
             await self._backend.set_thresholds(asked.model, changes)
         return _json(self._shown(asked.model))
+
+    def _all(self) -> list[BusyThreshold]:
+        """Of every model; not of one that has come, or gone, just now."""
+        found: list[BusyThreshold] = []
+        for info in self._backend.models():
+            with contextlib.suppress(UnknownModel):
+                found.append(self._shown(info.id))
+        return found
 
     def _shown(self, model: str) -> BusyThreshold:
         return BusyThreshold(model, **msgspec.structs.asdict(self._backend.thresholds(model)))

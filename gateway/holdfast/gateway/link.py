@@ -218,7 +218,9 @@ class ReplicaLink:
         attempt = next(self._numbers)
         self._incoming.add(attempt, handover)
         run = handover.run
-        self._connection.send(Start(attempt, handover.request, run.name, handover.ordinal, timeout_s=run.left_s))
+        self._connection.send(
+            Start(attempt, handover.request, run.name, handover.ordinal, run.trace.place(), run.left_s)
+        )
 
     def adopt(self, run: StreamRun, attempt: int) -> None:
         """What was prepared goes on here."""

@@ -139,6 +139,10 @@ class RecordedStream(StreamTrace):
         self._attempt = (span, run, accepted)
         return traceparent(span)
 
+    def place(self) -> str:
+        """As `StreamTrace.place`."""
+        return traceparent(self._request)
+
     def ended(self, outcome: str, error: str = "") -> None:
         """As `StreamTrace.ended`."""
         if self._attempt is None:

@@ -185,11 +185,14 @@ class Serving:
 
     def thresholds(self, model: str) -> Thresholds:
         """As `Backend.thresholds`."""
-        return self._pool(model).admission.thresholds
+        pool = self._pools.get(model)
+        if pool is None:
+            raise UnknownModel(model)
+        return pool.admission.thresholds
 
     async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
         """As `Backend.set_thresholds`."""
-        self._pool(model)
+        self.thresholds(model)
         applications = self._follower.state.applications.values()
         found = [one.deployments[model].thresholds for one in applications if model in one.deployments]
         thresholds = changed(found[0] if found else NONE_SET, changes)

@@ -42,6 +42,10 @@ class StreamTrace:
         """The run's next attempt begins on this replica; the place in the trace that goes there."""
         return self._traceparent
 
+    def place(self) -> str:
+        """The request's own place in the trace: for what is prepared before it is known to be an attempt."""
+        return self._traceparent
+
     def ended(self, outcome: str, error: str = "") -> None:
         """The attempt under way ended, if there is one; `error` is a word for what went wrong."""
 

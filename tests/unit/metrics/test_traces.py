@@ -159,6 +159,21 @@ async def test_each_attempt_has_its_span_and_the_next_one_says_why_there_is_anot
         assert is_below(traced.one("generate tiny"), second)
 
 
+@pytest.mark.parametrize("gateway_traces", [True, False])
+async def test_a_stream_that_leaves_a_replica_takes_its_trace_along(site: Site, gateway_traces: bool) -> None:
+    async with site:
+        traced = Traced(site, gateway_traces=gateway_traces)
+        replicas = [await traced.replica(itl_ms=2), await traced.replica(itl_ms=2)]
+        app = await traced.open()
+        asking = asyncio.create_task(ask(app, CHAT, chat(max_tokens=200, stream=True), TRACEPARENT))
+        await eventually(lambda: any(replica.replica._steps > 5 for replica in replicas))
+        next(replica for replica in replicas if not replica.free).replica.dismiss()
+        assert (await asking).status == 200
+        first, second = traced.spans("generate tiny")
+        assert trace_of(first) == trace_of(second) == int(TRACE, 16)
+        assert attributes(first)["holdfast.replica"] != attributes(second)["holdfast.replica"]
+
+
 async def test_a_gateway_that_does_not_trace_passes_its_clients_place_on_and_nothing_else(site: Site) -> None:
     async with site:
         traced = Traced(site, gateway_traces=False)

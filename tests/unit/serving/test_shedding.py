@@ -10,7 +10,7 @@ import pytest
 from holdfast.actors.engines.base import ENGINE_OVERLOADED
 from holdfast.actors.metric_families import HEALTH_TRANSITIONS
 from holdfast.core.admission import Priority, Reason
-from holdfast.core.errors import Overloaded
+from holdfast.core.errors import Overloaded, UnknownModel
 from holdfast.core.events import (
     BusyThresholdRequested,
     BusyThresholdSet,
@@ -196,6 +196,16 @@ async def test_thresholds_are_asked_of_the_controller_and_hold_once_it_has_decid
         await eventually(lambda: gateway.thresholds("tiny") == Thresholds(0.5, queue_age_threshold_s=3.0))
         await gateway.set_thresholds("tiny", {"active_decode_blocks_threshold": None})
         assert told[-1] == BusyThresholdRequested("g", "tiny", NONE_SET)
+
+
+async def test_a_gateway_that_drains_still_tells_thresholds(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=1, thresholds=Thresholds(queue_age_threshold_s=3.0)))
+        gateway = await site.gateway()
+        gateway.standing.draining = True
+        assert gateway.thresholds("tiny").queue_age_threshold_s == 3.0
+        with pytest.raises(UnknownModel):
+            gateway.thresholds("other")
 
 
 async def test_who_asks_for_thresholds_that_nobody_decides_is_told_so(
