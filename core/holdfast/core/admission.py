@@ -130,19 +130,22 @@ class _Rate:
 class Service:
     """What one deployment's replicas were measured to do for one gateway."""
 
-    __slots__ = ("_begun", "_rejected", "first_s", "stay_s")
+    __slots__ = ("_begun", "_first_began_s", "_rejected", "first_s", "stay_s")
 
     def __init__(self) -> None:
         self.first_s: float | None = None
         """From when a replica is sent a stream to its first token, on an unloaded one (seconds)."""
         self.stay_s: float | None = None
         """How long streams stay on their replicas (seconds)."""
+        self._first_began_s: float | None = None
         self._begun = {priority: _Rate() for priority in Priority}
         self._rejected = _Rate()
 
     def began(self, priority: Priority, now_s: float) -> None:
         """A stream left for a replica."""
         self._begun[priority].add(now_s)
+        if self._first_began_s is None:
+            self._first_began_s = now_s
 
     def rejected(self, now_s: float) -> None:
         """A request was turned away."""
@@ -164,12 +167,15 @@ class Service:
         """How many waiting streams of this priority and lower ones begin per second; None while nothing is known.
 
         As many streams end as are in flight, divided by how long they stay (Little's law). What goes first takes its
-        part of their places.
+        part of their places. Until the first one has ended, they stay for as long as it has by now, at least.
         """
-        if self.stay_s is None or not in_flight:
+        stay_s = self.stay_s
+        if stay_s is None and self._first_began_s is not None:
+            stay_s = now_s - self._first_began_s
+        if stay_s is None or not in_flight:
             return None
         higher = sum(rate.count(now_s) for other, rate in self._begun.items() if other > priority) / RATE_FADES_S
-        return max(in_flight / max(self.stay_s, 1e-6) - higher, 0.0)
+        return max(in_flight / max(stay_s, 1e-6) - higher, 0.0)
 
     def age_max_s(self, thresholds: Thresholds) -> float | None:
         """How long a request may wait; None while nothing is set or known."""

@@ -160,6 +160,29 @@ async def test_a_queue_is_no_longer_than_what_drains_in_its_age(site: Site) -> N
         assert queued(gateway) == 3
 
 
+async def test_before_any_stream_has_ended_a_queue_is_bounded_by_how_long_they_run(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        site.deploy(application(replicas=1, max_ongoing_requests=2))
+        replica = await site.replica(itl_ms=1)
+        gateway = await site.gateway()
+        service = gateway._pools["tiny"].service
+        for _ in range(2):
+            await Answer().read(await enter(gateway, stack), tokens=1)
+        replica.engine.hang()
+        assert service.stay_s is None
+        await eventually(lambda: (service.drain_per_s(2, DEFAULT.priority, gateway_time()) or 0.0) < 100.0)
+        service.first_s = 0.01
+        await enter(gateway, stack)
+        with pytest.raises(Overloaded) as rejection:
+            gateway.open("tiny", [ask()] * 3, stops=[])
+        assert rejection.value.reason in (Reason.QUEUE_AGE, Reason.IN_FLIGHT)
+        assert queued(gateway) == 1
+
+
+def gateway_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
 async def test_a_replica_above_a_threshold_gets_nothing_new_and_who_is_rejected_is_told_why(site: Site) -> None:
     async with site, AsyncExitStack() as stack:
         low = Thresholds(active_decode_blocks_threshold=0.0)
