@@ -2,6 +2,7 @@
 # make test    run the tests          make check   ruff, mypy, import-linter
 # make bench   measure throughput     make bench-faults   what failures, sickness and load cost (45 min; ARGS=--quick: 20)
 # make bench-vanish   10,000 clients that connect and vanish: nothing of them stays
+# make bench-overload   ten times the load that the cluster can take, and 500 clients that read slowly
 # make bench-chaos   kill and freeze at random for half an hour, and check every token
 # make sim     run a thousand simulated clusters, and check what must hold (ARGS="--seeds 100 --scenario core")
 # make mutants   take guards out of the code one by one, and see that simulated clusters notice (some minutes)
@@ -19,7 +20,7 @@ TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: up test check bench bench-faults bench-chaos bench-vanish sim mutants clean
+.PHONY: up test check bench bench-faults bench-chaos bench-vanish bench-overload sim mutants clean
 .NOTPARALLEL:
 
 up: $(VENV)/.installed
@@ -50,6 +51,10 @@ bench-faults: $(VENV)/.installed-dev
 
 bench-vanish: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench vanish $(ARGS)
+
+bench-overload: $(VENV)/.installed-dev
+	$(BIN)/python -m examples.bench overload $(ARGS)
+	$(BIN)/python -m examples.bench slow-readers
 
 bench-chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.bench chaos $(ARGS)

@@ -6,8 +6,10 @@ from examples.bench.canaries import canaries
 from examples.bench.chaos.command import chaos
 from examples.bench.faults import faults
 from examples.bench.fold import fold
+from examples.bench.overload import overload
 from examples.bench.recovery import recovery
 from examples.bench.resilience import resilience
+from examples.bench.slow_readers import slow_readers
 from examples.bench.throughput import throughput
 from examples.bench.vanish import vanish
 
@@ -20,6 +22,8 @@ app.command()(canaries)
 app.command()(resilience)
 app.command()(chaos)
 app.command()(vanish)
+app.command()(overload)
+app.command("slow-readers")(slow_readers)
 
 if __name__ == "__main__":
     app()

@@ -35,6 +35,8 @@ PARTS = [
     FAULTS,
     Part("Sick replicas that nobody asks", "canaries", ("--quick",), markdown=True),
     Part("Clients that connect and vanish", "vanish", ("--clients", "1000")),
+    Part("A load of ten times the capacity", "overload", ("--seconds", "10"), markdown=True),
+    Part("Clients that read slowly", "slow-readers", ("--seconds", "5"), markdown=True),
 ]
 
 

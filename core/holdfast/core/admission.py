@@ -25,12 +25,15 @@ DECODE_BLOCKS_DEFAULT = 0.95
 PREFILL_FRACTION_DEFAULT = 1.0
 """Nor does one that has more prompt tokens to read than its longest context has."""
 
-AGE_FACTOR = 1.0
+AGE_FACTOR = 0.5
 AGE_MIN_S = 0.02
 """Without a threshold a request may wait for so many times the time to a first token of an unloaded replica, and for
 so long (seconds) at least. With that time itself, first tokens come after twice of it, and not after three times."""
 
-STALE_FACTOR = 2.0
+CRITICAL_FACTOR = 10.0
+"""Critical requests may wait so many times as long before they are rejected. They go first, so they hardly ever do."""
+
+STALE_FACTOR = 10.0
 """What has waited for so many times what it should have at most makes room for what is fresh."""
 
 RATE_FADES_S = 1.0
@@ -66,6 +69,7 @@ class Reason(StrEnum):
     QUEUE_AGE = "queue_age"
     QUEUE_FULL = "queue_full"
     DISPLACED = "displaced"
+    PRIORITY = "priority"
     RETRY_BUDGET = "retry_budget"
     NO_REPLICA = "no_replica"
     GATEWAY_FULL = "gateway_full"
@@ -78,6 +82,7 @@ TEXTS = {
     Reason.QUEUE_AGE: "it would wait too long for a replica",
     Reason.QUEUE_FULL: "as many requests wait for a replica as may",
     Reason.DISPLACED: "a request that goes first took its place in the queue",
+    Reason.PRIORITY: "requests that go first are rejected already",
     Reason.RETRY_BUDGET: "its replica was lost, and too many requests begin again already",
     Reason.NO_REPLICA: "no replica could take it in time",
 }
@@ -177,11 +182,14 @@ class Service:
         higher = sum(rate.count(now_s) for other, rate in self._begun.items() if other > priority) / RATE_FADES_S
         return max(in_flight / max(stay_s, 1e-6) - higher, 0.0)
 
-    def age_max_s(self, thresholds: Thresholds) -> float | None:
+    def age_max_s(self, thresholds: Thresholds, priority: Priority) -> float | None:
         """How long a request may wait; None while nothing is set or known."""
-        if thresholds.queue_age_threshold_s is not None:
-            return thresholds.queue_age_threshold_s
-        return None if self.first_s is None else max(AGE_FACTOR * self.first_s, AGE_MIN_S)
+        age_s = thresholds.queue_age_threshold_s
+        if age_s is None:
+            if self.first_s is None:
+                return None
+            age_s = max(AGE_FACTOR * self.first_s, AGE_MIN_S)
+        return CRITICAL_FACTOR * age_s if priority is Priority.CRITICAL else age_s
 
     def retry_after_s(self, waiting: int, in_flight: int, now_s: float, chance: float) -> float:
         """When to come again: once what waits and what was just rejected will have drained. `chance` is in [0, 1)."""

@@ -17,7 +17,8 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `active_prefill_tokens_threshold`: tokens of prompts that it has taken in and not read yet.
     `active_prefill_tokens_threshold_frac`: the same as a part of its longest context; may be above 1.
     `requests_in_flight_threshold`: streams that it has, of all gateways.
-    `queue_age_threshold_s`: a request is rejected that would wait longer for a replica (seconds).
+    `queue_age_threshold_s`: a request is rejected that would wait longer for a replica (seconds); a critical one
+    may wait ten times as long.
     """
 
     active_decode_blocks_threshold: Fraction | None = None

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 SHEDDING_S = 1.0
 """For so long after a rejection new requests get no benefit of the doubt (seconds)."""
 
+DISPLACED_WITHIN_S = 0.04
+"""Unless the queue is full, who has waited for longer (seconds) is not displaced: a rejection comes at once."""
+
+FREE_FRACTION = 0.1
+"""While requests of a priority are rejected, lower ones get none of the last free places: this part of what is in use,
+and one at least."""
+
 COUNTED_S = 0.05
 """The streams in flight are counted this often at most (seconds): there may be thousands of replicas."""
 
@@ -42,6 +49,8 @@ class Admission:
         self._rng = rng
         self._rejected = rejected
         self._rejected_s = float("-inf")
+        self._highest = Priority.BATCH
+        self._highest_s = float("-inf")
         self._in_flight = 0
         self._counted_s = float("-inf")
 
@@ -54,7 +63,7 @@ class Admission:
         """Raise `Overloaded` if a request for one stream would be rejected now."""
         reason = self._reason(1, claim)
         if reason is not None and self._victims(reason, 1, claim) is None:
-            raise self.rejection(self._why(reason))
+            raise self._refusal(reason, 1, claim)
 
     def enter(self, streams: int, claim: Claim) -> None:
         """Let so many streams begin or wait, and others give way where they must. Raises `Overloaded`."""
@@ -62,11 +71,16 @@ class Admission:
         victims = self._surplus(streams, claim) if reason is None else self._victims(reason, streams, claim)
         if victims is None:
             assert reason is not None
-            raise self.rejection(self._why(reason))
+            raise self._refusal(reason, streams, claim)
         for run in victims:
             if run.queue is not None:
                 self._pool.gave_up(run)
                 run.fail(self.rejection(Reason.DISPLACED))
+
+    def _refusal(self, reason: Reason, streams: int, claim: Claim) -> Overloaded:
+        if streams == 1:
+            self._turned_away(claim.priority)
+        return self.rejection(self._why(reason))
 
     def enter_resumed(self, streams: int) -> None:
         """What has begun elsewhere is rejected only where no more may wait, for whatever reason."""
@@ -87,7 +101,8 @@ class Admission:
 
     def patience_s(self, priority: Priority) -> float | None:
         """How long a stream that begins to wait now may do so if others wait behind it; None where nobody knows."""
-        age_s, drain = self._bounds(priority)
+        age_s, _drain = self._bounds(priority)
+        _age, drain = self._bounds(Priority.CRITICAL)
         if age_s is None or drain is None:
             return None
         return STALE_FACTOR * max(age_s, (self._pool.queue.ahead(priority) + 1) / max(drain, SLOWEST_PER_S))
@@ -112,7 +127,7 @@ class Admission:
         pool = self._pool
         places, waiting = pool.places, self._waiting
         if streams <= places and not waiting:
-            return None
+            return Reason.PRIORITY if self._yields(claim.priority, places) else None
         age_s, drain = self._bounds(claim.priority)
         ahead = pool.queue.ahead(claim.priority)
         owed = pool.usage[claim.tenant] + streams <= pool.usage.total() / (len(pool.usage) or 1)
@@ -127,18 +142,35 @@ class Admission:
             return None, None
         now_s = asyncio.get_running_loop().time()
         drain = pool.service.drain_per_s(self._in_flight_at(now_s), priority, now_s)
-        return pool.service.age_max_s(self.thresholds), drain
+        return pool.service.age_max_s(self.thresholds, priority), drain
+
+    def _yields(self, priority: Priority, places: int) -> bool:
+        """Whether the few places that are free are left to requests of a higher priority, as such were rejected."""
+        now_s = asyncio.get_running_loop().time()
+        if priority >= self._highest or now_s - self._highest_s >= SHEDDING_S:
+            return False
+        return places <= max(1.0, FREE_FRACTION * self._in_flight_at(now_s))
+
+    def _turned_away(self, priority: Priority) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if priority >= self._highest or now_s - self._highest_s >= SHEDDING_S:
+            self._highest, self._highest_s = priority, now_s
 
     def _surplus(self, streams: int, claim: Claim) -> list[StreamRun]:
         """Those of lower priorities that would wait too long once these streams go before them."""
         pool = self._pool
         if not pool.queue:
             return []
-        age_s, drain = self._bounds(Priority.CRITICAL)
+        now_s = asyncio.get_running_loop().time()
+        age_s = pool.service.age_max_s(self.thresholds, Priority.DEFAULT)
+        drain = pool.service.drain_per_s(self._in_flight_at(now_s), Priority.CRITICAL, now_s)
         if age_s is None or drain is None:
             return []
         surplus = math.ceil(len(pool.queue) + streams - pool.places - max(1.0, age_s * drain))
-        return pool.queue.below(claim.priority, surplus) if surplus > 0 else []
+        if surplus <= 0:
+            return []
+        lower = pool.queue.below(claim.priority, len(pool.queue))
+        return [run for run in lower if now_s - (run.waiting_since_s or 0.0) < DISPLACED_WITHIN_S][:surplus]
 
     def _victims(self, reason: Reason, streams: int, claim: Claim) -> list[StreamRun] | None:
         """Who gives way to so many streams that are too many; None if nobody must."""
@@ -152,7 +184,7 @@ class Admission:
 
     def _why(self, reason: Reason) -> Reason:
         """What keeps replicas from taking more, if they tell, rather than that a queue is long."""
-        if reason is Reason.QUEUE_FULL:
+        if reason in (Reason.QUEUE_FULL, Reason.PRIORITY):
             return reason
         busy = {link.pressure.why_busy(link.in_flight) for link in self._pool.links[:LOOKED_AT] if link.ready}
         return next((one for one in (Reason.KV_BLOCKS, Reason.PREFILL_TOKENS) if one in busy), reason)

@@ -20,7 +20,7 @@ from holdfast.core.admission import Priority
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
 
-TURNS_MAX = 16
+TURNS_MAX = 4
 """So often at most is a priority passed over in favour of higher ones, while streams of it wait."""
 
 

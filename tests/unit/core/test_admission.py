@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.admission import (
+    AGE_FACTOR,
     AGE_MIN_S,
+    CRITICAL_FACTOR,
     RETRY_AFTER_MAX_S,
     RETRY_AFTER_MIN_S,
     RETRY_JITTER,
@@ -154,13 +156,14 @@ def test_a_queue_drains_as_fast_as_streams_end_but_for_those_that_go_first() -> 
 
 def test_a_request_waits_about_as_long_as_for_a_first_token_unless_that_is_set() -> None:
     service = Service()
-    assert service.age_max_s(NONE_SET) is None
+    assert service.age_max_s(NONE_SET, Priority.DEFAULT) is None
     service.first_token(0.3)
-    assert service.age_max_s(NONE_SET) == pytest.approx(0.3)
-    assert service.age_max_s(Thresholds(queue_age_threshold_s=0.0)) == 0.0
+    assert service.age_max_s(NONE_SET, Priority.DEFAULT) == pytest.approx(0.3 * AGE_FACTOR)
+    assert service.age_max_s(NONE_SET, Priority.CRITICAL) == pytest.approx(0.3 * AGE_FACTOR * CRITICAL_FACTOR)
+    assert service.age_max_s(Thresholds(queue_age_threshold_s=0.0), Priority.BATCH) == 0.0
     for _ in range(50):
         service.first_token(0.0)
-    assert service.age_max_s(NONE_SET) == AGE_MIN_S
+    assert service.age_max_s(NONE_SET, Priority.DEFAULT) == AGE_MIN_S
 
 
 @given(

@@ -146,7 +146,7 @@ async def test_a_queue_is_no_longer_than_what_drains_in_its_age(site: Site) -> N
         gateway = await crowded(site, stack, queued=100)
         service = gateway._pools["tiny"].service
         service.stayed(1.0)
-        service.first_token(3.5)
+        service.first_token(7.0)
         assert service.drain_per_s(1, Priority.DEFAULT, 0.0) == 1.0
         for _ in range(3):
             await enter(gateway, stack)
@@ -366,3 +366,22 @@ async def test_streams_without_a_token_begin_again_only_within_the_budget_and_ot
         replica.engine.resume()
         answer = await Answer().read(begun)
         assert answer.reasons == {0: "length"}
+
+
+async def test_the_last_free_places_are_left_to_a_higher_priority_while_such_requests_are_rejected(site: Site) -> None:
+    async with site, AsyncExitStack() as stack:
+        site.deploy(application(replicas=1, max_ongoing_requests=2, max_queued_requests=0))
+        replica = await site.replica()
+        replica.engine.hang()
+        gateway = await site.gateway()
+        first = await stack.enter_async_context(AsyncExitStack())
+        await enter(gateway, first)
+        await enter(gateway, stack)
+        with pytest.raises(Overloaded):
+            gateway.open("tiny", [ask()], stops=[])
+        await first.aclose()
+        with pytest.raises(Overloaded) as rejection:
+            gateway.open("tiny", [ask()], stops=[], claim=BATCH)
+        assert rejection.value.reason == Reason.PRIORITY
+        gateway._pools["tiny"].admission._highest_s -= 10.0
+        await enter(gateway, stack, BATCH)
