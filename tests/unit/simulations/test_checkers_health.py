@@ -193,20 +193,34 @@ def test_a_process_may_end_well_or_be_ended() -> None:
 
 
 @pytest.mark.parametrize("target", ["gateway-2", "host-gateway-2", "node-1>host-gateway-2", "*"])
-def test_a_fault_explains_the_end_of_what_it_befalls(target: str) -> None:
+def test_no_fault_explains_that_a_member_ends_in_failure(target: str) -> None:
     run = ended(1)
-    fault = run.history.fault(4.0, "cut", target)
-    assert broken(run) == []
-    fault.until_s = 5.0
-    run.processes["gateway-2"].ended_s = 16.0
+    run.history.fault(4.0, "partition", target)
     assert "nothing explains it" in only(broken(run), "quiet")
 
 
-@pytest.mark.parametrize("target", ["gateway-1", "gateway-22", ""])
-def test_a_fault_elsewhere_explains_nothing(target: str) -> None:
-    run = ended(1)
-    run.history.fault(4.0, "cut", target)
-    assert "nothing explains it" in only(broken(run), "quiet")
+@pytest.mark.parametrize(
+    ("kind", "target", "until_s", "found"),
+    [
+        ("launch failure", "host-node-2", None, False),
+        ("launch failure", "host-node-2", 25.0, False),
+        ("launch failure", "host-node-2", 20.0, True),
+        ("launch failure", "host-node-1", None, True),
+        ("engine hangs", "app.tiny.2", None, False),
+        ("engine hangs", "host-node-2", None, True),
+        ("freeze", "app.tiny.2", None, True),
+        ("partition", "host-node-2>host-gateway-1", None, True),
+    ],
+)
+def test_a_replica_may_fail_by_what_breaks_its_engine_or_keeps_it_from_starting(
+    kind: str, target: str, until_s: float | None, found: bool
+) -> None:
+    run = well()
+    fault = run.history.fault(3.0, kind, target, until_s=until_s)
+    run.processes["app.tiny.2"].ended(28.0, 1)
+    assert ("quiet" in {one.checker for one in broken(run)}) is found
+    fault.struck = False
+    assert "nothing explains it" in only([one for one in broken(run) if one.checker == "quiet"], "quiet")
 
 
 def test_an_engine_may_fail_by_a_fault_of_long_ago() -> None:
@@ -219,8 +233,9 @@ def test_an_engine_may_fail_by_a_fault_of_long_ago() -> None:
 
 
 def test_a_fault_that_comes_later_explains_nothing() -> None:
-    run = ended(1)
-    run.history.fault(8.5, "cut", "gateway-2")
+    run = well()
+    run.history.fault(28.5, "engine out of memory", "app.tiny.2", until_s=28.5)
+    run.processes["app.tiny.2"].ended(28.0, 1)
     assert "nothing explains it" in only(broken(run), "quiet")
 
 

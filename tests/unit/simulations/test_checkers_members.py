@@ -159,3 +159,18 @@ def test_who_was_just_started_has_no_time_to_be_well() -> None:
     run = well()
     given_up(run, at_s=10.0)
     assert broken(run) == []
+
+
+@pytest.mark.parametrize("kind", ["clock jump", "leases: watches cut", "leases: requests twice", "launch failure"])
+def test_what_keeps_nobody_from_renewing_is_no_reason_to_lose_a_lease(kind: str) -> None:
+    run = well()
+    run.history.fault(15.0, kind, "host-node-2,etcd1", until_s=19.0)
+    given_up(run)
+    assert only(broken(run), "leases")
+
+
+def test_a_fault_that_did_nothing_is_no_reason_either() -> None:
+    run = well()
+    run.history.fault(15.0, "leases: requests dropped", "etcd1", until_s=19.0).struck = False
+    given_up(run)
+    assert only(broken(run), "leases")

@@ -14,6 +14,7 @@ from holdfast.simulations.history import (
     ERROR,
     GATEWAY,
     NODE,
+    POISONED,
     REPLICA,
     UNREACHED,
     Fault,
@@ -27,8 +28,18 @@ BOUNDS: Final = "bounds"
 LIVENESS: Final = "liveness"
 QUIET: Final = "quiet"
 
-EXPLAINS_S: Final = 10.0
-"""A fault explains that a process ends for so long after it is over, in seconds: timeouts run until then."""
+END_REPLICAS: Final = frozenset(
+    {
+        *("engine hangs", "engine out of memory", "wrong-length answer", "device error"),
+        *("engine loses stream", "barren engine", POISONED, "replica told to stop"),
+    }
+)
+"""Faults that take the process of the replica with them which they befall: what breaks its engine, or a second signal
+to stop, at which it ends at once."""
+
+LAUNCH_FAILURE: Final = "launch failure"
+EXPLAINS_S: Final = 5.0
+"""It explains that a process ends for so long after it is over, in seconds: an engine takes its time to load."""
 
 CANCELLED_CODES: Final = frozenset({"request_cancelled", "parent_cancelled"})
 CROWDED: Final = frozenset({"overloaded", "no_replica", "deadline_exceeded", "model_not_found"})
@@ -207,7 +218,8 @@ def _failed(request: Request) -> bool:
 def quiet(history: History) -> list[Violation]:
     """No exception that nobody handled, and no process that ends in failure without a reason from outside.
 
-    Reasons: a signal; a fault that befell it or its host; or the log held the node or gateway for gone.
+    Reasons: a signal; for a replica something that breaks its engine, or keeps it from loading; for a node or gateway
+    only that the log held it for gone. Whatever happens to networks, clocks and servers, these wait or go on.
     """
     log = final_log(history)
     found = [
@@ -230,10 +242,13 @@ def befalls(fault: Fault, *names: str) -> bool:
 
 def _explains(fault: Fault, process: Process) -> bool:
     assert process.ended_s is not None
-    if fault.from_s > process.ended_s or not befalls(fault, process.name, process.host, process.replica):
+    if process.role != REPLICA or not fault.struck or fault.from_s > process.ended_s:
         return False
-    # An engine that something is wrong with may notice only with its next request, whenever that comes.
-    return process.role == REPLICA or fault.until_s is None or process.ended_s <= fault.until_s + EXPLAINS_S
+    if fault.kind in END_REPLICAS:
+        # An engine that something is wrong with may notice only with its next request, whenever that comes.
+        return befalls(fault, process.replica)
+    late_s = 0.0 if fault.until_s is None else process.ended_s - fault.until_s
+    return fault.kind == LAUNCH_FAILURE and befalls(fault, process.host) and late_s <= EXPLAINS_S
 
 
 def _given_up(log: FinalLog, process: Process) -> bool:

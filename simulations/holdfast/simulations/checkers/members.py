@@ -31,6 +31,19 @@ STANDSTILLS: Final = {
 }
 """Faults in which a server of these answers nobody. As the only one it lets nobody down more than another."""
 
+KEEP_FROM_RENEWING: Final = frozenset(
+    {
+        *("freeze", "slow process", "power failure"),
+        *("partition", "one-way partition", "delay", "clogging"),
+        *("lease server crash", "lease server freeze", "lease server power failure"),
+        *("leases: answers lost", "leases: requests dropped", "leases: timeouts"),
+        *("leases: leader change", "leases: expiry early", "leases: member cut off (stale reads)"),
+    }
+)
+"""Faults that may keep a member from renewing its lease in time, or end leases by themselves. Clocks that jump, watches
+that are cut, what is compacted, late ends, requests that come twice, slow disks and full ones may not: renewals take
+nothing of all that."""
+
 LOG: Final = "log"
 """What troubles of the log befall that are no single server's, and a word in the reason of who can't reach it."""
 
@@ -158,6 +171,8 @@ def _well(
     for fault in history.faults:
         over_s = float("inf") if fault.until_s is None else fault.until_s + CALM_S
         if not fault.from_s <= at_s <= over_s or not befalls(fault, process.name, process.host, *others):
+            continue
+        if not fault.struck or (fault.kind not in KEEP_FROM_RENEWING and not fault.kind.startswith(LOG)):
             continue
         plane = STANDSTILLS.get(fault.kind)
         if standstills_explain or plane is None or sum(server.startswith(plane) for server in servers) > 1:
