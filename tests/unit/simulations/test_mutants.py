@@ -46,8 +46,16 @@ from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.memory import MemoryLogServer
 from tests.contract import test_log
 from tests.contract.worlds import jetstream_settings
-from tests.unit.actors import test_controller, test_draining, test_leasing, test_node, test_reach, test_replica_run
-from tests.unit.core import test_drains, test_reconcile, test_state, test_stream
+from tests.unit.actors import (
+    test_controller,
+    test_draining,
+    test_leasing,
+    test_node,
+    test_reach,
+    test_replica_run,
+    test_replica_watch,
+)
+from tests.unit.core import test_drains, test_reconcile, test_state, test_stream, test_unhealthy
 from tests.unit.gateway import test_draining as test_gateway_draining
 from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
 from tests.unit.simulations.test_jetstream_contract import test_the_contract_holds as holds_in_simulation
@@ -532,6 +540,8 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "start-pause": test_reconcile.test_failed_starts_are_tried_again_after_longer_and_longer_waits,
     "lost-gateways": lambda: test_reconcile.test_a_gateway_whose_lease_expired_is_given_up_once(False),
     **STREAM_WITNESSES,
+    "canary": test_replica_watch.test_a_change_is_told_once_with_its_reason_and_an_end_once_no_check_fails,
+    "health-budget": test_unhealthy.test_only_one_goes_at_a_time_where_a_part_would_be_less_than_one,
     "stop-told": _told_to_stop,
     "children-end-too": _takes_with_it,
     "children-elsewhere": _tells_others,

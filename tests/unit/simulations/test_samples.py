@@ -26,12 +26,16 @@ LEAKS = {
 }
 
 
+SEEDS = 10
+"""Not every run has a reader that is renewed, as after a silence, or a replica that is lost."""
+
+
 @pytest.mark.parametrize("what", LEAKS)
 def test_what_an_actor_never_lets_go_of_is_noticed(what: str) -> None:
-    plan = draw_plan(1, SCENARIOS[STANDARD])
-    result, _history = run(plan, mutant=applied(tuple(LEAKS[what])))
-    assert {violation.checker for violation in result.violations} >= {BOUNDS}
-    assert any(what in violation.message for violation in result.violations)
+    plans = (draw_plan(seed, SCENARIOS[STANDARD]) for seed in range(1, SEEDS + 1))
+    runs = (run(plan, mutant=applied(tuple(LEAKS[what])))[0] for plan in plans)
+    found = next(result.violations for result in runs if BOUNDS in {one.checker for one in result.violations})
+    assert any(what in violation.message for violation in found)
 
 
 def test_nothing_is_held_on_to_where_nothing_is_taken_out() -> None:
