@@ -122,7 +122,8 @@ def test_a_healthy_core_has_to_reach_what_runs_in_it() -> None:
     assert "gateway-1 does not reach app.tiny.1" in only(broken(run), "liveness")
     run.history.settle = Settle(10.0, 5.0, ("node-3", "gateway-1"))
     assert broken(run) == [], "they live, if not there"
-    for name in ALL:
+    for name, host in zip(ALL, ("host-node-1", "host-node-2"), strict=True):
+        run.history.fault(9.0, "partition", host)  # else their nodes would have to notice
         run.processes[name].froze(9.0)
     assert "tiny has no replica that lives" in only(broken(run), "liveness")
 

@@ -63,7 +63,7 @@ def test_a_request_is_told_with_its_tries_its_replicas_and_its_end() -> None:
 
 def test_entries_are_told_as_events_and_what_is_none_as_unreadable() -> None:
     history = History()
-    payload = NodeJoined(node="n1", host="h", pid=101, version="0.1.0", slots=4)
+    payload = NodeJoined(node="n1", host="h", pid=101, version="0.1.0", slots=4, system_port=9101)
     event = Event(
         id="n1.0.f1",
         time=datetime(2026, 1, 1, tzinfo=UTC),
@@ -78,7 +78,7 @@ def test_entries_are_told_as_events_and_what_is_none_as_unreadable() -> None:
     history.log_appended(1.0, 1, "events.n1", encode_event(event), "m1")
     history.log_appended(2.0, 2, "events.n1", b"?", "m2")
     first, second = told(history)
-    assert first == "1 n1: appends 1 NodeJoined node=n1 host=h pid=101 version=0.1.0 slots=4 [epoch 3]"
+    assert first == "1 n1: appends 1 NodeJoined node=n1 host=h pid=101 version=0.1.0 slots=4 system_port=9101 [epoch 3]"
     assert second.startswith("2 log: 2 on events.n1 can't be read: ")
 
 
