@@ -289,7 +289,7 @@ class ScaleCluster:
 
 
 def _ready(gateway: GatewayProcess) -> int:
-    return sum(pool.replicas_ready for pool in gateway._serving.pools())
+    return sum(link.ready for link in gateway._serving._links.values())
 
 
 def measure(nodes: int, replicas: int, gateways: int, progress: Callable[[str], object]) -> ScaleReport:
