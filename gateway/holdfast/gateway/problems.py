@@ -39,6 +39,9 @@ RETRY_AFTER_MAX_S = 86_400.0
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 OVERLOADED = "overloaded"
+
+REASON = "x-holdfast-reason"
+"""The header that says why a request was rejected."""
 STREAM_LOST = "stream_lost"
 
 
@@ -97,7 +100,7 @@ class Problem:
             # OpenAI's clients read this one first: whole seconds would bring back together who was rejected together.
             found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(after_s * 1000))))
         if self.reason:
-            found.append((b"x-holdfast-reason", self.reason.encode()))
+            found.append((REASON.encode(), self.reason.encode()))
         if self.allow is not None:
             found.append((b"allow", self.allow.encode()))
         if self.status == 401:

@@ -206,11 +206,14 @@ class Note(msgspec.Struct, frozen=True, gc=False):
 
 
 class Try(msgspec.Struct, gc=False):
-    """A request as sent once, to a gateway. `resumes` is the `Last-Event-ID` that went with it."""
+    """A request as sent once, to a gateway. `resumes` is the `Last-Event-ID` that went with it, `rejected` why it was
+    rejected, if it was.
+    """
 
     at_s: float
     gateway: str
     resumes: str = ""
+    rejected: str = ""
 
 
 class Exchange(msgspec.Struct, gc=False):
@@ -255,7 +258,7 @@ class Request(msgspec.Struct):
     draws it, `max_tokens` 0 where there is no limit. `deadline_s` is by when an end must have come. One that is
     `poisoned` breaks engines. `stood_still` has (when, on which replica) an engine lost it without a word.
     It belongs to the request with the number `parent` (-1: to none), and asks gateways for no more than `timeout_s`
-    (0: does not). A client that `leaves_openly` closes its connection.
+    (0: does not). A client that `leaves_openly` closes its connection. `priority`: as sent.
 
     `events` are (kind, choice, text, event id), in the order in which they came; the text of a `FINISH` is its reason.
     """
@@ -277,6 +280,7 @@ class Request(msgspec.Struct):
     parent: int = -1
     timeout_s: float = 0.0
     leaves_openly: bool = True
+    priority: str = ""
     response_id: str = ""
     tries: list[Try] = []
     attempts: list[Attempt] = []

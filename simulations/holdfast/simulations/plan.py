@@ -91,6 +91,7 @@ class Knobs(msgspec.Struct, frozen=True):
     slots: int = 4
     max_ongoing_requests: int = 16
     max_queued_requests: int = 16
+    queue_age_threshold_s: float = 0.0
     itl_ms: float = 60.0
     ttft_ms: float = 30.0
     kv_blocks: int = 256
@@ -173,6 +174,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         lease_request_timeout_s=rng.choice((2.0, 4.0)),
         watch_silence_s=rng.choice((5.0, 8.0)),
         write_timeout_s=rng.choice((2.0, 8.0)),
+        queue_age_threshold_s=rng.choice((0.0, 0.0, 1.0, 20.0)),
         canary_wait_s=rng.choice((3.0, 5.0)),
         canary_timeout_s=rng.choice((1.0, 2.0)),
         health_check_period_s=rng.choice((2.0, 4.0)),

@@ -57,6 +57,7 @@ from tests.unit.actors import (
 )
 from tests.unit.core import test_drains, test_reconcile, test_state, test_stream, test_unhealthy
 from tests.unit.gateway import test_draining as test_gateway_draining
+from tests.unit.serving import test_waiting
 from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
 from tests.unit.simulations.test_jetstream_contract import test_the_contract_holds as holds_in_simulation
 from tests.unit.support.history import INFO, History, application
@@ -533,6 +534,7 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "resumed-seed": _same_seed,
     "deadline": _ends,
     "queue-bound": _turned_away,
+    "lowest-first": test_waiting.test_the_last_that_came_of_the_lowest_priority_gives_way,
     "streams-per-replica": _no_room,
     "redial": _dials_again,
     "silence": _notices,

@@ -13,6 +13,7 @@ from holdfast.simulations.checkers.members import leases, members
 from holdfast.simulations.checkers.moves import moves
 from holdfast.simulations.checkers.owners import owners
 from holdfast.simulations.checkers.placement import capacity, drains, losses, orphans, placements, updates
+from holdfast.simulations.checkers.shedding import shedding
 from holdfast.simulations.checkers.sickness import sickness
 from holdfast.simulations.checkers.starts import attempts, starts
 from holdfast.simulations.checkers.streams import ends, error_counts, streams
@@ -25,6 +26,7 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     streams,
     ends,
     cancels,
+    shedding,
     moves,
     owners,
     attempts,

@@ -16,6 +16,7 @@ from holdfast.gateway.client.machine import CallMachine
 from holdfast.gateway.client.policy import RetryPolicy
 from holdfast.gateway.client.setup import CHAT, COMPLETIONS, Options, Setup
 from holdfast.gateway.client.steps import (
+    Answered,
     Begin,
     Deliver,
     Delivered,
@@ -29,7 +30,8 @@ from holdfast.gateway.client.steps import (
     Woke,
 )
 from holdfast.gateway.openai import COMPLETION_TOKENS_DEFAULT
-from holdfast.gateway.request_headers import PARENT, TIMEOUT
+from holdfast.gateway.problems import REASON
+from holdfast.gateway.request_headers import PARENT, PRIORITY, TIMEOUT
 from holdfast.simulations.history import (
     CANCELLED,
     COMPLETE,
@@ -172,7 +174,10 @@ class _Call:
     async def _open(self, step: Open) -> Happening:
         name = next(name for url, name in self._client.gateways.items() if step.url.startswith(url + "/"))
         self._record.sent(self._client.now_s, name, step.headers.get("last-event-id", ""))
-        return await self._wire.open(step)
+        happened = await self._wire.open(step)
+        if isinstance(happened, Answered):
+            self._record.tries[-1].rejected = happened.headers.get(REASON, "")
+        return happened
 
     async def _deliver(self, events: tuple[Event, ...]) -> Happening | None:
         for event in events:
@@ -262,10 +267,12 @@ def record_of(ask: Ask, now_s: float) -> Request:
         parent=ask.parent,
         timeout_s=ask.timeout_s,
         leaves_openly=ask.leaving != VANISH,
+        priority=ask.priority,
     )
 
 
 def headers_of(ask: Ask) -> dict[str, str]:
     """What goes with it beside its body."""
     given = {PARENT: f"request-{ask.parent}" if ask.parent >= 0 else "", TIMEOUT: f"{ask.timeout_s or ''}"}
+    given[PRIORITY.decode()] = ask.priority
     return {name: value for name, value in given.items() if value}

@@ -13,6 +13,7 @@ import msgspec
 from holdfast.actors.engines.mock import mock_text, prompt_text
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
 from holdfast.core.requests import EngineRequest, Sampling
+from holdfast.core.thresholds import Thresholds
 from holdfast.gateway.requests import MODES as CANCEL_MODES
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ WORK_FROM_S: Final = 3.0
 PARENT_WITHIN_S: Final = 3.0
 """Requests belong to others that were asked no longer ago."""
 
+PRIORITIES: Final = ("critical", "default", "batch")
+
 BURST_S: Final = 0.2
 WORDS: Final = ("hold", "fast", "every", "stream", "through", "any", "one", "failure", "until", "it", "ends")
 
@@ -67,7 +70,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     tokens (-1: never) or after `leaves_after_s` (0: never), in its way of `leaving`, and goes on with the stream
     `returns_after_s` later (-1: never). After each of its first `pauses` reads it takes nothing for `pause_s`.
     It belongs to the request with the number `parent` (-1: to none), and asks gateways for no more than `timeout_s`
-    (0: does not).
+    (0: does not). `priority` is empty where it says none.
     """
 
     number: int
@@ -92,6 +95,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     pause_s: float = 0.0
     parent: int = -1
     timeout_s: float = 0.0
+    priority: str = ""
 
 
 class Operation(msgspec.Struct, frozen=True, tag=True):
@@ -122,6 +126,7 @@ def draw_work(rng: Random, scenario: Scenario) -> tuple[WorkItem, ...]:
     cancellers = Random(rng.getrandbits(64))
     drawn = sorted(_asks(clients, scenario), key=lambda ask: ask.at_s)
     asks = [_with_ties(cancellers, ask, drawn[:at]) for at, ask in enumerate(drawn)]
+    asks = _with_priorities(Random(rng.getrandbits(64)), asks)
     work: list[WorkItem] = [*_operations(operators, scenario), *asks, *_cancels(cancellers, asks)]
     return tuple(sorted(work, key=lambda item: (item.at_s, item.number)))
 
@@ -150,6 +155,7 @@ def _deployment(model: str, replicas: int, knobs: Knobs) -> DeploymentConfig:
         num_replicas=replicas,
         max_ongoing_requests=knobs.max_ongoing_requests,
         max_queued_requests=knobs.max_queued_requests,
+        thresholds=Thresholds(queue_age_threshold_s=knobs.queue_age_threshold_s or None),
         graceful_shutdown_timeout_s=knobs.graceful_shutdown_timeout_s,
         engine_stall_timeout_s=knobs.engine_stall_timeout_s,
         engine_first_step_timeout_s=knobs.engine_first_step_timeout_s,
@@ -250,6 +256,13 @@ def _with_ties(rng: Random, ask: Ask, before: list[Ask]) -> Ask:
     if tie < 0.3 and recent:
         ask = msgspec.structs.replace(ask, parent=recent[int(parent * len(recent))].number)
     return msgspec.structs.replace(ask, timeout_s=timeout_s) if haste < 0.12 else ask
+
+
+def _with_priorities(rng: Random, asks: list[Ask]) -> list[Ask]:
+    """In some runs nobody says how important a request is, in others most are critical, or batch."""
+    weights = rng.choice(((1, 0, 0, 0), (2, 1, 1, 2), (0, 6, 1, 3), (0, 1, 2, 6)))
+    drawn = rng.choices(("", *PRIORITIES), weights, k=len(asks))
+    return [msgspec.structs.replace(ask, priority=priority) for ask, priority in zip(asks, drawn, strict=True)]
 
 
 def _cancels(rng: Random, asks: list[Ask]) -> list[Cancel]:
