@@ -21,7 +21,7 @@ class Scenario(msgspec.Struct, frozen=True):
     Faults begin between `faults_from_s` and `faults_until_s`, and are over by `healed_s`, until when `requests` are
     asked; `late_requests` more are asked between `late_from_s` and `late_until_s`, of a cluster that should be well.
     With `heals` False (liveness) some members are named the healthy core, to which nothing happens, and what befalls
-    the others is never over.
+    the others is never over. The first `poisoned` requests break each engine that takes them in.
     """
 
     name: str

@@ -80,11 +80,20 @@ _POISONED: Final = Setting(
         "faults_max": 0,
         "operations": 0,
         "replicas": 3,
-        "requests": 60,
+        "gateways": 1,
+        "requests": 90,
         "poisoned": 1,
-        "work_until_s": 28.0,
+        "healed_s": 28.0,
+        "late_requests": 0,
     },
-    knobs={"migration_limit": 10, "replica_wait_s": 10.0, "request_timeout_s": 30.0, "load_s": 0.05, "itl_ms": 120.0},
+    knobs={
+        "migration_limit": 10,
+        "replica_wait_s": 10.0,
+        "request_timeout_s": 30.0,
+        "load_s": 0.05,
+        "itl_ms": 120.0,
+        "ttft_ms": 300.0,
+    },
 )
 """One request breaks engines, beside others, and nothing else breaks."""
 

@@ -60,19 +60,24 @@ POLICY: Final = RetryPolicy(
 
 
 class Client:
-    """One client process. `gateways` has their names by URL."""
+    """One client process. `gateways` has their names by URL. One that asks `once` does not try again."""
 
-    def __init__(self, process: SimProcess, history: History, gateways: Mapping[str, str], *, sticky: bool) -> None:
+    def __init__(
+        self,
+        process: SimProcess,
+        history: History,
+        gateways: Mapping[str, str],
+        *,
+        sticky: bool,
+        once: bool = False,
+    ) -> None:
         self.process = process
         self.gateways = gateways
         self.pool = Pool(process)
-        self.setup = self._setup(POLICY, sticky=sticky)
-        self.once = self._setup(replace(POLICY, tries_max=1), sticky=sticky)
+        policy = replace(POLICY, tries_max=1) if once else POLICY
+        loop, rng = process.loop, process.rng
+        self.setup = Setup(list(gateways), None, policy, sticky=sticky, clock=loop.time, random=rng.random)
         self._history = history
-
-    def _setup(self, policy: RetryPolicy, *, sticky: bool) -> Setup:
-        loop, rng = self.process.loop, self.process.rng
-        return Setup(list(self.gateways), None, policy, sticky=sticky, clock=loop.time, random=rng.random)
 
     @property
     def now_s(self) -> float:
@@ -115,8 +120,7 @@ class Client:
             headers=headers_of(ask),
         )
         path = CHAT if ask.chat else COMPLETIONS
-        setup = self.once if record.poisoned else self.setup
-        machine = setup.call(path, body_of(ask), options, streamed=ask.streamed)
+        machine = self.setup.call(path, body_of(ask), options, streamed=ask.streamed)
         return _Call(self, ask, record, machine, leaves_after)
 
 

@@ -46,7 +46,7 @@ CHOICES_MAX: Final = 2
 """So many choices are asked for at most."""
 
 POISON: Final = "poison"
-"""Prompts with this word break the engine that takes them in; whoever asks such a thing does not try again."""
+"""Prompts with this word break the engine that takes them in."""
 
 POISON_DEADLINE_S: Final = 10.0
 """Who asks such a thing gives up after so long, in seconds."""
@@ -198,7 +198,7 @@ def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
 
 
 def _poisoned(ask: Ask) -> Ask:
-    """The same, but that it breaks engines, for one stream, and is not asked for again."""
+    """The same, but that it breaks engines, and for one stream only."""
     return msgspec.structs.replace(ask, prompt=f"{ask.prompt} {POISON}", n=1, stops=(), deadline_s=POISON_DEADLINE_S)
 
 
