@@ -16,6 +16,7 @@ from holdfast.core.requests import EngineInfo, EngineRequest
 from holdfast.gateway.backend import Resumption
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.serving import Serving
+from holdfast.gateway.session import StreamSession
 from tests.unit.support.history import application
 from tests.unit.support.replicas import Answer, LocalReplica, Site, ask, engine_of, eventually, replicas_ready
 
@@ -365,3 +366,24 @@ async def test_a_gateway_that_queues_nothing_still_lets_a_replica_read_prompts(
         async with gateway.open(MODEL, [ask()], stops=[]) as session:
             (await Answer().read(session)).check(ask())
         assert not gateway.migrations
+
+
+def test_what_a_client_has_counts_also_while_it_is_drawn_again() -> None:
+    session = StreamSession(
+        [EngineRequest(prompt="x")],
+        [],
+        3,
+        lambda _run: None,
+        lambda _run: None,
+        5.0,
+        "cmpl-1",
+        Resumption((8,), replay=False),
+    )
+    stream = session._runs[0].stream
+    stream.start()
+    for position in range(5):
+        stream.token(position, position, "a")
+    assert session.completion_tokens == 8
+    for position in range(5, 10):
+        stream.token(position, position, "a")
+    assert session.completion_tokens == 10

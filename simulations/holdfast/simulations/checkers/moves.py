@@ -9,7 +9,7 @@ from holdfast.core.cluster import ReplicaStatus
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import REPLICA, Attempt, History, Process, Request
+from holdfast.simulations.history import REPLICA, History, Process, Request
 
 MOVES: Final = "moves"
 
@@ -24,6 +24,10 @@ LOSES_STREAM: Final = "engine loses stream"
 
 BUSY_MAX: Final = 4
 """Where more requests for a model are open, its other replicas may have no room."""
+
+
+STREAMS_MIN: Final = 3
+"""So many streams run at once on each replica, whatever is drawn for its engine."""
 
 
 def moves(history: History) -> list[Violation]:
@@ -78,39 +82,38 @@ def _left_there(history: History, process: Process, from_s: float, due_s: float)
 
 def _moved(request: Request, from_s: float, due_s: float) -> bool:
     """Whether anything happened to it meanwhile: another attempt, another call of its client's, or something came."""
-    attempts: list[Attempt] = request.attempts
-    last_s = max(attempt.at_s for attempt in attempts)
+    begun = any(from_s < attempt.at_s <= due_s for attempt in request.attempts)
     called = any(from_s - CALM_S < sent.at_s <= due_s for sent in request.tries[1:])
-    got = request.last_s is not None and request.last_s > from_s + UNDER_WAY_S
-    return last_s > from_s or called or got
+    got = request.last_s is not None and from_s + UNDER_WAY_S < request.last_s <= due_s
+    return begun or called or got
 
 
 def _could_move(
     history: History, log: FinalLog, process: Process, request: Request, from_s: float, due_s: float
 ) -> bool:
     """Whether its gateway and another replica were well all the time, and had room."""
-    open_then = sum(
-        other.model == request.model and other.asked_s <= due_s and (other.ended_s or history.ended_s) > from_s
+    open_then = [
+        other
         for other in history.requests
-    )
-    state = log.states[log.at(from_s)]
-    others = [
-        replica
-        for replica in state.replicas.values()
-        if replica.deployment == request.model
-        and replica.status is ReplicaStatus.RUNNING
-        and replica.id != process.replica
+        if other.model == request.model and other.asked_s <= due_s and (other.ended_s or history.ended_s) > from_s
     ]
+    state = log.states[log.at(from_s)]
     mine = state.replicas.get(process.replica)
-    if open_then > BUSY_MAX or mine is None or mine.status is not ReplicaStatus.RUNNING:
+    gateway = [sent.gateway for sent in request.tries if sent.at_s <= from_s][-1]
+    if mine is None or mine.status is not ReplicaStatus.RUNNING:
         return False
-    gateway = request.tries[-1].gateway
     if _befallen(history, from_s, due_s, gateway, "network", "*"):
         return False
-    return any(
-        not _befallen(history, from_s, due_s, replica.id, replica.node) and _lives(history, replica.pid, from_s, due_s)
-        for replica in others
+    well = sum(
+        replica.deployment == request.model
+        and replica.status is ReplicaStatus.RUNNING
+        and replica.id != process.replica
+        and not _befallen(history, from_s, due_s, replica.id, replica.node)
+        and _lives(history, replica.pid, from_s, due_s)
+        for replica in state.replicas.values()
     )
+    room = len(open_then) <= BUSY_MAX or sum(other.n for other in open_then) <= STREAMS_MIN * well
+    return well > 0 and room
 
 
 def _befallen(history: History, from_s: float, due_s: float, *names: str) -> bool:
