@@ -160,7 +160,9 @@ class Operators:
                 return False
             target[:] = [found]
             deadline_s = DRAIN_S if found[0] == "gateway" else None
-            return await operator.drain(*found, "migrate" if _second(operation) < 0.5 else "finish", deadline_s)
+            with contextlib.suppress(InvalidConfig):  # it may have ended while the log was away, between two tries
+                return await operator.drain(*found, "migrate" if _second(operation) < 0.5 else "finish", deadline_s)
+            return False
 
         async def undrain(operator: Operator) -> bool:
             if not target:
