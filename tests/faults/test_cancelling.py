@@ -78,7 +78,7 @@ async def blocks_are_free(replicas: list[Watched]) -> None:
     def used() -> list[tuple[int, int]]:
         return [(sample.kv_blocks, sample.streams) for sample in (one.sample() for one in replicas)]
 
-    await asyncio.to_thread(until, lambda: set(used()) == {(0, 0)}, 10, used)
+    await asyncio.to_thread(until, lambda: set(used()) == {(0, 0)}, 30, used)
 
 
 async def command(cluster: Cluster, *arguments: str) -> tuple[int, str]:
@@ -161,7 +161,7 @@ async def test_a_replica_goes_on_no_longer_than_the_request_may_when_its_gateway
     cluster: Cluster, urls: list[str], replicas: list[Watched]
 ) -> None:
     victim = next(one for one in cluster.status()["gateways"] if one["url"] == urls[1])
-    stream = Streaming(urls[1], "orphan", **{"x-request-timeout-seconds": "4"})
+    stream = Streaming(urls[1], "orphan", **{"x-request-timeout-seconds": "12"})
     await stream.has(5)
     os.kill(victim["pid"], signal.SIGKILL)
     with pytest.raises(httpx.TransportError):

@@ -76,6 +76,7 @@ class Wordless(Exception):
         (Wordless(), "Wordless: (its text can't be had: ValueError)"),
         (InvalidConfig("y" * 2_000), "y" * 1_000),
     ],
+    ids=["long", "not to be encoded", "wordless", "long and bad"],
 )
 def test_whatever_ends_it_the_node_hears_a_bounded_word_of_it(error: Exception, says: str) -> None:
     async def load(_specification: ReplicaSpecification) -> Engine:
