@@ -36,8 +36,8 @@ class Scenario(msgspec.Struct, frozen=True):
     late_until_s: float = 52.0
     faults_min: int = 38
     faults_max: int = 44
-    requests: int = 17
-    late_requests: int = 5
+    requests: int = 12
+    late_requests: int = 4
     operations: int = 3
     heals: bool = True
     poisoned: int = 0
@@ -140,7 +140,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
     """Settings within what their users may set, most of them where they are tight."""
-    heartbeat_s = rng.choice((1.0, 2.0))
+    # What looks about all the time is most of what a run costs: as often as a healthy core needs to be well in time.
+    heartbeat_s = rng.choice((2.0, 2.5) if scenario.heals else (1.0, 2.0))
     log_servers = rng.choice((1, 3))
     ttl_s = rng.choice((2.0, 4.0, 6.0))
     spare = rng.randint(0, 2)
@@ -175,9 +176,9 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         watch_silence_s=rng.choice((5.0, 8.0)),
         write_timeout_s=rng.choice((2.0, 8.0)),
         queue_age_threshold_s=rng.choice((0.0, 0.0, 1.0, 20.0)),
-        canary_wait_s=rng.choice((3.0, 5.0)),
+        canary_wait_s=rng.choice((5.0, 10.0) if scenario.heals else (3.0, 5.0)),
         canary_timeout_s=rng.choice((1.0, 2.0)),
-        health_check_period_s=rng.choice((2.0, 4.0)),
+        health_check_period_s=rng.choice((3.0, 5.0) if scenario.heals else (2.0, 4.0)),
         health_check_failures=rng.choice((1, 2)),
         # Beside a healthy core all has to be well within 18 s: a leader may be cut off, and then go on to be as a node.
         cut_off_timeout_s=rng.choice((12.0, 20.0) if scenario.heals else (4.0, 6.0)),

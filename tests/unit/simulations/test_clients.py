@@ -108,7 +108,7 @@ def asks_of(seed: int, count: int = 60) -> list[Ask]:
     work = (item for run in range(3) for item in draw_work(Random(f"{seed}/{run}"), SCENARIOS["standard"]))
     drawn = [item for item in work if isinstance(item, Ask)][:count]
     return [
-        changed(item, number=number, model="tiny", prompt=f"{number} {item.prompt}", stops=())
+        changed(item, number=number, parent=-1, model="tiny", prompt=f"{number} {item.prompt}", stops=())
         for number, item in enumerate(drawn)
     ]
 

@@ -59,6 +59,9 @@ PARENT_WITHIN_S: Final = 3.0
 
 PRIORITIES: Final = ("critical", "default", "batch")
 
+END_S: Final = 0.5
+"""So long before the end of the run everybody's time is over."""
+
 BURST_S: Final = 0.2
 WORDS: Final = ("hold", "fast", "every", "stream", "through", "any", "one", "failure", "until", "it", "ends")
 
@@ -182,7 +185,7 @@ def _operations(rng: Random, scenario: Scenario) -> list[Operation]:
 def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
     """Requests spread over the time of faults, a burst of them that is too much at once, and some when that is over."""
     burst_s = rng.uniform(WORK_FROM_S, scenario.healed_s - BURST_S)
-    in_burst = rng.choice((0.0, 0.25, 0.75))
+    in_burst = rng.choice((0.0, 0.3, 0.9))
     asks = []
     for number in range(scenario.requests):
         if rng.random() < in_burst:
@@ -192,8 +195,8 @@ def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
         asks.append(_ask(rng, number, at_s))
     for number in range(scenario.requests, scenario.requests + scenario.late_requests):
         late = _ask(rng, number, rng.uniform(scenario.late_from_s, scenario.late_until_s))
-        # Every end comes within the run.
-        asks.append(msgspec.structs.replace(late, deadline_s=min(late.deadline_s, scenario.lasts_s - late.at_s)))
+        left_s = scenario.lasts_s - END_S - late.at_s  # every end comes within the run
+        asks.append(msgspec.structs.replace(late, deadline_s=min(late.deadline_s, left_s)))
     return [_poisoned(ask) if ask.number < scenario.poisoned else ask for ask in asks]
 
 
