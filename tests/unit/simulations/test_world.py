@@ -58,6 +58,26 @@ def order_of_turns(seed: str) -> list[str]:
     return order
 
 
+@pytest.mark.parametrize("limit_s", [0.1 + number / 7 for number in range(20)])
+def test_who_sleeps_for_the_rest_of_a_time_finds_it_over(limit_s: float) -> None:
+    world = World("1")
+    sleeps = 0
+
+    async def main(process: SimProcess) -> int:
+        nonlocal sleeps
+        began_s = process.loop.time()
+        while (left_s := limit_s - (process.loop.time() - began_s)) > 0:
+            sleeps += 1
+            await asyncio.sleep(left_s)
+        return 0
+
+    for number in range(5):
+        world.spawn(f"p{number}", "a", main)
+    world.scheduler.run(5.0)
+    world.close()
+    assert sleeps == 5
+
+
 def test_order_between_processes_is_drawn_and_within_one_kept() -> None:
     orders = [order_of_turns(str(seed)) for seed in range(10)]
     assert len({tuple(order) for order in orders}) > 5

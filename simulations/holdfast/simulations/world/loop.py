@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from holdfast.simulations.world.transport import SimServer
 
 
+LATE_S = 1e-9
+"""Timers come so much late (seconds), as real ones do at least: who sleeps for what is left of a time finds it over.
+Else what rounding leaves of it is slept for again and again, and no time passes."""
+
+
 class SimTask(asyncio.Task[Any]):
     """A task whose place in a set does not depend on where it lies in memory: task groups cancel theirs in that order.
 
@@ -73,14 +78,14 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        at_s = self._scheduler.now_s + delay
+        at_s = self._scheduler.now_s + delay + LATE_S
         return self._scheduler.push(at_s, Handle(callback, args, context, self._lane, at_s + self._offset_s))
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
         handle = Handle(callback, args, context, self._lane, when)
-        return self._scheduler.push(when - self._offset_s, handle)
+        return self._scheduler.push(when - self._offset_s + LATE_S, handle)
 
     def call_from_world(self, callback: Callable[..., object], *args: Any) -> None:
         """Let something happen to the process from outside: a message, a signal."""
