@@ -55,22 +55,22 @@ _RESET: Final = Setting(kinds=("reset connection",), shape={"requests": 60}, kno
 
 _CUT_OFF_FROM_REPLICAS: Final = Setting(
     kinds=("partition", "one-way partition"),
-    shape={"requests": 120, "operations": 0},
+    shape={"requests": 120, "operations": 0, "nodes": 2, "gateways": 4},
     knobs={
         "log_servers": 1,
         "lease_servers": 1,
         "heartbeat_interval_s": 0.5,
         "heartbeat_timeout_s": 2.0,
         "stream_stall_timeout_s": 20.0,
-        "itl_ms": 250.0,
+        "itl_ms": 400.0,
     },
 )
 """Gateways lose sight of replicas, and see them again, while clients change their gateways."""
 
 _LEFT_GATEWAYS: Final = Setting(
-    kinds=("partition", "one-way partition", "replica crash"),
-    shape={"requests": 120, "operations": 0},
-    knobs={"log_servers": 1, "lease_servers": 1, "itl_ms": 250.0},
+    kinds=("one-way partition", "replica crash", "freeze"),
+    shape={"requests": 120, "operations": 0, "replicas": 3},
+    knobs={"log_servers": 1, "lease_servers": 1, "itl_ms": 250.0, "migration_limit": 10},
 )
 """Clients leave gateways that don't notice, and both gateways lose the stream's replica."""
 
