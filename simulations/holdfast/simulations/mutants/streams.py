@@ -38,11 +38,11 @@ _CROWDED: Final = Setting(knobs={"max_ongoing_requests": 1, "max_queued_requests
 
 _FROZEN: Final = Setting(
     kinds=("freeze",),
-    shape={"faults_min": 10, "faults_max": 14, "requests": 40, "operations": 0},
+    shape={"faults_min": 14, "faults_max": 18, "requests": 60, "operations": 0, "gateways": 1},
     knobs={
         "heartbeat_interval_s": 0.5,
         "heartbeat_timeout_s": 2.0,
-        "itl_ms": 200.0,
+        "itl_ms": 120.0,
         "health_check_period_s": 30.0,
         "canary_wait_s": 60.0,
         "stream_stall_timeout_s": 10.0,
