@@ -330,7 +330,7 @@ class Node:
     def _tell_of(self, replica: str, fact: Fact, cause: str) -> None:
         """Tell the log of a replica's health, unless it is to end anyway."""
         child = self._children.get(replica)
-        if child is not None and not child.stopping.is_set():
+        if child is not None and not (child.stopping.is_set() or child.drains_itself):
             self._metrics.judged(child.specification.model, fact)
             self._facts.record(fact, cause)
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from holdfast.actors.replica_main import run
-from holdfast.actors.specification import Draining, Ready, ReplicaSpecification, StopOrder
+from holdfast.actors.specification import Checked, Draining, Ready, ReplicaSpecification, StopOrder
 from holdfast.actors.stopping import LEAVE_S, Stopping
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, ReplicaStatus
@@ -251,6 +251,8 @@ async def test_a_replica_that_somebody_else_told_to_stop_is_replaced_before_it_h
         await world.deploy(application())
         await world.running(1)
         node.launcher.processes[0].says(Draining())
+        # It takes no connections any more: what its canary makes of that is no sickness.
+        node.launcher.processes[0].says(Checked("it does not answer"))
         await world.until(lambda state: "app.tiny.2" in state.replicas)
         assert node.launcher.processes[0].status is None
         node.launcher.processes[0].ends(0)
@@ -259,6 +261,7 @@ async def test_a_replica_that_somebody_else_told_to_stop_is_replaced_before_it_h
         assert isinstance(exited, ev.ReplicaExited)
         assert exited.expected
         assert world.state.applications["app"].deployments["tiny"].unstable_starts == 0
+        assert not world.happened(ev.ReplicaUnhealthy)
 
 
 @virtual_time
