@@ -31,6 +31,9 @@ class Good:
 class NoInfo(Good):
     info = "m"
 
+class NoRoom(Good):
+    info = EngineInfo("m", 8, 8, 0, True, "none")
+
 class Raises(Good):
     def __init__(self):
         raise OSError("no weights")
@@ -84,9 +87,10 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             {"sise": 1},
             "can't be made with these arguments: got an unexpected keyword argument 'sise'",
         ),
-        ("user_engines:Raises", {}, "making user_engines:Raises raised OSError: no weights (user_engines.py, line 17)"),
+        ("user_engines:Raises", {}, "making user_engines:Raises raised OSError: no weights (user_engines.py, line 20)"),
         ("user_engines:Exits", {}, "making user_engines:Exits raised RuntimeError: SystemExit: 3"),
         ("user_engines:NoInfo", {}, "info must be an EngineInfo (holdfast.core.requests), not str"),
+        ("user_engines:NoRoom", {}, "info.streams_max must be an integer of at least 1, not 0"),
     ],
 )
 async def test_what_is_wrong_with_a_class_is_said(

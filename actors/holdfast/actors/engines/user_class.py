@@ -50,7 +50,16 @@ async def load_class(arguments: dict[str, Any]) -> Engine:
         raise InvalidConfig(f"making {path} raised {_told(error)}") from error
     if not isinstance(info, EngineInfo):
         raise InvalidConfig(f"{path}: info must be an EngineInfo (holdfast.core.requests), not {type(info).__name__}")
+    check_info(path, info)
     return cast(Engine, engine)
+
+
+def check_info(path: str, info: EngineInfo) -> None:
+    """Raises `InvalidConfig` where the engine could never be given a stream: it would wait for one for ever."""
+    for name in ("context_tokens_max", "kv_blocks", "streams_max"):
+        value = getattr(info, name)
+        if not isinstance(value, int) or value < 1:
+            raise InvalidConfig(f"{path}: info.{name} must be an integer of at least 1, not {value!r}")
 
 
 def check_methods(path: str, made: type) -> None:
