@@ -7,6 +7,7 @@ CUDA errors and a lack of memory come as exceptions out of the engine's steps, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
@@ -41,6 +42,9 @@ GPU, and NVML doesn't tell whose they were: the program itself gets a CUDA error
 WAIT_MS: Final = 5_000
 """NVML is asked for the next event for so long at a time, in a thread (milliseconds)."""
 
+INJECTED_MAX: Final = 64
+"""So many injected errors wait to be heard."""
+
 RETRY_S: Final = 5.0
 """After an error of NVML's it is asked again so much later (seconds)."""
 
@@ -70,11 +74,12 @@ class InjectedEvents:
     """As `DeviceEvents`, for tests: what is injected happens."""
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[DeviceEvent] = asyncio.Queue()
+        self._events: asyncio.Queue[DeviceEvent] = asyncio.Queue(INJECTED_MAX)
 
     def inject(self, xid: int) -> None:
-        """Let a device report this."""
-        self._events.put_nowait(DeviceEvent("device 0", xid))
+        """Let a device report this. What nobody waits for any more is dropped."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._events.put_nowait(DeviceEvent("device 0", xid))
 
     async def next(self) -> DeviceEvent:
         """As `DeviceEvents.next`."""
