@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.bench.cluster import own_cluster
+from holdfast.actors.system_port import METRICS_KEPT_S
 
 AT_ONCE: Final = 200
 """So many clients at the same time."""
@@ -268,6 +269,8 @@ def _most(one: Sample, other: Sample) -> Sample:
 def _settle(watched: Sequence[Watched], is_back: Callable[[Sample, int], bool]) -> list[Sample]:
     """What the processes come to, once all are back or time is over."""
     deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+    # A page from before would tell of what was free then.
+    time.sleep(METRICS_KEPT_S)
     while True:
         samples = [one.sample() for one in watched]
         if all(is_back(sample, at) for at, sample in enumerate(samples)) or time.monotonic() > deadline_s:
