@@ -83,7 +83,7 @@ TEXTS = {
     Reason.QUEUE_FULL: "as many requests wait for a replica as may",
     Reason.DISPLACED: "a request that goes first took its place in the queue",
     Reason.PRIORITY: "requests that go first are rejected already",
-    Reason.RETRY_BUDGET: "its replica was lost or had no room, and too many requests begin again already",
+    Reason.RETRY_BUDGET: "its replica was lost, and too many requests begin again already",
     Reason.NO_REPLICA: "no replica could take it in time",
 }
 """What people are told, after "The request to `model` was rejected:"."""

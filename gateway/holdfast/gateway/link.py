@@ -92,6 +92,7 @@ class ReplicaLink:
         ),
         on_trust: Callable[[ReplicaLink, float], None] = lambda _link, _suspected_s: None,
         on_dismissed: Callable[[ReplicaLink], None] = lambda _link: None,
+        on_turned_away: Callable[[StreamRun], None] = lambda _run: None,
         engine_stall_timeout_s: float = 2.0,
         record: LinkRecord | None = None,
         thresholds: Thresholds = NONE_SET,
@@ -112,6 +113,7 @@ class ReplicaLink:
         self._rng = rng
         self._on_capacity = on_capacity
         self._on_orphans = on_orphans
+        self._on_turned_away = on_turned_away
         self._on_suspicion = on_suspicion
         self._on_trust = on_trust
         self._on_dismissed = on_dismissed
@@ -518,7 +520,7 @@ class ReplicaLink:
             # It has no room just now: nothing more goes there until it told its load again.
             self._full = True
             run.stream.postponed()
-            self._on_orphans([run], StreamLost(f"replica {self.replica}: {frame.message}"))
+            self._on_turned_away(run)
         else:
             run.refused(RequestRefused(frame.message, code=frame.code, param=frame.param))
         self._freed()

@@ -1,7 +1,8 @@
 """Serves models over the replicas that the log says are running: links, routing, queues, migration.
 
 A stream that finds no replica with room waits in its deployment's queue, which is bounded in length and in
-time. A stream that lost its replica goes to the head of that queue, and is never refused for its length.
+time. A stream that lost its replica, or that a replica turned away, goes to the head of that queue, and is never
+refused for its length.
 """
 
 from __future__ import annotations
@@ -315,6 +316,7 @@ class Serving:
             self._rng,
             on_capacity=lambda link: self._pump(pool, link),
             on_orphans=lambda runs, cause: self._orphaned(link, runs, cause),
+            on_turned_away=self._turned_away,
             on_suspicion=self._suspected,
             on_trust=self._suspicions.trusted,
             on_dismissed=self._handovers.dismissed,
@@ -392,6 +394,23 @@ class Serving:
             return False
         link.begin(run)
         return True
+
+    def _turned_away(self, run: StreamRun) -> None:
+        """A replica had no room for it just now, which is no failure: it waits on, or begins where there is room."""
+        run.link = None
+        run.trace.ended(POSTPONED)
+        pool, now_s = self._pool_of[run], asyncio.get_running_loop().time()
+        if run.waiting_since_s is None:
+            run.waiting_since_s = now_s
+            run.patience_s = pool.admission.patience_s(run.claim.priority)
+        if pool.closed:
+            run.fail(UnknownModel(pool.config.name))
+        elif now_s - run.waiting_since_s > self._settings.replica_wait_s:
+            self._give_up(run, pool)
+        elif pool.admission.stale(run):
+            run.fail(pool.admission.rejection(Reason.QUEUE_AGE))
+        elif not self._begin(run, pool):
+            self._enqueue(run, pool, first=True)
 
     def _enqueue(self, run: StreamRun, pool: Pool, *, first: bool) -> None:
         loop = asyncio.get_running_loop()
