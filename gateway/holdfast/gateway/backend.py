@@ -92,7 +92,12 @@ class Session(Protocol):
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens accepted so far over all choices."""
+        """Tokens so far over all choices: those that the client has from another gateway count, drawn again or not."""
+        ...
+
+    @property
+    def drawn_tokens(self) -> int:
+        """Those of them that came to this gateway: a client that resumes only says what it has."""
         ...
 
     @property

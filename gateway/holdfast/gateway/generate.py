@@ -100,10 +100,10 @@ class Meter:
             self._model.itl.observe((now - self._last) / longest, tokens)
         self._last = now
 
-    def ended(self, usage: Usage) -> None:
+    def ended(self, usage: Usage, drawn_tokens: int) -> None:
         """The session is over, well or not."""
         if self._model is not None:
-            self._model.used(usage.prompt_tokens, usage.completion_tokens)
+            self._model.used(usage.prompt_tokens, drawn_tokens)
             self._model.durations.observe(self._now_s() - self._began)
             self._trace.used(usage)
 
@@ -224,7 +224,7 @@ class Generator:
                 else:
                     await self._collect(form, head, asked, session, exchange, meter)
             finally:
-                meter.ended(_usage(asked, session))
+                meter.ended(_usage(asked, session), session.drawn_tokens)
 
     async def _stream(self, encoder: Encoder, asked: Asked, session: Session, exchange: Exchange, meter: Meter) -> None:
         deltas = await session.next()

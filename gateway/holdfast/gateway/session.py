@@ -296,7 +296,12 @@ class StreamSession:
     @property
     def completion_tokens(self) -> int:
         """As `Session.completion_tokens`: what the client has counts, also while it is drawn again."""
-        return sum(max(len(run.stream.accepted), run.stream.delivered) for run in self._runs)
+        return sum(max(len(run.stream.accepted), run.resumed_at or 0) for run in self._runs)
+
+    @property
+    def drawn_tokens(self) -> int:
+        """As `Session.drawn_tokens`."""
+        return sum(len(run.stream.accepted) for run in self._runs)
 
     def wake(self) -> None:
         """Something changed for the handler."""

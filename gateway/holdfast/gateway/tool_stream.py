@@ -27,11 +27,12 @@ class ToolEncoder(ChatEncoder):
     all text up to it. A stream that is resumed after some tokens has to be fed their text first.
     """
 
-    __slots__ = ("_parsers",)
+    __slots__ = ("_drawn", "_parsers")
 
     def __init__(self, head: Head, choices: int, delivered: Sequence[int] | None = None) -> None:
         super().__init__(head, choices, delivered)
         self._parsers: dict[Frame, tuple[CallParser, int]] = {}
+        self._drawn: dict[Frame, int] = {}
 
     def _prepare(self, frame: Frame, choice: int) -> None:
         self._parsers[frame] = CallParser(), choice
@@ -39,6 +40,7 @@ class ToolEncoder(ChatEncoder):
     def _known(self, frame: Frame, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             self._parsers[frame][0].feed(sane(piece.text))
+            self._drawn[frame] = piece.count
 
     def _opening(self, frame: Frame, choice: int, out: list[bytes]) -> None:
         out.append(frame.event(_OPEN + self._tail()))
@@ -46,10 +48,13 @@ class ToolEncoder(ChatEncoder):
     def _append_pieces(self, frame: Frame, pieces: Sequence[Piece], out: list[bytes]) -> None:
         parser, _ = self._parsers[frame]
         for piece in pieces:
-            frame.count = piece.count
+            frame.count = self._drawn[frame] = piece.count
             out.append(frame.event(self._inner(frame, parser.feed(sane(piece.text)), None)))
 
     def _finish(self, frame: Frame, reason: str) -> bytes:
+        if self._drawn.get(frame, 0) < frame.count:
+            # It was stopped while it was drawn again: the client has what is held back here, and what came after it.
+            return self._inner(frame, [], reason)
         parts, found = self._parsers[frame][0].end(reason)
         return self._inner(frame, parts, found)
 

@@ -161,6 +161,10 @@ class PreparedSession:
         self.timeout_s = 600.0
         self.replicas: list[str] = []
 
+    @property
+    def drawn_tokens(self) -> int:
+        return self.completion_tokens
+
     def stop(self) -> None:
         """Nobody does."""
 

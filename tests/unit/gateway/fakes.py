@@ -166,6 +166,10 @@ class FakeSession:
         return sum(len(stream.accepted) for stream in self._streams)
 
     @property
+    def drawn_tokens(self) -> int:
+        return self.completion_tokens
+
+    @property
     def timeout_s(self) -> float:
         return 600.0
 

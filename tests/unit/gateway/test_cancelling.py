@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,7 +13,9 @@ from holdfast.core.thresholds import Thresholds
 from holdfast.gateway import requests as open_requests
 from holdfast.gateway.exchange import tenant_of
 from tests.unit.gateway.cancelling import (
+    LONG,
     Gateways,
+    Pending,
     begin,
     cancelled,
     listed,
@@ -82,6 +85,30 @@ async def test_a_stopped_stream_ends_well_with_what_there_was(site: Site, known_
     assert finish["choices"][0]["finish_reason"] == "stop"
     assert usage["usage"]["completion_tokens"] == final["completion_tokens"] < 4000
     assert text_of(answer) == mock_text(request_of(), final["completion_tokens"])
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 0}])
+async def test_a_stream_that_is_stopped_while_it_is_drawn_again_has_used_what_its_client_has(
+    site: Site, fields: dict[str, int]
+) -> None:
+    replica = await site_of(site, itl_ms=20)
+    event_id = "cmpl-0123456789abcdef0000000000000007:1000"
+    async with Gateways(site) as gateways:
+        app = await gateways.start("g")
+        body = completion(stream=True, max_tokens=LONG, stream_options={"include_usage": True}, **fields)
+        headers = {"x-request-id": "mine", "last-event-id": event_id}
+        pending = Pending(app, body, headers, COMPLETIONS)
+        await eventually(lambda: [one.replicas for one in app.requests.seen(None, 1)] == [["app.tiny.1"]])
+        final = (await cancelled(app, "mine", "stop")).json
+        answer = await pending.answer()
+        await eventually(lambda: replica.free)
+        text = app.metrics.text().decode()
+    finish, usage = answer.chunks
+    assert finish["choices"][0]["finish_reason"] == "stop"
+    assert usage["usage"]["completion_tokens"] == final["completion_tokens"] == 1000
+    assert [event.id for event in answer.events] == [event_id] * 3
+    (generated,) = re.findall(r'^holdfast_generation_tokens_total\{model="tiny"\} (\S+)', text, re.M)
+    assert float(generated) < 1000, "whoever resumes says what it has, and that was not generated here"
 
 
 async def test_a_killed_stream_ends_in_an_error_event_and_no_done(site: Site) -> None:

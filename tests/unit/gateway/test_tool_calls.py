@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from holdfast.actors.engines.mock import load_mock
 from holdfast.core.errors import RequestRefused
 from holdfast.core.requests import EngineInfo, EngineRequest, Grammar, ToolUse
-from holdfast.core.stream import FINISH_STOP, Stream
+from holdfast.core.stream import FINISH_STOP, Piece, Stream
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.asking import Asked, ask_chat
-from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Resumption, Session
+from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Resumption, Session
+from holdfast.gateway.sse import Head
 from holdfast.gateway.tool_calls import Arguments, Began, CallParser, Part, Text, call_id
+from holdfast.gateway.tool_stream import chat_encoder
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 from tests.unit.gateway.client import CHAT, ask, chat
 from tests.unit.gateway.fakes import FakeBackend, FakeSession, delivered_of
@@ -355,6 +357,19 @@ async def test_a_stream_of_calls_is_resumed_after_any_of_its_events(text: str) -
     for at in range(1, len(whole) - 2):
         rest = (await ask(app, CHAT, body, {"last-event-id": whole[at].id})).events
         assert [deltas(event.data) for event in rest] == [deltas(event.data) for event in whole[at + 1 :]]
+
+
+@pytest.mark.parametrize("drawn", range(6))
+def test_who_has_more_of_a_stream_than_was_drawn_again_gets_none_of_it_twice(drawn: int) -> None:
+    """It was stopped meanwhile. What may have become a marker was held back then, and the client has it."""
+    head = Head("chatcmpl-1", 0, "tiny", include_usage=False, logprobs=-1, calls=True)
+    texts = ["a", " <too", "l box>", " <tool_ca", "mera", "."]
+    pieces = [Piece(at + 1, text, None) for at, text in enumerate(texts[:drawn])]
+    encoder = chat_encoder(head, 1, [6])
+    events = encoder.encode([Delta(0, pieces, None), Delta(0, [], FINISH_STOP)]).decode()
+    assert events.startswith("id: chatcmpl-1:6\ndata: {")
+    assert deltas(events.partition("data: ")[2]) == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    assert encoder.ended
 
 
 def deltas(data: str) -> Any:

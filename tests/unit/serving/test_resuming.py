@@ -368,7 +368,8 @@ async def test_a_gateway_that_queues_nothing_still_lets_a_replica_read_prompts(
         assert not gateway.migrations
 
 
-def test_what_a_client_has_counts_also_while_it_is_drawn_again() -> None:
+@pytest.mark.parametrize("replay", [False, True])
+def test_what_a_client_has_counts_also_while_it_is_drawn_again(replay: bool) -> None:
     session = StreamSession(
         [EngineRequest(prompt="x")],
         [],
@@ -377,13 +378,14 @@ def test_what_a_client_has_counts_also_while_it_is_drawn_again() -> None:
         lambda _run: None,
         5.0,
         "cmpl-1",
-        Resumption((8,), replay=False),
+        Resumption((8,), replay=replay),
     )
     stream = session._runs[0].stream
+    assert session._runs[0].has_tokens, "it makes no room for others: its client must not lose the rest"
     stream.start()
     for position in range(5):
         stream.token(position, position, "a")
-    assert session.completion_tokens == 8
+    assert (session.completion_tokens, session.drawn_tokens) == (8, 5)
     for position in range(5, 10):
         stream.token(position, position, "a")
-    assert session.completion_tokens == 10
+    assert (session.completion_tokens, session.drawn_tokens) == (10, 10)

@@ -180,6 +180,19 @@ def test_a_whole_answer_that_was_stopped_ends_between_two_tokens() -> None:
         assert (broken(run) == []) == is_right, text
 
 
+def test_a_whole_answer_that_was_stopped_may_have_used_less_than_the_stop_string_that_ends_the_same_text() -> None:
+    fourth = answered(7).events[4][2]
+    # With the fourth token the string is complete: the text of three is all, and four were drawn.
+    for used, is_right in ((2, False), (3, True), (4, True), (5, False)):
+        run, request = stopped(streamed=False, stops=(fourth,))
+        request.events[:] = [("whole", 0, request.events[0][2], ""), ("finish", 0, "stop", ""), ("usage", 0, "", "")]
+        request.usage = (5, used)
+        assert (broken(run) == []) == is_right, used
+    run.history.cancellations.clear()
+    request.usage = (5, 3)
+    assert "the usage is (5, 3), and must be (5, 4)" in only(broken(run), "streams")
+
+
 def test_what_may_have_become_a_stop_string_is_there_where_it_was_stopped_before() -> None:
     plain = answered(7, upto=2)
     texts = [text for kind, _choice, text, _id in plain.events if kind == "token"]

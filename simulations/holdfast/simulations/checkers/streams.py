@@ -201,12 +201,13 @@ class _Delivered:
 
     def _may_be_used(self, usage: tuple[int, int]) -> bool:
         """Whether one that was stopped may have used what it says: it may have been before its prompt was read, and of
-        an answer that came whole we can't tell how many of its last tokens have no text.
+        an answer that came whole we can't tell how many of its last tokens have no text: `usage` counts none of them.
         """
         told = self._request.usage
         if not self._stopped or told is None or told[0] not in (0, usage[0]):
             return False
-        return told[1] == usage[1] or (not self._request.streamed and told[1] >= usage[1])
+        most = usage[1] if self._request.streamed else sum(len(due.drawn) for due in self._due)
+        return usage[1] <= told[1] <= most
 
     def _expect_id(self) -> None:
         self._id = f"{self._request.response_id}:{','.join(map(str, self._counts))}"
@@ -226,7 +227,11 @@ class _Delivered:
         due = "".join(pieces)
         if text != due and not (self._stopped and "".join(drawn).startswith(text)):
             raise _Wrong(f"choice {choice} is {text!r}, and must be {due!r}")
-        self._counts[choice] = len(pieces) if text == due else _tokens(drawn, text)
+        if text != due:
+            self._counts[choice] = _tokens(drawn, text)
+        else:
+            # All of it may be there before the stop string that ends it is.
+            self._counts[choice] = _tokens(pieces, text) if self._stopped else len(pieces)
 
     def _finish(self, choice: int, reason: str) -> None:
         due = self._due[choice]

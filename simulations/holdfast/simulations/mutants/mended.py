@@ -15,6 +15,7 @@ from holdfast.gateway.admission import Admission
 from holdfast.gateway.client.machine import CallMachine
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ReplicaLink
+from holdfast.gateway.session import StreamSession
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS, QUIET
 from holdfast.simulations.checkers.members import MEMBERS
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
@@ -41,6 +42,12 @@ _MENDS: Final = (
             edit(ReplicaLink.attach, ("run.ordinal = max(run.ordinal, ordinal) + 1", "run.ordinal = ordinal")),
         ),
         (ENDS,),
+    ),
+    Mutant(
+        "stopped-while-redrawn",
+        "what the client of a resumed stream has counts while it is drawn again, also where its text is replayed",
+        (edit(StreamSession.completion_tokens, ("run.resumed_at or 0", "run.stream.delivered")),),
+        (STREAMS,),
     ),
     Mutant(
         "queue-of-lookups",
