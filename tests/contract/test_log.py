@@ -154,11 +154,21 @@ async def test_follow_after_the_last_entry_waits_for_the_next(log_world: LogWorl
         assert [entry.sequence for entry in await reading.count(1)] == [4]
 
 
+async def test_a_follower_is_told_how_much_there_is_behind_an_entry(log_world: LogWorld) -> None:
+    log = await log_world.client()
+    last = await write(log, "facts.a", 3)
+    async with Reading(log.follow()) as reading:
+        assert [entry.pending for entry in await reading.count(3)] == [2, 1, 0]
+        await write(log, "facts.a", 1, last=last, tag="late")
+        assert [entry.pending for entry in await reading.count(4)] == [2, 1, 0, 0]
+
+
 async def test_two_followers_see_the_same(log_world: LogWorld) -> None:
     log = await log_world.client()
     async with Reading(log.follow()) as one, Reading(log.follow()) as two:
         await write(log, "facts.a", 50)
-        assert await one.count(50) == await two.count(50)
+        seen = [[(e.sequence, e.subject, e.data, e.message_id) for e in await each.count(50)] for each in (one, two)]
+    assert seen[0] == seen[1]
 
 
 async def test_a_slow_follower_loses_nothing(log_world: LogWorld) -> None:

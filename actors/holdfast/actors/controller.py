@@ -52,6 +52,9 @@ LATE_S = 0.001
 RESIGN_PAUSE_S = 3.0
 """A leader that can't reach the log tries this often, in seconds, to leave the key to one that can."""
 
+READ_ON_MAX_S = 10.0
+"""A leader waits at most this long, in seconds, to read what the log is known to hold: it may have lost it since."""
+
 SUCCESSOR_TIMEOUT_S = 2.0
 """How long a leader whose decision was refused reads on, to learn who leads now (seconds)."""
 
@@ -277,6 +280,7 @@ class Controller:
             self._poke.clear()
             self._check(epoch)
             await self._follower.reached(head.sequence)
+            await self._read_on()
             plan = self._plan()
             for proposal in plan.proposals:
                 try:
@@ -285,6 +289,12 @@ class Controller:
                     raise Deposed(f"the log refused a decision, {error}", type_name(proposal.payload)) from error
             if not plan.proposals:
                 await self._wait(plan.look_again_at, asyncio.get_running_loop().time())
+
+    async def _read_on(self) -> None:
+        """Read what the log is known to hold: who decides amid what it missed decides by what is so no longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_ON_MAX_S):
+                await self._follower.reached(self._follower.known)
 
     async def _elect(self, epoch: int) -> Head:
         """Append the election after all decisions there are; whoever decided before can't any more."""

@@ -29,6 +29,8 @@ class Follower:
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._observers: list[Callable[[Record, ClusterState], None]] = []
         self.state = ClusterState()
+        self.known = 0
+        """The highest sequence that the log is known to hold, which may not have been read yet."""
         self.unreadable: WorldFailure | None = None
         """Why the log can't be read beyond the state, once that is so. It is not going to be read again then."""
 
@@ -89,6 +91,7 @@ class Follower:
 
     def _take(self, entry: LogEntry) -> None:
         record = decode_record(entry)
+        self.known = max(self.known, entry.sequence + entry.pending)
         ignored = self.state.ignored
         self.state = apply(self.state, record)
         if self.state.ignored > ignored:

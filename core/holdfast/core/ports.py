@@ -15,12 +15,16 @@ import msgspec
 
 
 class LogEntry(msgspec.Struct, frozen=True):
-    """One message of the log. `sequence` counts from 1 over all subjects without holes."""
+    """One message of the log. `sequence` counts from 1 over all subjects without holes.
+
+    Of one that is followed `pending` tells how many there were behind it when it was delivered, as far as is known.
+    """
 
     sequence: int
     subject: str
     data: bytes
     message_id: str
+    pending: int = 0
 
 
 class LogStatus(msgspec.Struct, frozen=True):

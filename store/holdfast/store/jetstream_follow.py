@@ -51,6 +51,8 @@ PULL_ENDED = ("Message Size Exceeds MaxBytes", "Batch Completed")
 SHORT_FIELDS = 9
 SEQUENCE_FIELD = 5
 LONG_SEQUENCE_FIELD = 7
+PENDING_FIELD_AFTER = 3
+"""The number of messages that are pending comes so many fields behind the sequence."""
 
 
 logger = logging.getLogger(__name__)
@@ -105,9 +107,8 @@ class Follower:
                     raise _Gap
                 self._position = sequence
                 headers = message.headers or {}
-                yield LogEntry(
-                    sequence, self._api.local(message.subject), message.data, headers.get(MESSAGE_ID_HEADER, "")
-                )
+                message_id = headers.get(MESSAGE_ID_HEADER, "")
+                yield LogEntry(sequence, self._api.local(message.subject), message.data, message_id, consumer.pending)
         finally:
             await consumer.discard()
 
@@ -152,13 +153,16 @@ class Follower:
 
 
 class _Consumer:
-    """An ephemeral pull consumer on one connection. `position` is the sequence of the last message that it gave."""
+    """An ephemeral pull consumer on one connection. `position` is the sequence of the last message that it gave,
+    `pending` how many the server had behind that one.
+    """
 
     def __init__(self, api: JetStreamApi, connection: Link, name: str, start: int) -> None:
         settings = api.settings
         self._api = api
         self._connection = connection
         self.position = start - 1
+        self.pending = 0
         self._delivered = 0
         self._heard_s = asyncio.get_running_loop().time()
         self._batch = settings.follow_batch_messages
@@ -217,7 +221,7 @@ class _Consumer:
             if status is None:
                 self._asked -= 1
                 self._delivered += 1
-                self.position = _sequence(message)
+                self.position, self.pending = _counts(message)
                 self._heard_s = asyncio.get_running_loop().time()
                 return message
             self._take_status(status, message.headers or {})
@@ -280,6 +284,8 @@ class _Consumer:
         self._wake()
 
 
-def _sequence(message: Message) -> int:
+def _counts(message: Message) -> tuple[int, int]:
+    """Its sequence, and how many messages were pending behind it."""
     fields = message.reply.split(".")
-    return int(fields[SEQUENCE_FIELD if len(fields) == SHORT_FIELDS else LONG_SEQUENCE_FIELD])
+    place = SEQUENCE_FIELD if len(fields) == SHORT_FIELDS else LONG_SEQUENCE_FIELD
+    return int(fields[place]), int(fields[place + PENDING_FIELD_AFTER])

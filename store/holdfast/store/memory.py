@@ -14,6 +14,8 @@ import bisect
 from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
+import msgspec
+
 from holdfast.core.errors import CorruptLog, LogFull, LogUnavailable, Misuse, WrongLastSequence
 from holdfast.core.ports import LogEntry, LogStatus
 from holdfast.store.entries import check_append, check_subject
@@ -141,7 +143,8 @@ class MemoryLog:
                 await self._link.travel()
                 continue
             position = entry.sequence
-            yield entry
+            pending = self._server.last_sequence - position
+            yield msgspec.structs.replace(entry, pending=pending) if pending else entry
 
     async def last_on(self, subject: str) -> LogEntry | None:
         check_subject(subject)

@@ -7,19 +7,21 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 
+import msgspec
 import pytest
 
-from holdfast.actors.controller import POLL_S, VACANCY_POLLS
+from holdfast.actors.controller import POLL_S, READ_ON_MAX_S, VACANCY_POLLS
 from holdfast.actors.ended import end_leases
 from holdfast.actors.identity import LEADER_KEY, Holder
 from holdfast.actors.node import Superseded
+from holdfast.actors.specification import Ready
 from holdfast.actors.writer import FactWriter
 from holdfast.core import events as ev
-from holdfast.core.cluster import LOSS_INTERVAL_S, MemberStatus
-from holdfast.core.ports import KeyChange
+from holdfast.core.cluster import LOSS_INTERVAL_S, MemberStatus, ReplicaStatus
+from holdfast.core.ports import KeyChange, LogEntry
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
 from holdfast.store.memory_leases import MemoryLeasesServer
-from tests.unit.support.history import application
+from tests.unit.support.history import INFO, application
 from tests.unit.support.virtual_time import VirtualClock, now_s, virtual_time
 from tests.unit.support.world import CUT_OFF_TIMEOUT_S, World, identity_of
 
@@ -417,6 +419,55 @@ async def test_a_log_that_nobody_can_read_for_long_costs_no_node_and_is_led_agai
             epoch = world.state.epoch
         assert not world.happened(ev.NodeLost, ev.ReplicaExited)
         check_one_leader_per_epoch(world)
+
+
+@virtual_time
+async def test_a_leader_that_reads_what_it_missed_decides_by_the_end_of_it() -> None:
+    """A new replica got ready and broke down while it could not read: the old one must not be stopped in between."""
+    async with World() as world:
+        leader = world.node("a", slots=1)
+        follow = leader.log.follow
+
+        async def one_at_a_time(after: int = 0) -> AsyncGenerator[LogEntry, None]:
+            async for entry in follow(after):
+                yield entry
+                await asyncio.sleep(0.01)
+
+        leader.log.follow = one_at_a_time  # type: ignore[method-assign]
+        await led_by(world, "a")
+        other = world.node("b")
+        await world.until(lambda state: "b" in state.nodes)
+        await world.deploy(application())
+        await world.running(1)
+        other.launcher.script = lambda process: None
+        await world.deploy(application(version=1))
+        await world.until(lambda state: [replica.pid != 0 for replica in state.replicas.values()] == [True, True])
+        leader.log.link.cut()
+        newer = other.launcher.processes[-1]
+        newer.says(Ready("127.0.0.1:9", INFO))
+        newer.ends(1)
+        name = newer.specification.replica
+        await world.until(lambda state: state.replicas[name].status is ReplicaStatus.EXITED)
+        leader.log.link.heal()
+        await asyncio.sleep(POLL_S)
+        assert len(world.happened(ev.ReplicaReplaced)) == 1
+        assert not world.happened(ev.ReplicaStopOrdered)
+
+
+@virtual_time
+async def test_a_leader_whose_log_lost_what_it_was_known_to_hold_decides_all_the_same() -> None:
+    async with World() as world:
+        leader = world.node("a")
+        follow = leader.log.follow
+
+        async def says_too_much(after: int = 0) -> AsyncGenerator[LogEntry, None]:
+            async for entry in follow(after):
+                yield msgspec.structs.replace(entry, pending=1000)
+
+        leader.log.follow = says_too_much  # type: ignore[method-assign]
+        await led_by(world, "a")
+        await world.deploy(application())
+        await world.running(1, within_s=5 * READ_ON_MAX_S)
 
 
 @virtual_time

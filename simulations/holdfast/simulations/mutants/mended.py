@@ -18,6 +18,7 @@ from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.session import StreamSession
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS, QUIET
 from holdfast.simulations.checkers.members import MEMBERS
+from holdfast.simulations.checkers.placement import UPDATES
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
 from holdfast.simulations.mutants.edits import Constant, edit
 from holdfast.simulations.mutants.mutant import Mutant
@@ -98,6 +99,12 @@ _MENDS: Final = (
         "a node that alone can't reach the log gives up its lease",
         (edit(LogReach._weigh, ("self._session.withhold()", "pass")),),
         (LIVENESS,),
+    ),
+    Mutant(
+        "read-half-way",
+        "a leader that reads what it missed decides by the end of it",
+        (edit(Controller._read_on, ("self._follower.known", "0")),),
+        (UPDATES,),
     ),
     Mutant(
         "leaderless-server",
