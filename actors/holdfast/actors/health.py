@@ -7,9 +7,10 @@ port as well. A check that hangs is not called again before it has ended, and fa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine
@@ -24,6 +25,9 @@ steps, which no user should wait for."""
 
 SMALL_CONTEXT = 64
 """An engine with a smaller context than this makes one token only."""
+
+WARM_UP_LOOKS = 20
+"""In so many parts the time for the first tokens is counted: none that a process stands still is longer than one."""
 
 WARM_UP_KEY = 0
 """The key of the warm-up's stream; a replica counts those of its attempts from 1."""
@@ -48,7 +52,7 @@ async def warm_up(engine: Engine, specification: ReplicaSpecification) -> bool:
     tokens = WARM_UP_TOKENS if info.context_tokens_max >= SMALL_CONTEXT else 1
     limit_s = specification.engine_first_step_timeout_s
     try:
-        async with asyncio.timeout(tokens * limit_s):
+        async with _timeout_awake(tokens * limit_s):
             await engine.admit(WARM_UP_KEY, canary_request(specification.warm_up_prompt, tokens))
             while not (await engine.step()).finished:
                 continue
@@ -63,6 +67,27 @@ async def warm_up(engine: Engine, specification: ReplicaSpecification) -> bool:
         engine.drop(WARM_UP_KEY)
         raise
     return True
+
+
+@contextlib.asynccontextmanager
+async def _timeout_awake(limit_s: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but for how long this process stood still itself: that counts as one look at most."""
+    loop, look_s, looks = asyncio.get_running_loop(), limit_s / WARM_UP_LOOKS, 0
+    async with asyncio.timeout(None) as timeout:
+
+        def look() -> None:
+            nonlocal looks, timer
+            looks += 1
+            if looks < WARM_UP_LOOKS:
+                timer = loop.call_later(look_s, look)
+            else:
+                timeout.reschedule(loop.time())
+
+        timer = loop.call_later(look_s, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class HealthChecks:

@@ -177,6 +177,24 @@ async def test_an_engine_that_makes_no_first_token_is_not_ready() -> None:
 
 
 @virtual_time
+async def test_time_in_which_the_replica_stood_still_is_not_its_engines() -> None:
+    engine = MockEngine(MockSettings(itl_ms=500), "b", random.Random(1))
+    loop = asyncio.get_running_loop()
+    warming = asyncio.create_task(warm_up(engine, told(warm_up_prompt="Hello", engine_first_step_timeout_s=2.0)))
+    await asyncio.sleep(0.7)
+    loop._jumping.now_s += 60.0  # type: ignore[attr-defined]
+    assert await warming
+    engine.hang()
+    began_s = now_s()
+    warming = asyncio.create_task(warm_up(engine, told(warm_up_prompt="Hello", engine_first_step_timeout_s=2.0)))
+    await asyncio.sleep(0.7)
+    loop._jumping.now_s += 60.0  # type: ignore[attr-defined]
+    with pytest.raises(NoToken, match="did not make 3 tokens within 6 s"):
+        await warming
+    assert 65.0 <= now_s() - began_s <= 66.0
+
+
+@virtual_time
 async def test_an_engine_that_refuses_its_first_prompt_says_what_to_do() -> None:
     engine = MockEngine(MockSettings(context_tokens_max=4), "b", random.Random(1))
     with pytest.raises(NoToken, match="Give it another one, or set canary to false"):

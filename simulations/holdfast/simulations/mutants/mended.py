@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.actors import health
 from holdfast.actors.controller import Controller
 from holdfast.actors.reach import LogReach
 from holdfast.core import admission, reconcile
@@ -105,6 +106,12 @@ _MENDS: Final = (
         "a leader that reads what it missed decides by the end of it",
         (edit(Controller._read_on, ("self._follower.known", "0")),),
         (UPDATES,),
+    ),
+    Mutant(
+        "frozen-first-token",
+        "an engine's first tokens have their time, without that in which the process stands still",
+        (edit(health.warm_up, ("_timeout_awake(", "asyncio.timeout(")),),
+        (QUIET,),
     ),
     Mutant(
         "leaderless-server",
