@@ -105,6 +105,20 @@ class GatewayState(msgspec.Struct, frozen=True):
     drained: bool = False
 
 
+class FailedStarts(msgspec.Struct, frozen=True):
+    """Starts of a deployment's replicas that failed on one incarnation of a node since one last got ready there.
+
+    The last did at `failed_at`, by the node's clock, with `message`; the last placement before that was at
+    `failed_after`, by the leader's. For how long the node rests follows in `starts.py`.
+    """
+
+    node_incarnation: str
+    failures: int
+    failed_at: datetime
+    failed_after: datetime | None
+    message: str
+
+
 class DeploymentState(msgspec.Struct, frozen=True):
     """A deployment: its goal and what its replicas' starts have come to.
 
@@ -115,6 +129,7 @@ class DeploymentState(msgspec.Struct, frozen=True):
     the last did at `failed_at`, by its node's clock, and the last placement before that was at `failed_after`, by the
     leader's. `unstable_starts` counts failures until a replica has stayed ready for that long, and sets the pause
     before the next start. `start_failures` is the same number while no replica has got ready since, and 0 once one has.
+    `failed_on` is what came of starts by node, where the last one failed.
 
     A breakdown (`breakdowns.py`) is the end of a replica that was ready and then failed by itself, or was found
     unhealthy. `breakdowns` counts those in a row, the last with `breakdown_message`: of replicas later than number
@@ -132,6 +147,7 @@ class DeploymentState(msgspec.Struct, frozen=True):
     failed_at: datetime | None = None
     failed_after: datetime | None = None
     placed_at: datetime | None = None
+    failed_on: Mapping[str, FailedStarts] = {}
     message: str = ""
     breakdowns: int = 0
     broken_after: int = 0

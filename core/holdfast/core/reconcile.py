@@ -26,13 +26,11 @@ from holdfast.core.cluster import (
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.drains import Leaving, leaving, nodes_left
 from holdfast.core.placement import Vacancies, occupancy
+from holdfast.core.starts import failed_since, resting_for, resting_for_all
 
 START_BACKOFF_FIRST_S = 0.5
 START_BACKOFF_MAX_S = 30.0
 """Between starts of a replica that fails (`DeploymentState`): doubling from the first to the largest, in seconds."""
-
-CLOCKS_APART_S = 1.0
-"""Clocks of machines whose time is kept are closer than this, in seconds."""
 
 START_FAILURES_FATAL = 3
 """Starts in a row that failed before a deployment is called failed (it is tried again all the same)."""
@@ -173,6 +171,7 @@ def _converge_all(
     state: ClusterState, replicas: _Replicas, now: datetime, look_again: list[datetime]
 ) -> Iterator[Proposal]:
     vacancies: Vacancies | None = None
+    rest: Mapping[str, int] = {}
     nodes = nodes_left(state)
     for application in state.applications.values():
         for deployment in application.deployments.values():
@@ -183,7 +182,9 @@ def _converge_all(
                 if retry_at is not None and retry_at > now:
                     look_again.append(retry_at)
                 else:
-                    vacancies = vacancies or Vacancies(state, occupancy(state))
+                    if vacancies is None:
+                        vacancies, rest = Vacancies(state, occupancy(state)), resting_for_all(state, now)
+                    vacancies.resting = resting_for(state, deployment, rest, now)
                     yield from _fill(application, deployment, standing, missing, vacancies)
             yield from _stop_surplus(deployment, standing)
             yield from _stop_leaving(deployment, standing, now, look_again)
@@ -257,20 +258,13 @@ def _health_budget(deployment: DeploymentState, replicas: list[ReplicaState]) ->
 
 
 def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
-    """When a replica may be started again after failed starts; None for at once.
-
-    The failure has its node's time. Where that can't be right, as a failure is no earlier than the placement before it
-    and not from the future, the wait begins at that placement, which a leader timed: so it stays bounded whatever that
-    clock shows, and does not begin anew with every look, nor with every placement since.
-    """
+    """When a replica may be started again after failed starts; None for at once."""
     # The first breakdown is answered at once: what broke down had run.
     row = max(deployment.unstable_starts, deployment.breakdowns - 1)
     if deployment.failed_at is None or row <= 0:
         return None
-    latest, earliest = now + timedelta(seconds=CLOCKS_APART_S), deployment.failed_after
-    plausible = deployment.failed_at <= latest and (earliest is None or deployment.failed_at >= earliest)
-    since = deployment.failed_at if plausible else earliest
-    if since is None or since > latest:
+    since = failed_since(deployment.failed_at, deployment.failed_after, now)
+    if since is None:
         return None
     doublings = min(row - 1, 16)
     backoff_s = min(START_BACKOFF_FIRST_S * 2**doublings, START_BACKOFF_MAX_S)
@@ -284,14 +278,19 @@ def _fill(
     missing: int,
     vacancies: Vacancies,
 ) -> Iterator[Proposal]:
-    """New replicas, those that exited replaced by name first. Stops when no node has room, but for what can make it."""
-    exited = standing.exited
+    """New replicas, those that exited replaced by name first. Stops when no node has room, but for what can make it.
+
+    Room on nodes that rest is used, and does not keep others from making better room.
+    """
+    exited, crowded = standing.exited, False
     cause = standing.leaving[0][1].cause if standing.leaving else deployment.event
     for number in range(missing):
         gone = exited[number] if number < len(exited) else None
         node = vacancies.take(avoid=gone.node if gone else None)
-        if node is None:
+        if not crowded and (node is None or node.id in vacancies.resting):
+            crowded = True
             yield from _make_room(standing)
+        if node is None:
             return
         name = f"{application.name}.{deployment.config.name}.{deployment.replicas_placed + number + 1}"
         where = (name, application.name, deployment.config.name, node.id, node.incarnation)

@@ -38,7 +38,7 @@ from holdfast.core.drains import (
 from holdfast.core.errors import CorruptLog
 from holdfast.core.overloads import threshold_requested, threshold_set
 from holdfast.core.sharing import SharedMap, with_entry, without_entry
-from holdfast.core.starts import count_failure, start_failed, was_stable
+from holdfast.core.starts import count_failure, count_start, start_failed, was_stable
 from holdfast.core.thresholds import NONE_SET
 
 _ENDS = (MemberStatus.LEFT, MemberStatus.LOST)
@@ -215,7 +215,7 @@ def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) 
     status = ReplicaStatus.RUNNING if starting else replica.status
     changes = {"status": status, "address": fact.address, "info": fact.info, "system_port": fact.system_port}
     state = _change_replica(state, event, fact.replica, ready_at=replica.ready_at or event.time, **changes)
-    return _change_deployment_of(state, replica, start_failures=0, message="", ran=True) if starting else state
+    return _with_deployment_of(state, replica, lambda known: count_start(known, replica)) if starting else state
 
 
 def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited) -> ClusterState:
@@ -301,7 +301,7 @@ def _change_replica(state: ClusterState, event: ev.Event, replica_id: str, **cha
 def _count_start_failure(state: ClusterState, event: ev.Event, replica: ReplicaState, message: str) -> ClusterState:
     def counted(deployment: DeploymentState) -> DeploymentState:
         replicas = state.replicas_of(replica.application, replica.deployment)
-        return count_failure(deployment, replicas, event.time, message)
+        return count_failure(deployment, replicas, replica, event.time, message)
 
     return _with_deployment_of(state, replica, counted)
 
@@ -453,8 +453,11 @@ def _deployment(
         return DeploymentState(config, event.id, revision, state.numbered.get(f"{name}.{config.name}", 0))
     revision = before.revision + (config.engine != before.config.engine)
     ran = before.ran and revision == before.revision
+    failed_on = before.failed_on if revision == before.revision else {}
     thresholds = before.thresholds if config.thresholds == before.config.thresholds else NONE_SET
-    return DeploymentState(config, event.id, revision, before.replicas_placed, ran=ran, thresholds=thresholds)
+    return DeploymentState(
+        config, event.id, revision, before.replicas_placed, failed_on=failed_on, ran=ran, thresholds=thresholds
+    )
 
 
 def _application_deleted(state: ClusterState, event: ev.Event, decision: ev.ApplicationDeleted) -> ClusterState:

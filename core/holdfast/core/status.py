@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ from holdfast.core.config import ApplicationConfig
 from holdfast.core.drains import Leaving, leaving, nodes_left
 from holdfast.core.placement import occupancy
 from holdfast.core.reconcile import START_FAILURES_FATAL
+from holdfast.core.starts import resting, rests_until
 
 
 class ApplicationStatus(StrEnum):
@@ -198,12 +200,16 @@ def _in_order(items: Mapping[str, _V]) -> list[_V]:
     return [items[name] for name in sorted(items, key=natural_order)]
 
 
-def report(state: ClusterState, leases: LeaseView | None) -> ClusterReport:
-    """How the cluster stands by the log, and by the leases where they are known."""
+def report(state: ClusterState, leases: LeaseView | None, now: datetime | None = None) -> ClusterReport:
+    """How the cluster stands by the log, and by the leases where they are known.
+
+    Which nodes rest because starts failed there is told where it is known what time it is.
+    """
     used = occupancy(state)
+    rest = _resting(state, now) if now is not None else {}
     return ClusterReport(
         controller=_controller(state, leases),
-        nodes=[_node(node, used[node.id], leases) for node in _in_order(state.nodes)],
+        nodes=[_node(node, used[node.id], leases, rest.get(node.id, "")) for node in _in_order(state.nodes)],
         gateways=_gateways(state, leases),
         replicas=_replicas(state),
         applications=_applications(state),
@@ -261,8 +267,27 @@ def _lease_missing(member: NodeState | GatewayState, leases: LeaseView | None) -
     return leases is not None and _taking_part(member) and member.incarnation not in leases.incarnations
 
 
-def _node(node: NodeState, used: int, leases: LeaseView | None) -> NodeReport:
-    status, message = NodeStatus(node.status), ""
+def _resting(state: ClusterState, now: datetime) -> dict[str, str]:
+    """Which nodes rest, and why: what failed there last."""
+    last: dict[str, tuple[datetime, str]] = {}
+    for application in state.applications.values():
+        for name, deployment in application.deployments.items():
+            for node, row in resting(state, deployment, now):
+                until = rests_until(row, now) or now
+                times = "a start" if row.failures == 1 else f"{row.failures} starts in a row"
+                told = (
+                    f"{times} of {application.name}.{name} failed here: {row.message or 'no reason given'}; "
+                    f"other nodes are preferred until {until.astimezone(UTC):%H:%M:%S} UTC"
+                )
+                last[node] = max(last.get(node, (row.failed_at, told)), (row.failed_at, told))
+    return {node: told for node, (_at, told) in last.items()}
+
+
+def _node(node: NodeState, used: int, leases: LeaseView | None, message: str) -> NodeReport:
+    """`message` is what there is to say of one that lives and is in use."""
+    status = NodeStatus(node.status)
+    if status is not NodeStatus.ALIVE:
+        message = ""
     if node.drain is not None and node.status is MemberStatus.ALIVE:
         status = NodeStatus.DRAINING if used else NodeStatus.DRAINED
         message = (

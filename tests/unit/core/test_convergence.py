@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, DeploymentState, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
+from holdfast.core.drains import leaving, nodes_left
 from holdfast.core.placement import occupancy
 from holdfast.core.reconcile import LOSS_FRACTION_MAX, Evidence, Plan, Proposal, reconcile
 from tests.unit.support.history import INFO, History
@@ -276,16 +277,21 @@ class World(RuleBasedStateMachine):
         deployment: DeploymentState,
         placements: list[ev.ReplicaPlaced | ev.ReplicaReplaced],
     ) -> None:
-        """A plan never makes more live replicas than wanted, or one more in a rolling update."""
+        """A plan never makes more live replicas than wanted, or one more in a rolling update, beside those that go."""
         name = (application, deployment.config.name)
         new = [placement for placement in placements if (placement.application, placement.deployment) == name]
         live = [replica for replica in self.state.replicas_of(*name) if replica.live]
-        outdated = [replica for replica in live if replica.revision != deployment.revision]
+        nodes = nodes_left(self.state)
+        going = [
+            replica
+            for replica in live
+            if leaving(replica, nodes) or (replica.unhealthy and replica.revision == deployment.revision)
+        ]
+        outdated = [one for one in live if one.revision != deployment.revision and one not in going]
         if new:
-            sick = [replica for replica in live if replica.unhealthy and replica not in outdated]
-            current = len(live) - len(outdated) - len(sick) + len(new)
+            current = len(live) - len(outdated) - len(going) + len(new)
             assert current <= deployment.config.num_replicas
-            assert not outdated or len(new) <= max(1, len(sick))
+            assert not outdated or len(new) <= max(1, len(going))
             row, failed_at = max(deployment.unstable_starts, deployment.breakdowns - 1), deployment.failed_at
             assert row <= 0 or failed_at is None or self.history.now >= failed_at + timedelta(seconds=0.5)
 

@@ -128,7 +128,7 @@ def _answer(
     nats, etcd = (found.cluster.nats, found.cluster.etcd) if found.cluster else (None, None)
     view = None if isinstance(leases, Exception) else lease_view(leases)
     state = ClusterState() if isinstance(log, Exception) else log.state
-    seen: ClusterReport = report(state, view)
+    seen: ClusterReport = report(state, view, datetime.now(UTC))
     controller = msgspec.to_builtins(seen.controller)
     if isinstance(log, Exception):
         leader = view.leader if view else None

@@ -7,7 +7,8 @@ from typing import Final
 
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, DeploymentState
-from holdfast.core.reconcile import CLOCKS_APART_S, START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S
+from holdfast.core.reconcile import START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S
+from holdfast.core.starts import CLOCKS_APART_S
 from holdfast.core.stream import BARREN_ATTEMPTS_MAX
 from holdfast.simulations.checkers.folding import final_log
 from holdfast.simulations.checkers.violation import Violation

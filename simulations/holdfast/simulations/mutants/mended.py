@@ -10,7 +10,7 @@ from typing import Final
 from holdfast.actors import health
 from holdfast.actors.controller import Controller
 from holdfast.actors.reach import LogReach
-from holdfast.core import admission, reconcile
+from holdfast.core import admission, reconcile, starts
 from holdfast.gateway import session
 from holdfast.gateway.admission import Admission
 from holdfast.gateway.client.machine import CallMachine
@@ -88,11 +88,17 @@ _MENDS: Final = (
         "the pause after a failed start is timed by the leader's clock where the node's can't be right",
         (
             edit(
-                reconcile._retry_at,
-                ("timedelta(seconds=CLOCKS_APART_S)", "timedelta(seconds=START_BACKOFF_MAX_S)"),
-                (" and (earliest is None or deployment.failed_at >= earliest)", ""),
+                starts.failed_since,
+                ("timedelta(seconds=CLOCKS_APART_S)", "timedelta(seconds=30.0)"),
+                (" and (failed_after is None or failed_at >= failed_after)", ""),
             ),
         ),
+        (LIVENESS,),
+    ),
+    Mutant(
+        "broken-host",
+        "a node on which starts fail rests: replicas go there only where no other has room",
+        (edit(reconcile._converge_all, ("resting_for(state, deployment, rest, now)", "{}")),),
         (LIVENESS,),
     ),
     Mutant(
