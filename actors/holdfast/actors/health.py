@@ -73,6 +73,7 @@ async def warm_up(engine: Engine, specification: ReplicaSpecification) -> bool:
 async def _timeout_awake(limit_s: float) -> AsyncIterator[None]:
     """As `asyncio.timeout`, but for how long this process stood still itself: that counts as one look at most."""
     loop, look_s, looks = asyncio.get_running_loop(), limit_s / WARM_UP_LOOKS, 0
+    timer: asyncio.TimerHandle
     async with asyncio.timeout(None) as timeout:
 
         def look() -> None:

@@ -98,6 +98,7 @@ class Knobs(msgspec.Struct, frozen=True):
     streams_max: int = 16
     graceful_shutdown_timeout_s: float = 3.0
     drain_timeout_s: float = 3.0
+    node_drain_timeout_s: float = 20.0
     restart_s: float = 1.0
     load_s: float = 0.3
     ends_leases: bool = True
@@ -166,6 +167,9 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         streams_max=rng.choice((4, 16)),
         graceful_shutdown_timeout_s=rng.choice((0.5, 3.0)),
         drain_timeout_s=rng.choice((0.5, 3.0)),
+        # Where nobody has room for what it runs, a node that is told to stop goes on for so long, and then is started
+        # again: with the rest of a healthy core within 18 s.
+        node_drain_timeout_s=20.0 if scenario.heals else 5.0,
         restart_s=rng.choice((0.2, 1.0, 3.0)),
         load_s=rng.choice((0.05, 0.3, 1.0)),
         ends_leases=rng.random() < 0.5,

@@ -109,6 +109,7 @@ def _live(world: World, plan: Plan, history: History) -> None:
     history.attempts_max = plan.knobs.migration_limit + 1
     history.move_bound_s = plan.knobs.heartbeat_timeout_s + plan.knobs.heartbeat_interval_s + MOVE_S
     history.stall_bound_s = _stall_bound_s(plan.knobs)
+    history.node_waits_s = plan.knobs.node_drain_timeout_s
     if settle_s + SETTLE_BOUND_S <= plan.lasts_s:  # a run cut short may not be blamed for what it had no time for
         history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
     world.scheduler.run(plan.lasts_s)

@@ -47,6 +47,7 @@ def test_what_ended_just_before_may_be_news_to_the_leader(after_s: float, is_fou
 
 def stopping_node(run: Run) -> None:
     """node-2 runs all there is, is told to stop, and stops it at once though node-1 could take over."""
+    run.history.node_waits_s = 20.0
     run.at_s = 20.0
     stop(run, 1)
     run.processes["node-2"].told(20.5, 0.0)
@@ -59,6 +60,13 @@ def test_a_node_that_stops_the_last_replica_without_waiting_for_others_is_found(
     run = well()
     stopping_node(run)
     assert "node-2 stops app.tiny.2, the last of tiny that ran" in found(run, "routable")
+
+
+def test_a_node_may_stop_the_last_replica_when_it_has_waited() -> None:
+    run = well()
+    stopping_node(run)
+    run.history.node_waits_s = 2.0
+    assert found(run, "routable") == ""
 
 
 def test_what_befell_anybody_excuses_a_node() -> None:

@@ -22,9 +22,6 @@ UNREAD_S: Final = 15.0
 CALM_S: Final = 10.0
 """So long after a fault is over it no longer explains anything, in seconds."""
 
-NODE_WAITS_S: Final = 15.0
-"""A node that stops waits at least for so long to be relieved, in seconds, where somebody may do so."""
-
 OBEYED_S: Final = 3.0
 """A gateway has done as a drain says so long after that drain's deadline, in seconds, where nothing befalls anybody."""
 
@@ -90,7 +87,7 @@ def _by_nodes(history: History, log: FinalLog) -> Iterator[Violation]:
         # What it could not tell the log for so long it need not wait for.
         state = log.states[log.at(process.told_s - FLUSH_TIMEOUT_S)]
         replica = state.replicas.get(process.replica)
-        early = node.told_s <= process.told_s < node.told_s + NODE_WAITS_S
+        early = node.told_s <= process.told_s < node.told_s + history.node_waits_s
         if not early or replica is None or replica.status is not ReplicaStatus.RUNNING or _others_run(state, replica):
             continue
         ordered = log.states[log.at(process.told_s)].replicas.get(process.replica)

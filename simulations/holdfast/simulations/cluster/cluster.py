@@ -206,6 +206,7 @@ class Cluster:
                 slots=knobs.slots,
                 heartbeat_interval_s=knobs.heartbeat_interval_s,
                 cut_off_timeout_s=knobs.cut_off_timeout_s,
+                drain_timeout_s=knobs.node_drain_timeout_s,
             ),
             gateway=GatewayProcessSettings(port=GATEWAY_PORT, drain_timeout_s=knobs.drain_timeout_s),
             http=HttpSettings(write_timeout_s=knobs.write_timeout_s),
