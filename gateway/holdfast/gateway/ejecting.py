@@ -54,12 +54,7 @@ class Ejector:
         links = {link.replica: link for link in pool.links}
         showings = {replica: _showing(link) for replica, link in links.items() if link.ready}
         out, back = outliers.look(showings, asyncio.get_running_loop().time())
-        for ejection in out:
-            seconds = round(ejection.until_s - asyncio.get_running_loop().time(), 3)
-            fact = ReplicaEjected(self._gateway, ejection.replica, ejection.reason, seconds)
-            self._told[ejection.replica] = self._report(fact, None)
-            self._ledger.add(HEALTH_TRANSITIONS, name, "ejected", "outlier")
-            links[ejection.replica].passed_over = True
+        # One whose time is over may be the worst again by what it showed meanwhile: then it is passed over in the end.
         for replica in back:
             cause = self._told.pop(replica, None)
             link = links.get(replica)
@@ -67,7 +62,14 @@ class Ejector:
                 link.passed_over = False
                 self._ledger.add(HEALTH_TRANSITIONS, name, "reinstated", "time")
                 self._report(ReplicaReinstated(self._gateway, replica), cause)
-                self._pump(pool)
+        for ejection in out:
+            seconds = round(ejection.until_s - asyncio.get_running_loop().time(), 3)
+            fact = ReplicaEjected(self._gateway, ejection.replica, ejection.reason, seconds)
+            self._told[ejection.replica] = self._report(fact, None)
+            self._ledger.add(HEALTH_TRANSITIONS, name, "ejected", "outlier")
+            links[ejection.replica].passed_over = True
+        if back:
+            self._pump(pool)
 
 
 def _showing(link: ReplicaLink) -> Showing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+import msgspec
 import pytest
 
 from holdfast.actors.engines.base import ENGINE_OVERLOADED
@@ -300,6 +301,34 @@ async def test_a_replica_that_serves_far_worse_than_the_others_is_passed_over_an
         for to, reason in (("ejected", "outlier"), ("reinstated", "time")):
             assert gateway.ledger.value(HEALTH_TRANSITIONS, "tiny", to, reason) == 1
         assert bad.room
+
+
+async def test_a_replica_whose_time_is_over_and_that_is_still_the_worst_is_passed_over_again(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=3))
+        for _ in range(3):
+            await site.replica()
+        gateway, told = await site.gateway(), list[tuple[Fact, str | None]]()
+        ejector, pool, pumped = gateway._ejector, gateway._pools["tiny"], list[bool]()
+        bad = pool.links[0]
+
+        def report(fact: Fact, cause: str | None) -> str:
+            told.append((fact, cause))
+            return str(len(told))
+
+        ejector._report = report
+        ejector._pump = lambda _pool: pumped.append(bad.passed_over)
+        for _ in range(2):
+            for link in pool.links:
+                link.record.well = 2 * ATTEMPTS_MIN
+            bad.record.failed = 10 * ATTEMPTS_MIN
+            ejector._look("tiny", pool)
+            assert bad.passed_over
+            (ejection,) = ejector._outliers["tiny"].ejected.values()
+            ejector._outliers["tiny"].ejected[bad.replica] = msgspec.structs.replace(ejection, until_s=0.0)
+        assert [type(fact) for fact, _ in told] == [ReplicaEjected, ReplicaReinstated, ReplicaEjected]
+        assert [cause for _, cause in told] == [None, "1", None]
+        assert pumped == [True], "who waits does not get it in between"
 
 
 async def test_a_replica_without_room_is_not_taken_for_one_that_fails(site: Site) -> None:
