@@ -325,15 +325,17 @@ class Controller:
             raise Deposed("its node is given up")
 
     def _plan(self) -> Plan:
+        return reconcile(self._follower.state, self._evidence(), self._clock.now())
+
+    def _evidence(self) -> Evidence:
         # Whoever decides is alive: a leader whose own lease slipped away asks for a new one, and may be deposed.
         ourselves = (self._identity.name, self._identity.incarnation)
-        evidence = Evidence(
+        return Evidence(
             self._nodes.expired() - {ourselves},
             self._gateways.expired(),
             self._nodes.ended | self._gateways.ended,
             self._nodes.cut_off,
         )
-        return reconcile(self._follower.state, evidence, self._clock.now())
 
     async def _wait(self, until: datetime | None, looked_s: float) -> None:
         """Sleep until something changes, or until it is time to look again; for the pause after a look in any case."""
@@ -386,14 +388,15 @@ class Controller:
         return min([interval_s, *(look_s + LATE_S for look_s in due)])
 
     def _compare(self, listing: Listing) -> None:
-        now_s = asyncio.get_running_loop().time()
+        now_s, before = asyncio.get_running_loop().time(), self._evidence()
         keys = [item.key for item in listing.items]
         state = self._follower.state
         known = ((self._nodes, "node", _nodes_alive(state)), (self._gateways, "gateway", _gateways_alive(state)))
         for evidence, role, alive in known:
             notes = (members_at(keys, role, note=note) for note in (ENDED, CUT_OFF))
             evidence.listed(members_at(keys, role), alive, now_s, *notes)
-        self._poke.set()
+        if self._evidence() != before:
+            self._poke.set()
 
 
 _TAKING_PART = (MemberStatus.ALIVE, MemberStatus.STOPPING)

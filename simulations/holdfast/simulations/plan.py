@@ -34,11 +34,11 @@ class Scenario(msgspec.Struct, frozen=True):
     healed_s: float = 40.0
     late_from_s: float = 44.0
     late_until_s: float = 52.0
-    faults_min: int = 38
-    faults_max: int = 44
-    requests: int = 12
-    late_requests: int = 4
-    operations: int = 3
+    faults_min: int = 36
+    faults_max: int = 40
+    requests: int = 9
+    late_requests: int = 3
+    operations: int = 2
     heals: bool = True
     poisoned: int = 0
 
@@ -50,7 +50,18 @@ class Scenario(msgspec.Struct, frozen=True):
 
 SCENARIOS = {
     STANDARD: Scenario(STANDARD),
-    CORE: Scenario(CORE, nodes=5, replicas=4, gateways=3, faults_min=8, faults_max=14, heals=False),
+    CORE: Scenario(
+        CORE,
+        nodes=5,
+        replicas=4,
+        gateways=3,
+        faults_min=8,
+        faults_max=14,
+        requests=12,
+        late_requests=4,
+        operations=3,
+        heals=False,
+    ),
     "short": Scenario(
         "short",
         nodes=2,
@@ -142,9 +153,9 @@ class Plan(msgspec.Struct, frozen=True):
 def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
     """Settings within what their users may set, most of them where they are tight."""
     # What looks about all the time is most of what a run costs: as often as a healthy core needs to be well in time.
-    heartbeat_s = rng.choice((2.0, 2.5) if scenario.heals else (1.0, 2.0))
+    heartbeat_s = rng.choice((2.5, 3.0) if scenario.heals else (1.0, 2.0))
     log_servers = rng.choice((1, 3))
-    ttl_s = rng.choice((2.0, 4.0, 6.0))
+    ttl_s = rng.choice((4.0, 6.0) if scenario.heals else (2.0, 4.0, 6.0))
     spare = rng.randint(0, 2)
     nodes = scenario.nodes - 1 if scenario.heals else scenario.core_nodes
     return Knobs(
@@ -152,7 +163,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         lease_servers=rng.choice((1, 3)),
         lease_ttl_s=ttl_s,
         heartbeat_interval_s=heartbeat_s,
-        heartbeat_timeout_s=heartbeat_s * rng.choice((4, 5)),
+        heartbeat_timeout_s=heartbeat_s * rng.choice((4,) if scenario.heals else (4, 5)),
         suspicion_phi=rng.choice((4.0, 8.0, 12.0)),
         stream_stall_timeout_s=rng.choice((5.0, 10.0)),
         replica_wait_s=rng.choice((2.0, 5.0, 10.0)),
@@ -175,14 +186,14 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         ends_leases=rng.random() < 0.5,
         # Elections among three take longer than this would be for one.
         append_timeout_s=rng.choice((3.0, 6.0, 12.0) if log_servers == 1 else (15.0, 20.0)),
-        follow_heartbeat_s=rng.choice((2.0, 3.0, 4.0)),
+        follow_heartbeat_s=rng.choice((3.0, 4.0) if scenario.heals else (2.0, 3.0, 4.0)),
         lease_request_timeout_s=rng.choice((2.0, 4.0)),
         watch_silence_s=rng.choice((5.0, 8.0)),
         write_timeout_s=rng.choice((2.0, 8.0)),
         queue_age_threshold_s=rng.choice((0.0, 0.0, 1.0, 20.0)),
-        canary_wait_s=rng.choice((5.0, 10.0) if scenario.heals else (3.0, 5.0)),
+        canary_wait_s=rng.choice((8.0, 12.0) if scenario.heals else (3.0, 5.0)),
         canary_timeout_s=rng.choice((1.0, 2.0)),
-        health_check_period_s=rng.choice((3.0, 5.0) if scenario.heals else (2.0, 4.0)),
+        health_check_period_s=rng.choice((4.0, 6.0) if scenario.heals else (2.0, 4.0)),
         health_check_failures=rng.choice((1, 2)),
         # Beside a healthy core all has to be well within 18 s: a leader may be cut off, and then go on to be as a node.
         cut_off_timeout_s=rng.choice((12.0, 20.0) if scenario.heals else (4.0, 6.0)),

@@ -249,7 +249,7 @@ def test_drawn_work_ends_well_whatever_connections_do(seed: str) -> None:
     assert set(hows) <= {COMPLETE, CANCELLED, UNREACHED}
     # What is cut more often than it takes to draw it again, or read too slowly, does not get to its end in time.
     assert hows.count(UNREACHED) < 6
-    assert hows.count(COMPLETE) > 40
+    assert hows.count(COMPLETE) > len(hows) * 3 / 4
 
 
 def test_a_seed_gives_the_same_run_again() -> None:

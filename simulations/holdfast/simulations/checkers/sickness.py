@@ -7,11 +7,14 @@ from typing import Final
 
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, ReplicaState, ReplicaStatus
+from holdfast.core.events import Record
 from holdfast.core.reconcile import UNHEALTHY_FRACTION_MAX
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.starts import CLOCKS
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import REPLICA, History, Process
+from holdfast.simulations.world.process import EPOCH
 
 SICKNESS: Final = "sickness"
 
@@ -34,7 +37,7 @@ SICKENING: Final = frozenset(
 
 EXPLAINS_S: Final = 8.0
 """So long after a fault is over it explains that a replica was found sick, in seconds: canaries wait for their answers,
-and a node that stood still tells late."""
+and a node that stood still says it late."""
 
 
 def sickness(history: History) -> list[Violation]:
@@ -47,9 +50,10 @@ def sickness(history: History) -> list[Violation]:
 
 def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
     for place, record in enumerate(log.records):
-        payload, at_s = record.event.payload, log.times[place]
+        payload = record.event.payload
         if not isinstance(payload, ev.ReplicaUnhealthy):
             continue
+        at_s = _said_s(history, record, log.times[place], payload.node)
         explained = any(
             fault.kind in SICKENING
             and befalls(fault, payload.replica)
@@ -62,6 +66,16 @@ def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
                 f"{payload.replica} is called unhealthy ({payload.kind}: {payload.message}), and nothing befell it"
             )
             yield Violation(SICKNESS, at_s, f"sequence {record.sequence}: {message}")
+
+
+def _said_s(history: History, record: Record, appended_s: float, node: str) -> float:
+    """When the node said it: it waits with that until the log has a leader. Where its clock was wrong, when it was
+    appended.
+    """
+    hosts = {process.host for process in history.processes if process.name == node}
+    if any(fault.kind in CLOCKS and befalls(fault, *hosts) for fault in history.faults):
+        return appended_s
+    return (record.event.time - EPOCH).total_seconds()
 
 
 def _too_many_at_once(log: FinalLog) -> Iterator[Violation]:

@@ -23,8 +23,8 @@ from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica
 from holdfast.simulations.work.items import CHOICES_MAX
 
-INTERVAL_S = 2.0
-SETTLING_INTERVAL_S = 1.0
+INTERVAL_S = 3.0
+SETTLING_INTERVAL_S = 1.5
 """Between two looks, in virtual seconds."""
 
 LOOKS_PER_FOLD = 4

@@ -1,0 +1,66 @@
+"""Replicas that are called unhealthy though nothing befell them are found, by when their node said so."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+import pytest
+
+from holdfast.core import events as ev
+from holdfast.simulations.checkers.sickness import EXPLAINS_S
+from tests.unit.simulations.recorded import Run, broken, only, well
+
+REPLICA = "app.tiny.1"
+OVER_S = 8.0
+
+
+def called_unhealthy(run: Run, said_s: float, appended_s: float) -> None:
+    """The replica's node finds it sick, and its log takes that at a later time."""
+    run.at_s = said_s
+    event = run.event(ev.ReplicaUnhealthy(REPLICA, "node-1", "canary", "no token"), "node-1", "i1")
+    run.at_s = appended_s
+    run.append("facts.node.node-1", event)
+    run.fact(ev.ReplicaHealthy(REPLICA, "node-1"), "node.node-1")
+
+
+def test_a_replica_that_is_called_unhealthy_for_nothing_is_found() -> None:
+    run = well()
+    called_unhealthy(run, 9.0, 9.0)
+    message = only(broken(run), "sickness")
+    assert f"{REPLICA} is called unhealthy (canary: no token), and nothing befell it" in message
+
+
+@pytest.mark.parametrize("target", ["app.tiny.2", "node-1"])
+def test_what_befell_another_is_no_reason(target: str) -> None:
+    run = well()
+    run.history.fault(7.0, "barren engine", target, until_s=OVER_S)
+    called_unhealthy(run, 9.0, 9.0)
+    assert only(broken(run), "sickness")
+
+
+def test_a_fault_of_its_own_is_a_reason_for_a_while() -> None:
+    for after_s, is_explained in ((EXPLAINS_S - 0.1, True), (EXPLAINS_S + 0.1, False)):
+        run = well()
+        run.history.fault(7.0, "barren engine", REPLICA, until_s=OVER_S)
+        called_unhealthy(run, OVER_S + after_s, OVER_S + after_s)
+        assert (broken(run) == []) == is_explained
+
+
+def test_what_waited_for_the_log_is_judged_by_when_it_was_said() -> None:
+    run = well()
+    run.history.fault(7.0, "barren engine", REPLICA, until_s=OVER_S)
+    called_unhealthy(run, OVER_S, OVER_S + EXPLAINS_S + 1.0)
+    assert broken(run) == []
+
+
+def test_a_clock_that_is_wrong_says_nothing_about_when_it_was_said() -> None:
+    run = well()
+    run.history.fault(7.0, "barren engine", REPLICA, until_s=OVER_S)
+    run.history.fault(7.0, "clock skew", "host-node-1", until_s=20.0)
+    said_s = OVER_S + EXPLAINS_S + 1.0
+    run.at_s = said_s
+    event = run.event(ev.ReplicaUnhealthy(REPLICA, "node-1", "canary", "no token"), "node-1", "i1")
+    run.append("facts.node.node-1", msgspec.structs.replace(event, time=event.time - timedelta(seconds=9.0)))
+    run.fact(ev.ReplicaHealthy(REPLICA, "node-1"), "node.node-1")
+    assert only(broken(run), "sickness")
