@@ -155,6 +155,22 @@ def test_a_nodes_trouble_with_the_log_is_no_reason_to_lose_its_lease() -> None:
     assert only(broken(run), "leases")
 
 
+@pytest.mark.parametrize(
+    ("has_a_lease", "struck", "found"), [(True, True, True), (False, True, False), (False, False, True)]
+)
+def test_servers_without_room_are_a_reason_for_who_had_no_lease_by_then(
+    has_a_lease: bool, struck: bool, found: bool
+) -> None:
+    run = well()
+    if not has_a_lease:
+        run.history.fault(3.0, "freeze", "gateway-1", until_s=4.0)
+        run.history.lease_event(5.0, "expired", LEASE)
+    run.history.fault(15.0, "leases: out of space", "etcd1,etcd2", until_s=20.0).struck = struck
+    given_up(run)
+    run.leased("gateways/gateway-1/i1", 900)
+    assert [violation.checker for violation in broken(run)] == ["leases"] * found
+
+
 def test_who_was_just_started_has_no_time_to_be_well() -> None:
     run = well()
     given_up(run, at_s=10.0)

@@ -44,6 +44,9 @@ KEEP_FROM_RENEWING: Final = frozenset(
 that are cut, what is compacted, late ends, requests that come twice, slow disks and full ones may not: renewals take
 nothing of all that."""
 
+FULL: Final = "leases: out of space"
+"""Servers that have no room renew leases, and take in no new keys: who had no lease by then can't get one."""
+
 LOG: Final = "log"
 """What troubles of the log befall that are no single server's, and a word in the reason of who can't reach it."""
 
@@ -205,6 +208,15 @@ def _given_up(history: History, log: FinalLog) -> Iterator[Violation]:
             continue
         process, at_s = processes.get(key), log.times[place]
         planes = (LEASE_SERVERS, LOG_SERVERS) if LOG in payload.reason.split() else (LEASE_SERVERS,)
-        if process is not None and _well(history, process, at_s, planes, standstills_explain=False):
+        if process is None or _got_no_lease(history, key, at_s):
+            continue
+        if _well(history, process, at_s, planes, standstills_explain=False):
             message = f"{process.name} is given up because {payload.reason}, and nothing had befallen it"
             yield Violation(LEASES, at_s, f"sequence {record.sequence}: {message}")
+
+
+def _got_no_lease(history: History, key: str, at_s: float) -> bool:
+    """Whether the member could not have its key by then, since the servers ran out of space when it had none."""
+    full = [fault for fault in history.faults if fault.kind == FULL and fault.struck and fault.from_s <= at_s]
+    lately = [fault for fault in full if fault.until_s is None or at_s <= fault.until_s + CALM_S]
+    return any(key not in _leased([one for one in history.leases if one.at_s < fault.from_s]) for fault in lately)
