@@ -21,6 +21,7 @@ from holdfast.actors.devices import watch_devices
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.health import HealthChecks, warm_up
 from holdfast.actors.held import HeldStreams, Peer, until_s
+from holdfast.actors.pacing import PaceMeter
 from holdfast.actors.replica_metrics import ReplicaMetrics
 from holdfast.actors.specification import Fenced, ReplicaSpecification, Report
 from holdfast.actors.wire import Connection
@@ -45,6 +46,7 @@ from holdfast.core.frames import (
     Welcome,
     decode_from_gateway,
 )
+from holdfast.core.pace import Pace
 
 if TYPE_CHECKING:
     from holdfast.actors.replica_traces import ReplicaTraces
@@ -128,6 +130,7 @@ class Replica:
         self._peers: dict[Connection, Peer] = {}
         self._probes: dict[Connection, Peer] = {}
         self._held = HeldStreams()
+        self._pace = PaceMeter()
         self._fenced: Counter[str] = Counter()
         self._starts: deque[_Arrived] = deque()
         self._admitting: tuple[Peer, int] | None = None
@@ -274,7 +277,7 @@ class Replica:
         if hello.probe:
             return
         self._deserted.clear()
-        connection.send(Heartbeat(self._engine.load(), self._draining, 0, self._dismissed))
+        connection.send(Heartbeat(self._engine.load(), self._draining, 0, self._dismissed, self._pace_now()))
 
     def _enqueue(self, peer: Peer, start: Start) -> None:
         if self._draining or len(self._starts) >= STARTS_WAITING_MAX:
@@ -338,6 +341,7 @@ class Replica:
             for key in live - self._held.by_key.keys():
                 self._engine.drop(key)
                 live.discard(key)
+                self._pace.left(key, loop.time())
                 if self._traces is not None:
                     self._traces.dropped(key)
             if not live:
@@ -358,8 +362,11 @@ class Replica:
             self._steps += 1
             if self._traces is not None:
                 self._traces.stepped(output)
+            self._pace.stepped(output.keys, loop.time())
             await self._deliver(output)
-            live.difference_update(key for key, _ in output.finished)
+            for key, _reason in output.finished:
+                live.discard(key)
+                self._pace.left(key, loop.time())
 
     async def _admit(self, arrived: _Arrived) -> None:
         """Let the engine take the attempt in, or tell why not."""
@@ -395,6 +402,7 @@ class Replica:
             raise
         if arrived.peer.connection not in self._probes:
             self.metrics.admitted(now_s() - arrived.at_s, prompt_tokens)
+            self._pace.began(key, arrived.at_s)
         if traces is not None and span is not None:
             traces.admitted(key, span, prompt_tokens, now_s() - arrived.at_s)
         return prompt_tokens
@@ -447,9 +455,13 @@ class Replica:
             self._fenced.clear()
 
     def _beat(self) -> None:
-        load = self._engine.load()
+        load, pace = self._engine.load(), self._pace_now()
         for connection, peer in list(self._peers.items()):
-            connection.send(Heartbeat(load, self._draining, peer.heard, self._dismissed))
+            connection.send(Heartbeat(load, self._draining, peer.heard, self._dismissed, pace))
+
+    def _pace_now(self) -> Pace:
+        gateways = sum(bool(peer.attempts) for peer in self._peers.values())
+        return self._pace.pace(gateways, asyncio.get_running_loop().time())
 
     def _tell_pulse(self, probe: Peer) -> None:
         idle_s = probe.connection.loop.time() - self._token_s

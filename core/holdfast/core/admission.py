@@ -16,6 +16,7 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
+from holdfast.core.pace import Measured
 from holdfast.core.requests import EngineInfo, EngineLoad
 from holdfast.core.thresholds import Thresholds
 
@@ -38,13 +39,6 @@ STALE_FACTOR = 10.0
 
 RATE_FADES_S = 1.0
 """Rates are of about so long a time (seconds)."""
-
-RISE, FALL = 0.02, 0.25
-"""How much of a new measurement counts, where it is slower than the last ones, and where it is faster: what is wanted
-is the time that an unloaded replica takes."""
-
-STAY_SHARE = 0.1
-"""How much of a new measurement of how long streams stay counts."""
 
 RETRY_AFTER_MIN_S = 1.0
 RETRY_AFTER_MAX_S = 60.0
@@ -132,17 +126,16 @@ class _Rate:
         return self._count * math.exp((self._at_s - now_s) / RATE_FADES_S) if self._count else 0.0
 
 
-class Service:
-    """What one deployment's replicas were measured to do for one gateway."""
+class Service(Measured):
+    """What one deployment's replicas were measured to do for one gateway, and what they tell of others' streams."""
 
-    __slots__ = ("_begun", "_first_began_s", "_rejected", "first_s", "stay_s")
+    __slots__ = ("_begun", "_first_began_s", "_rejected", "_told_first_s", "_told_per_s")
 
     def __init__(self) -> None:
-        self.first_s: float | None = None
-        """From when a replica is sent a stream to its first token, on an unloaded one (seconds)."""
-        self.stay_s: float | None = None
-        """How long streams stay on their replicas (seconds)."""
+        super().__init__()
         self._first_began_s: float | None = None
+        self._told_first_s: float | None = None
+        self._told_per_s = 0.0
         self._begun = {priority: _Rate() for priority in Priority}
         self._rejected = _Rate()
 
@@ -156,29 +149,23 @@ class Service:
         """A request was turned away."""
         self._rejected.add(now_s)
 
-    def first_token(self, took_s: float) -> None:
-        """A stream's first token came, so long after it was sent to its replica."""
-        known_s = self.first_s
-        if known_s is None:
-            self.first_s = took_s
-        else:
-            self.first_s = known_s + (took_s - known_s) * (RISE if took_s > known_s else FALL)
-
-    def stayed(self, took_s: float) -> None:
-        """A stream ended after so long on its replica."""
-        self.stay_s = took_s if self.stay_s is None else self.stay_s + (took_s - self.stay_s) * STAY_SHARE
+    def told(self, per_s: float, first_s: float | None) -> None:
+        """What replicas tell: so many places per second come free there that may be had by a gateway without streams,
+        and so long (seconds) takes a first token, if that is known. What was measured here goes before both."""
+        self._told_per_s, self._told_first_s = per_s, first_s
 
     def drain_per_s(self, in_flight: int, priority: Priority, now_s: float) -> float | None:
         """How many waiting streams of this priority and lower ones begin per second; None while nothing is known.
 
         As many streams end as are in flight, divided by how long they stay (Little's law). What goes first takes its
-        part of their places. Until the first one has ended, they stay for as long as it has by now, at least.
+        part of their places. Until the first one has ended, they stay for as long as it has by now, at least. With
+        none in flight it is the part of others' places that replicas tell of.
         """
         stay_s = self.stay_s
         if stay_s is None and self._first_began_s is not None:
             stay_s = now_s - self._first_began_s
         if stay_s is None or not in_flight:
-            return None
+            return self._told_per_s or None
         higher = sum(rate.count(now_s) for other, rate in self._begun.items() if other > priority) / RATE_FADES_S
         return max(in_flight / max(stay_s, 1e-6) - higher, 0.0)
 
@@ -186,16 +173,22 @@ class Service:
         """How long a request may wait; None while nothing is set or known."""
         age_s = thresholds.queue_age_threshold_s
         if age_s is None:
-            if self.first_s is None:
+            first_s = self._told_first_s if self.first_s is None else self.first_s
+            if first_s is None:
                 return None
-            age_s = max(AGE_FACTOR * self.first_s, AGE_MIN_S)
+            age_s = max(AGE_FACTOR * first_s, AGE_MIN_S)
         return CRITICAL_FACTOR * age_s if priority is Priority.CRITICAL else age_s
 
     def retry_after_s(self, waiting: int, in_flight: int, now_s: float, chance: float) -> float:
         """When to come again: once what waits and what was just rejected will have drained. `chance` is in [0, 1)."""
         rate = self.drain_per_s(in_flight, Priority.CRITICAL, now_s)
         due_s = (waiting + self._rejected.count(now_s)) / rate if rate else RETRY_AFTER_MIN_S
-        return min(max(due_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S) * (1 + RETRY_JITTER * chance)
+        return told_s(due_s, chance)
+
+
+def told_s(due_s: float, chance: float) -> float:
+    """What clients are told that should come again in so many seconds. `chance` is in [0, 1)."""
+    return min(max(due_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S) * (1 + RETRY_JITTER * chance)
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -151,7 +151,9 @@ class RequestCancelled(HoldfastError):
 class StreamLost(WorldFailure):
     """A stream lost its replica; where it reaches a client, more often than it may migrate."""
 
-    def __init__(self, message: str, kind: str = "lost") -> None:
-        """`kind` is the metrics' word for the cause: `lost`, `silent`, `deaf`, `stuck` or `stalled`."""
+    def __init__(self, message: str, kind: str = "lost", retry_after_s: float | None = None) -> None:
+        """`kind` is the metrics' word for the cause: `lost`, `silent`, `deaf`, `stuck` or `stalled`. A replica should
+        be there again after `retry_after_s`, where that is known."""
         super().__init__(message)
         self.kind = kind
+        self.retry_after_s = retry_after_s

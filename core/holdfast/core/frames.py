@@ -20,6 +20,7 @@ import msgspec
 
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import FrameError
+from holdfast.core.pace import Pace
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest, TokenLogprob
 
 PROTOCOL_VERSION = 4
@@ -175,13 +176,15 @@ class Heartbeat(Frame, frozen=True):
     """Sent every so often: alive, and this busy. `draining`: send nothing new, it is about to end. `dismissed`: take
     the streams that are here elsewhere; they go on here until then, for a while.
 
-    `heard` is the number of the last `Ping` that came: a gateway that is not heard can tell.
+    `heard` is the number of the last `Ping` that came: a gateway that is not heard can tell. `pace` is how fast streams
+    are served here, of all gateways.
     """
 
     load: EngineLoad
     draining: bool
     heard: int
     dismissed: bool = False
+    pace: Pace = Pace()
 
 
 class Pulse(Frame, frozen=True):

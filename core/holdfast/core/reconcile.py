@@ -257,17 +257,21 @@ def _health_budget(deployment: DeploymentState, replicas: list[ReplicaState]) ->
     return max(1, int(deployment.config.num_replicas * UNHEALTHY_FRACTION_MAX)) - going
 
 
-def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
-    """When a replica may be started again after failed starts; None for at once."""
+def pause_s(deployment: DeploymentState) -> float:
+    """How long after its last failure a deployment's next replica is started (seconds); 0 for at once."""
     # The first breakdown is answered at once: what broke down had run.
     row = max(deployment.unstable_starts, deployment.breakdowns - 1)
-    if deployment.failed_at is None or row <= 0:
+    return min(START_BACKOFF_FIRST_S * 2 ** min(row - 1, 16), START_BACKOFF_MAX_S) if row > 0 else 0.0
+
+
+def _retry_at(deployment: DeploymentState, now: datetime) -> datetime | None:
+    """When a replica may be started again after failed starts; None for at once."""
+    backoff_s = pause_s(deployment)
+    if deployment.failed_at is None or not backoff_s:
         return None
     since = failed_since(deployment.failed_at, deployment.failed_after, now)
     if since is None:
         return None
-    doublings = min(row - 1, 16)
-    backoff_s = min(START_BACKOFF_FIRST_S * 2**doublings, START_BACKOFF_MAX_S)
     return since + timedelta(seconds=backoff_s)
 
 

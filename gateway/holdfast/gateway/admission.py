@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from holdfast.core.admission import STALE_FACTOR, TEXTS, Line, Priority, Reason, decide
+from holdfast.core.admission import STALE_FACTOR, TEXTS, Line, Priority, Reason, decide, told_s
 from holdfast.core.errors import Overloaded
 from holdfast.core.thresholds import Thresholds
 from holdfast.gateway.backend import Claim
@@ -39,15 +39,22 @@ SLOWEST_PER_S = 0.001
 
 
 class Admission:
-    """Rejects requests for one deployment. `rejected(model, reason)` hears of each."""
+    """Rejects requests for one deployment. `rejected(model, reason)` hears of each; `comeback_s()` says in how many
+    seconds a replica should be ready, where none is and that is known."""
 
     def __init__(
-        self, pool: Pool, thresholds: Thresholds, rng: random.Random, rejected: Callable[[str, str], None]
+        self,
+        pool: Pool,
+        thresholds: Thresholds,
+        rng: random.Random,
+        rejected: Callable[[str, str], None],
+        comeback_s: Callable[[], float | None],
     ) -> None:
         self.thresholds = thresholds
         self._pool = pool
         self._rng = rng
         self._rejected = rejected
+        self._comeback_s = comeback_s
         self._rejected_s = float("-inf")
         self._highest = Priority.BATCH
         self._highest_s = float("-inf")
@@ -95,9 +102,16 @@ class Admission:
         if reason is not Reason.DISPLACED:
             self._rejected_s = now_s
         self._rejected(pool.config.name, reason)
-        after_s = pool.service.retry_after_s(len(pool.queue), self._in_flight_at(now_s), now_s, self._rng.random())
         message = f"The request to `{pool.config.name}` was rejected ({reason}): {TEXTS[reason]}."
-        return Overloaded(message, after_s, reason)
+        return Overloaded(message, self.retry_after_s(now_s), reason)
+
+    def retry_after_s(self, now_s: float) -> float:
+        """When who is rejected now should come again (seconds): once what waits has drained, or there is a replica."""
+        pool, chance = self._pool, self._rng.random()
+        if not pool.reachable and (due_s := self._comeback_s()) is not None:
+            return told_s(due_s, chance)
+        in_flight = self._in_flight_at(now_s)
+        return pool.service.retry_after_s(len(pool.queue), in_flight, now_s, chance)
 
     def patience_s(self, priority: Priority) -> float | None:
         """How long a stream that begins to wait now may do so if others wait behind it; None where nobody knows."""
@@ -192,5 +206,9 @@ class Admission:
     def _in_flight_at(self, now_s: float) -> int:
         if now_s - self._counted_s > COUNTED_S:
             self._counted_s = now_s
-            self._in_flight = sum(link.in_flight for link in self._pool.links)
+            links = [link for link in self._pool.links if link.reached]
+            self._in_flight = sum(link.in_flight for link in links)
+            firsts_s = [link.pressure.pace.first_s for link in links if link.pressure.pace.first_s > 0]
+            mean_s = sum(firsts_s) / len(firsts_s) if firsts_s else None
+            self._pool.service.told(sum(link.pressure.others_end_per_s for link in links), mean_s)
         return self._in_flight

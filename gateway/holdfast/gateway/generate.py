@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from holdfast.actors.metric_families import REJECTIONS
-from holdfast.core.admission import RETRY_AFTER_MIN_S, Reason
+from holdfast.core.admission import Priority, Reason, Service
 from holdfast.core.errors import Overloaded
 from holdfast.gateway.answers import Collected, chat_answer, completion_answer
 from holdfast.gateway.asking import Asked, ask_chat, ask_completion
@@ -68,7 +68,7 @@ def response_id(prefix: str, seed: int, entropy: Entropy = os.urandom) -> str:
 class Meter:
     """Times one request by a monotonic clock, in seconds."""
 
-    __slots__ = ("_began", "_last", "_model", "_now_s", "_trace", "outcome")
+    __slots__ = ("_began", "_last", "_model", "_now_s", "_trace", "entered_s", "outcome")
 
     def __init__(self, now_s: Callable[[], float], trace: RequestTrace) -> None:
         self._now_s = now_s
@@ -77,6 +77,8 @@ class Meter:
         self._last = 0.0
         self._model: ModelMetrics | None = None
         self.outcome = OK
+        self.entered_s: float | None = None
+        """When it was let in, if it was."""
 
     def accepted(self, model: ModelMetrics) -> None:
         """A backend took the request."""
@@ -132,6 +134,7 @@ class Generator:
         self._requests = requests
         self._kinship = kinship
         self._tracer = tracer
+        self._service = Service()
 
     async def serve(self, form: Form, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange from beginning to end; whatever goes wrong becomes an answer, or an event."""
@@ -145,9 +148,7 @@ class Generator:
             self._keys.check(exchange.headers.get(b"authorization"))
             request = request_of(exchange, self._keys)
             claim = claim_of(exchange.headers, request.owner)
-            if self._metrics.in_flight > self._settings.requests_max:
-                self._metrics.ledger.add(REJECTIONS, "", Reason.GATEWAY_FULL)
-                raise gateway_full(self._settings.requests_max)
+            self._enter(meter)
             resume = resume_of(exchange.headers, form.id_prefix)
             body = await exchange.body(request.left_s())
             if resume is None:
@@ -186,11 +187,29 @@ class Generator:
             meter.outcome = CANCELLED
             raise
         finally:
-            self._metrics.in_flight -= 1
+            self._leave(meter)
             if request is not None:
                 meter.outcome = self._requests.ended(request, meter.outcome)
             self._metrics.ended(form.route, model, meter.outcome)
             trace.ended(meter.outcome)
+
+    def _enter(self, meter: Meter) -> None:
+        """Raises `Overloaded` where as many requests are open as may be, of all models together."""
+        now_s, open_max = self._machine.monotonic_s(), self._settings.requests_max
+        if self._metrics.in_flight > open_max:
+            self._metrics.ledger.add(REJECTIONS, "", Reason.GATEWAY_FULL)
+            self._service.rejected(now_s)
+            after_s = self._service.retry_after_s(0, open_max, now_s, self._machine.rng.random())
+            message = f"The request was rejected ({Reason.GATEWAY_FULL}): {open_max} are open at this gateway."
+            raise Overloaded(message, after_s, Reason.GATEWAY_FULL)
+        meter.entered_s = now_s
+        self._service.began(Priority.DEFAULT, now_s)
+
+    def _leave(self, meter: Meter) -> None:
+        """The request is open no longer, if it was let in."""
+        self._metrics.in_flight -= 1
+        if meter.entered_s is not None:
+            self._service.stayed(self._machine.monotonic_s() - meter.entered_s)
 
     def _shed(self, body: bytes, claim: Claim) -> None:
         """Reject what would be rejected anyway before the work of reading it. Raises `Overloaded`, `UnknownModel`."""
@@ -272,12 +291,6 @@ class Generator:
         if not exchange.started:
             await exchange.problem(problem)
         return problem.outcome
-
-
-def gateway_full(requests: int) -> Overloaded:
-    """As many requests are open as may be, of all models together."""
-    message = f"The request was rejected ({Reason.GATEWAY_FULL}): {requests} are open at this gateway."
-    return Overloaded(message, RETRY_AFTER_MIN_S, Reason.GATEWAY_FULL)
 
 
 def _usage(asked: Asked, session: Session) -> Usage:

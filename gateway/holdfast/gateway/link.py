@@ -496,7 +496,7 @@ class ReplicaLink:
         if self._suspected_s is not None and self._liveness.suspicion is None:
             self._trust(connection.last_received_s)
         had_room = self.room
-        self.pressure.reported(beat.load, self._taken)
+        self.pressure.reported(beat.load, self._taken, beat.pace)
         self._draining = beat.draining
         if beat.dismissed:
             self._on_dismissed(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from holdfast.core.admission import Reason, busy, in_flight_limit
+from holdfast.core.pace import Pace
 from holdfast.core.requests import EngineInfo, EngineLoad
 from holdfast.core.thresholds import Thresholds
 
@@ -15,7 +16,7 @@ class LinkLoad:
     Some of our own may be on the way there, or back: so they are counted here, and only the rest is taken from reports.
     """
 
-    __slots__ = ("_busy", "_in_flight_max", "_info", "_reported", "_thresholds", "kv_used", "others")
+    __slots__ = ("_busy", "_in_flight_max", "_info", "_reported", "_thresholds", "kv_used", "others", "pace")
 
     def __init__(self, thresholds: Thresholds) -> None:
         self._thresholds = thresholds
@@ -29,14 +30,16 @@ class LinkLoad:
         self._in_flight_max = sys.maxsize
         self.kv_used = 0.0
         self.others = 0
+        self.pace = Pace()
 
     def introduced(self, info: EngineInfo) -> None:
         """What the replica's engine is like."""
         self._info = info
 
-    def reported(self, load: EngineLoad, own: int) -> None:
+    def reported(self, load: EngineLoad, own: int, pace: Pace) -> None:
         """A heartbeat came while so many of our own streams were there."""
         self._reported = load
+        self.pace = pace
         self.others = max(0, load.running + load.waiting - own)
         self.kv_used = load.kv_blocks_used / max(1, load.kv_blocks)
         self._judge()
@@ -53,6 +56,11 @@ class LinkLoad:
     def why_busy(self, own: int) -> Reason | None:
         """Why it gets no new streams, if that is so because of its load."""
         return self._busy or (None if self.spare(own) else Reason.IN_FLIGHT)
+
+    @property
+    def others_end_per_s(self) -> float:
+        """How many of others' streams end there per second, for each gateway that wants their places, us among them."""
+        return self.others / self.pace.stay_s / (self.pace.gateways + 1) if self.pace.stay_s > 0 else 0.0
 
     def _judge(self) -> None:
         if self._reported is not None and self._info is not None:

@@ -44,9 +44,10 @@ class Pool:
         thresholds: Thresholds = NONE_SET,
         rng: random.Random | None = None,
         rejected: Callable[[str, str], None] = lambda _model, _reason: None,
+        comeback_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.config = config
-        self.admission = Admission(self, thresholds, rng or random.Random(), rejected)
+        self.admission = Admission(self, thresholds, rng or random.Random(), rejected, comeback_s)
         self.links: list[ReplicaLink] = []
         self.shunned: set[ReplicaLink] = set()
         """Where streams begin only if no other link has room."""

@@ -30,7 +30,8 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client did not want its answer any more. No RFC has one."""
 
 RETRY_AFTER_LOST_S = 1.0
-"""A request whose replicas were lost may be sent again after so long (seconds): others take over within that."""
+"""A request whose replicas were lost may be sent again after so long (seconds) while there are others: they take over
+within that."""
 
 OUTCOMES = {408: "slow_client", CLIENT_CLOSED_REQUEST: "cancelled", 504: "deadline"}
 """What requests that ended in these are called in the metrics."""
@@ -180,7 +181,8 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         case RequestCancelled():
             return Problem(CLIENT_CLOSED_REQUEST, str(error), error.code)
         case StreamLost():
-            return Problem(503, str(error), STREAM_LOST, retry_after_s=RETRY_AFTER_LOST_S)
+            after_s = RETRY_AFTER_LOST_S if error.retry_after_s is None else error.retry_after_s
+            return Problem(503, str(error), STREAM_LOST, retry_after_s=after_s)
     log.error("request %s: unexpected error", request_id, exc_info=error)
     return INTERNAL
 

@@ -12,6 +12,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from holdfast.actors.canary import NO_TOKEN
@@ -51,6 +52,7 @@ from holdfast.core.thresholds import NONE_SET, Thresholds
 from holdfast.gateway.admission_settings import AdmissionSettings
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Health, ModelInfo, Resumption
 from holdfast.gateway.busy_threshold import changed, until_set
+from holdfast.gateway.comeback import Comeback
 from holdfast.gateway.ejecting import Ejector
 from holdfast.gateway.handover import DRAINED, Handovers
 from holdfast.gateway.link import ReplicaLink
@@ -63,7 +65,7 @@ from holdfast.gateway.search import Search
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun, StreamSession
 from holdfast.gateway.spells import Spells
-from holdfast.gateway.standing import RETRY_AFTER_S, Standing, stopping
+from holdfast.gateway.standing import Standing, stopping
 from holdfast.gateway.suspicions import Suspicions
 from holdfast.gateway.tracing import ENDED, LOST, POSTPONED, UNTRACED, RequestTrace
 
@@ -118,6 +120,7 @@ class Serving:
         self._links: dict[str, ReplicaLink] = {}
         self._pool_of: dict[StreamRun, Pool] = {}
         self._touched: dict[str, None] | None = None
+        self._comeback = Comeback()
         self._changed = asyncio.Event()
         follower.observe(self._on_record)
         self._idle = asyncio.Event()
@@ -244,9 +247,10 @@ class Serving:
 
     # --- links ------------------------------------------------------------------------------------------
 
-    def _on_record(self, record: Record, _state: ClusterState) -> None:
+    def _on_record(self, record: Record, state: ClusterState) -> None:
         """Note whose link may have to change. With thousands of replicas, most of what happens is about one of them."""
         payload = record.event.payload
+        self._comeback.read(record, state)
         if isinstance(payload, _ABOUT_MANY):
             self._touched = None
             self._changed.set()
@@ -282,6 +286,7 @@ class Serving:
             for application in state.applications.values()
             for deployment in application.deployments.values()
         }
+        self._comeback.keep(state, set(goals))
         for name in [name for name in self._pools if name not in goals]:
             self._close_pool(name)
         for name, deployment in goals.items():
@@ -289,9 +294,12 @@ class Serving:
             thresholds = deployment.thresholds.over(config.thresholds).over(self._admission.thresholds())
             pool = self._pools.get(name)
             if pool is None:
-                self._pools[name] = Pool(config, thresholds, self._rng, self._rejected)
+                self._pools[name] = Pool(config, thresholds, self._rng, self._rejected, partial(self._comeback_s, name))
             elif (pool.config, pool.admission.thresholds) != (config, thresholds):
                 self._reconfigure(pool, config, thresholds)
+
+    def _comeback_s(self, model: str) -> float | None:
+        return self._comeback.due_s(self._follower.state, model)
 
     def _rejected(self, model: str, reason: str) -> None:
         self.ledger.add(REJECTIONS, model, reason)
@@ -466,8 +474,10 @@ class Serving:
             link, run.link = run.link, None
             had_begun = run.stream.status is StreamStatus.RUNNING
             run.trace.ended(LOST if had_begun else POSTPONED, cause.kind if had_begun else "")
-            run.stream.lost(cause)
             pool = self._pool_of.get(run)
+            if pool is not None and not pool.reachable:
+                cause.retry_after_s = self._comeback_s(pool.config.name)
+            run.stream.lost(cause)
             if had_begun and pool is not None and link is not None:
                 run.end_move(LOST_AGAIN)
                 run.move = Move(self.ledger, pool.config.name, cause.kind, max(link.stepped_s, run.began_s))
@@ -475,7 +485,8 @@ class Serving:
                 run.fail(cause)
                 continue
             if had_begun and self._too_long(run):
-                run.fail(StreamLost(f"{cause}; the stream is longer than migration_max_seq_len allows"))
+                message = f"{cause}; the stream is longer than migration_max_seq_len allows"
+                run.fail(StreamLost(message, cause.kind, cause.retry_after_s))
                 continue
             if not run.has_tokens and not self._may_retry():
                 run.fail(pool.admission.rejection(Reason.RETRY_BUDGET))
@@ -519,7 +530,8 @@ class Serving:
         self._rejected(pool.config.name, Reason.NO_REPLICA)
         waited_s = self._settings.replica_wait_s
         message = f"No replica of `{pool.config.name}` could take the request within {waited_s:g} seconds."
-        run.fail(NoReplica(message, RETRY_AFTER_S, Reason.NO_REPLICA))
+        after_s = pool.admission.retry_after_s(asyncio.get_running_loop().time())
+        run.fail(NoReplica(message, after_s, Reason.NO_REPLICA))
 
     def _withdraw(self, run: StreamRun) -> None:
         """The client is done with it, or gone."""

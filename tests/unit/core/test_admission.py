@@ -187,3 +187,27 @@ def test_the_more_are_rejected_the_later_they_are_told_to_come() -> None:
         service.rejected(5.0)
     assert service.retry_after_s(5, 10, 5.0, 0.0) == pytest.approx(10.0)
     assert service.retry_after_s(5, 10, 50.0, 0.0) == RETRY_AFTER_MIN_S
+
+
+# --- what replicas tell of others' streams --------------------------------------------------------------
+
+
+def test_with_nothing_in_flight_what_replicas_tell_counts() -> None:
+    service = Service()
+    assert service.drain_per_s(0, Priority.DEFAULT, 1.0) is None
+    assert service.age_max_s(NONE_SET, Priority.DEFAULT) is None
+    service.told(0.5, 2.0)
+    assert service.drain_per_s(0, Priority.DEFAULT, 1.0) == 0.5
+    assert service.age_max_s(NONE_SET, Priority.DEFAULT) == 2.0 * AGE_FACTOR
+    assert service.retry_after_s(10, 0, 1.0, 0.0) == 20.0
+    service.told(0.0, None)
+    assert service.drain_per_s(0, Priority.DEFAULT, 1.0) is None, "nobody has streams there"
+
+
+def test_what_was_measured_here_goes_before_what_replicas_tell() -> None:
+    service = Service()
+    service.told(0.5, 2.0)
+    service.stayed(2.0)
+    service.first_token(1.0)
+    assert service.drain_per_s(4, Priority.CRITICAL, 1.0) == 2.0
+    assert service.age_max_s(NONE_SET, Priority.DEFAULT) == 1.0 * AGE_FACTOR

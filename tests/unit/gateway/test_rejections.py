@@ -11,6 +11,9 @@ from holdfast.core.thresholds import NONE_SET
 from holdfast.gateway.app import HttpSettings, create_app
 from holdfast.gateway.backend import Claim
 from holdfast.gateway.claims import model_of
+from holdfast.gateway.generate import Meter
+from holdfast.gateway.machine import Machine
+from holdfast.gateway.tracing import UNTRACED
 from tests.unit.gateway.client import CHAT, ask, chat
 from tests.unit.gateway.fakes import FakeBackend
 
@@ -78,6 +81,28 @@ async def test_a_full_gateway_says_when_to_come_again_and_counts_it() -> None:
     assert int(answer.headers["retry-after"]) >= 1
     metrics = await ask(app, "/metrics", method="GET")
     assert b'holdfast_rejections_total{model="",reason="gateway_full"} 1' in metrics.body
+
+
+async def test_a_full_gateway_of_long_requests_is_to_be_asked_again_when_one_will_have_ended() -> None:
+    now_s = 0.0
+    app = create_app(FakeBackend(), HttpSettings(requests_max=1), machine=Machine(monotonic_s=lambda: now_s))
+    meters = [Meter(lambda: now_s, UNTRACED) for _ in range(2)]
+    app.metrics.in_flight = 1
+    app._generator._enter(meters[0])
+    now_s = 20.0
+    app._generator._leave(meters[0])
+    app.metrics.in_flight = 2
+    with pytest.raises(Overloaded) as rejection:
+        app._generator._enter(meters[1])
+    assert 20.0 <= rejection.value.retry_after_s <= 30.0
+    app._generator._leave(meters[1])
+    assert app._generator._service.stay_s == 20.0, "who was not let in tells nothing"
+
+
+async def test_who_lost_the_last_replica_is_told_when_there_should_be_another() -> None:
+    app = create_app(FakeBackend(refuse_first=StreamLost("it is gone", retry_after_s=6.5)))
+    answer = await ask(app, CHAT, chat())
+    assert (answer.error["code"], answer.headers["retry-after"]) == ("stream_lost", "7")
 
 
 async def test_a_request_that_lost_its_replicas_says_when_to_come_again_and_counts_as_failed() -> None:
