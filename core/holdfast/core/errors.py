@@ -46,6 +46,10 @@ class WrongReplica(PeerViolation):
     """The process at an address is not the replica that the log says is there (the port was used again)."""
 
 
+class OutOfMemory(WorldFailure):
+    """There was no room for an engine, in the host's memory or the device's, when it was made."""
+
+
 class UnknownEventVersion(WorldFailure):
     """The log holds an event that this version of Holdfast can't read; upgrade this process."""
 

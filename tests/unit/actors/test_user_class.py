@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.actors.engines.base import Engine
-from holdfast.actors.engines.user_class import check_found, load_class
+from holdfast.actors.engines.user_class import check_found, lacks_memory, load_class
 from holdfast.actors.specification import Failed
 from holdfast.core.errors import InvalidConfig
 from holdfast.core.requests import EngineRequest
@@ -42,6 +42,16 @@ class Exits(Good):
     def __init__(self):
         raise SystemExit(3)
 
+class TooBig(Good):
+    def __init__(self):
+        raise MemoryError("no room for the weights")
+
+class OutOfMemoryError(RuntimeError): ...
+
+class TooBigForTheDevice(Good):
+    def __init__(self):
+        raise OutOfMemoryError("CUDA out of memory")
+
 class Awaits(Good):
     async def load(self): ...
     def step(self): ...
@@ -58,9 +68,10 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "user_engines.py").write_text(GOOD)
     (tmp_path / "user_broken.py").write_text("1 / 0\n")
+    (tmp_path / "user_hungry.py").write_text("raise MemoryError\n")
     (tmp_path / "user_needs.py").write_text("import no_such_package_at_all\n")
     yield tmp_path
-    for name in ("user_engines", "user_broken", "user_needs"):
+    for name in ("user_engines", "user_broken", "user_hungry", "user_needs"):
         sys.modules.pop(name, None)
 
 
@@ -116,6 +127,40 @@ def test_a_replica_with_a_bad_class_ends_with_2_and_says_why(modules: Path) -> N
         assert told.reports == [Failed("user_engines:Absent: the module user_engines has no class Absent")]
 
     in_virtual_time(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (
+            "user_engines:TooBig",
+            "making user_engines:TooBig raised MemoryError: no room for the weights (user_engines.py",
+        ),
+        (
+            "user_engines:TooBigForTheDevice",
+            "making user_engines:TooBigForTheDevice raised OutOfMemoryError: CUDA out of memory (user_engines.py, line",
+        ),
+        ("user_hungry:Good", "importing user_hungry raised MemoryError:"),
+    ],
+)
+def test_a_replica_whose_class_runs_out_of_memory_ends_with_1_and_says_why(modules: Path, path: str, says: str) -> None:
+    async def scenario() -> None:
+        from holdfast.actors.replica_main import run
+
+        told = Told()
+        assert await run(told, stdin(specification("class", import_path=path))) == 1
+        (report,) = told.reports
+        assert isinstance(report, Failed)
+        assert report.message.startswith(f"OutOfMemory: {says}")
+
+    in_virtual_time(scenario())
+
+
+def test_torch_says_so_by_the_name_that_is_looked_for() -> None:
+    torch = pytest.importorskip("torch")
+    assert lacks_memory(torch.OutOfMemoryError("no room"))
+    assert lacks_memory(torch.cuda.OutOfMemoryError("no room"))
+    assert not lacks_memory(RuntimeError("no room"))
 
 
 def test_whether_a_module_is_there_shows_without_importing_it(modules: Path) -> None:

@@ -1,7 +1,7 @@
 """An engine of the user's own: a class that is found by its import path, made in the replica's process, and checked.
 
 Whatever is wrong with it is the user's to mend, so it is said in one sentence that names the place, and the replica
-ends as it does for any wrong configuration.
+ends as it does for any wrong configuration. A lack of memory is not wrong with it: that is the machine's, and passes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from holdfast.actors.engines.base import Engine
 from holdfast.actors.threads import in_thread
 from holdfast.core.config import check_import_path
-from holdfast.core.errors import InvalidConfig, in_words
+from holdfast.core.errors import HoldfastError, InvalidConfig, OutOfMemory, in_words
 from holdfast.core.requests import EngineInfo
 
 IMPORT_PATH: Final = "import_path"
@@ -26,9 +26,14 @@ COROUTINES: Final = ("admit", "step", "close")
 PLAIN: Final = ("drop", "load")
 """An engine's methods, as in `engines/base.py`; besides them it has `info`, and perhaps `check_health`."""
 
+OUT_OF_MEMORY: Final = "OutOfMemoryError"
+"""What torch calls a lack of memory (`torch.OutOfMemoryError`, once `torch.cuda.OutOfMemoryError`), and CuPy too."""
+
 
 async def load_class(arguments: dict[str, Any]) -> Engine:
-    """An engine of the class that `arguments` name, made with the other arguments. Raises `InvalidConfig`.
+    """An engine of the class that `arguments` name, made with the other arguments.
+
+    Raises `InvalidConfig`, and `OutOfMemory` where the class, or its module, does not find enough of it.
 
     It is made in a thread, since that may take long; its methods are called in the event loop.
     """
@@ -47,7 +52,7 @@ async def load_class(arguments: dict[str, Any]) -> Engine:
         engine = await in_thread(lambda: made(**keywords))
         info = engine.info
     except Exception as error:
-        raise InvalidConfig(f"making {path} raised {_told(error)}") from error
+        raise _broken(f"making {path}", error) from error
     if not isinstance(info, EngineInfo):
         raise InvalidConfig(f"{path}: info must be an EngineInfo (holdfast.core.requests), not {type(info).__name__}")
     check_info(path, info)
@@ -90,13 +95,24 @@ def _import(name: str) -> ModuleType:
         missing = error.name or name
         if name == missing or name.startswith(f"{missing}."):
             raise InvalidConfig(_not_found(missing)) from error
-        raise InvalidConfig(f"importing {name} raised {_told(error)}") from error
+        raise _broken(f"importing {name}", error) from error
     except Exception as error:
-        raise InvalidConfig(f"importing {name} raised {_told(error)}") from error
+        raise _broken(f"importing {name}", error) from error
 
 
 def _not_found(module: str) -> str:
     return f"no module {module!r}: it must be in the folder that the node was started in, or on its PYTHONPATH"
+
+
+def _broken(what: str, error: Exception) -> HoldfastError:
+    """The error for what the user's code raised."""
+    kind = OutOfMemory if lacks_memory(error) else InvalidConfig
+    return kind(f"{what} raised {_told(error)}")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it says that memory is short: the host's, or a device's as torch tells it, which may not be there."""
+    return isinstance(error, MemoryError) or any(one.__name__ == OUT_OF_MEMORY for one in type(error).__mro__)
 
 
 def _told(error: Exception) -> str:
