@@ -45,6 +45,9 @@ WAIT_MS: Final = 5_000
 INJECTED_MAX: Final = 64
 """So many injected errors wait to be heard."""
 
+OPEN_TIMEOUT_S: Final = 30.0
+"""NVML is waited for so long when it is first asked (seconds): a driver that hangs does so for ever."""
+
 RETRY_S: Final = 5.0
 """After an error of NVML's it is asked again so much later (seconds)."""
 
@@ -89,7 +92,8 @@ class InjectedEvents:
 class NvmlEvents:
     """As `DeviceEvents`, by NVML. `devices` are UUIDs, or indices among all GPUs; none for all of them.
 
-    Raises NVML's errors where it can't be had, and `OSError` where there is no driver.
+    Made in a thread, for the driver may take long to answer, or never do. Raises NVML's errors where it can't be had,
+    and `OSError` where there is no driver.
     """
 
     def __init__(self, nvml: Any, devices: list[str]) -> None:
@@ -121,16 +125,20 @@ class NvmlEvents:
         return DeviceEvent(uuid.decode() if isinstance(uuid, bytes) else str(uuid), int(data.eventData))
 
 
-def events_for(engine: Engine) -> DeviceEvents | None:
-    """Where the errors of an engine's devices are heard; None where it has none, or nobody tells.
+async def events_for(engine: Engine) -> DeviceEvents | None:
+    """Where the errors of an engine's devices are heard; None where it has none, or nobody tells in time.
 
     An engine may bring its own (`device_events`).
     """
     own: DeviceEvents | None = getattr(engine, "device_events", None)
     if own is not None or not engine.info.device.startswith("cuda"):
         return own
+    devices = visible(engine.info.device, os.environ)
     try:
-        return NvmlEvents(importlib.import_module("pynvml"), visible(engine.info.device, os.environ))
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            return await in_thread(lambda: NvmlEvents(importlib.import_module("pynvml"), devices))
+    except TimeoutError:
+        logger.warning("XID errors are not watched for: NVML did not answer within %g s", OPEN_TIMEOUT_S)
     except ImportError:
         logger.warning("XID errors are not watched for: pip install 'holdfast[gpu]' for that")
     except Exception as error:  # whatever NVML has against it: it is no reason not to serve
@@ -149,7 +157,7 @@ def visible(device: str, environment: Any) -> list[str]:
 
 async def watch_devices(engine: Engine) -> None:
     """Raise `DeviceFailed` when a device of the engine's fails; return at once where nobody tells."""
-    events = events_for(engine)
+    events = await events_for(engine)
     while events is not None:
         try:
             event = await events.next()

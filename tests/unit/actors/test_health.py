@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from holdfast.actors.devices import DeviceFailed, InjectedEvents, NvmlEvents, visible, watch_devices
+from holdfast.actors.devices import DeviceFailed, InjectedEvents, watch_devices
 from holdfast.actors.engines.mock import MockEngine, MockSettings
 from holdfast.actors.health import HealthChecks, NoToken, warm_up
 from holdfast.actors.specification import Checked, Failed, ReplicaSpecification, Report
@@ -233,63 +233,6 @@ def test_the_replica_says_why_and_ends_with_1() -> None:
         assert channel.reports[-1] == Failed("DeviceFailed: XID 48 on device 0: double bit ECC error")
 
     in_virtual_time(scenario())
-
-
-class Nvml:
-    """As much of NVML's Python binding as is used: one event on the second GPU, then none."""
-
-    nvmlEventTypeXidCriticalError = 8
-
-    class NVMLError_Timeout(Exception):
-        pass
-
-    def __init__(self) -> None:
-        self.registered: list[str] = []
-        self.events = [SimpleNamespace(device="GPU-b", eventData=95)]
-
-    def nvmlInit(self) -> None: ...
-
-    def nvmlEventSetCreate(self) -> str:
-        return "set"
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        return f"GPU-{'ab'[index]}"
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        return uuid
-
-    def nvmlDeviceRegisterEvents(self, handle: str, kind: int, _events: str) -> None:
-        assert kind == self.nvmlEventTypeXidCriticalError
-        self.registered.append(handle)
-
-    def nvmlDeviceGetUUID(self, handle: str) -> str:
-        return handle
-
-    def nvmlEventSetWait_v2(self, _events: str, _timeout_ms: int) -> object:
-        if not self.events:
-            raise self.NVMLError_Timeout
-        return self.events.pop()
-
-
-@pytest.mark.parametrize(
-    ("devices", "registered"), [([], ["GPU-a", "GPU-b"]), (["1"], ["GPU-b"]), (["GPU-x"], ["GPU-x"])]
-)
-async def test_nvml_tells_of_the_gpus_that_the_engine_uses(devices: list[str], registered: list[str]) -> None:
-    nvml = Nvml()
-    events = NvmlEvents(nvml, devices)
-    assert nvml.registered == registered
-    assert await events.next() == ("GPU-b", 95)
-
-
-@pytest.mark.parametrize(
-    ("device", "shown", "means"),
-    [("cuda", "", []), ("cuda:1", "", ["1"]), ("cuda:1", "4,7", ["7"]), ("cuda", "GPU-a,GPU-b", ["GPU-a", "GPU-b"])],
-)
-def test_an_engines_device_is_found_among_those_that_it_may_see(device: str, shown: str, means: list[str]) -> None:
-    assert visible(device, {"CUDA_VISIBLE_DEVICES": shown}) == means
 
 
 def test_what_is_injected_is_heard_in_order() -> None:
