@@ -263,6 +263,23 @@ def test_a_gateway_that_sends_clients_away_before_its_time_is_over_is_found(told
     assert found in only(broken(run), "drains") if found else broken(run) == []
 
 
+@pytest.mark.parametrize(
+    ("began_s", "lifted_s", "found"),
+    [(20.0, 30.0, False), (20.0, 24.0, False), (20.0, 22.5, True), (24.5, 24.0, True), (24.5, 30.0, False)],
+)
+def test_a_slow_client_may_read_that_it_was_turned_away_when_the_drain_is_lifted(
+    began_s: float, lifted_s: float, found: bool
+) -> None:
+    run = well()
+    run.at_s = 21.0
+    run.decide(ev.DrainOrdered("gateway", "gateway-1", "finish", 2.0))
+    run.history.exchange(began_s, 103, 40.0).sent_away_s = 25.0
+    run.history.exchanges[-1].ended_s = 25.0
+    run.at_s = lifted_s
+    run.decide(ev.DrainLifted("gateway", "gateway-1"))
+    assert ("sends a client away" in checkers(run).get("drains", "")) is found
+
+
 def test_a_replica_may_end_without_streams_or_when_its_time_is_over_or_by_force() -> None:
     run = well()
     replica = run.processes["app.tiny.1"]

@@ -17,7 +17,7 @@ from holdfast.core.drains import leaving, nodes_left
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import GATEWAY, NODE, REPLICA, History, Process
+from holdfast.simulations.history import GATEWAY, NODE, REPLICA, Exchange, History, Process
 
 ORPHANS: Final = "orphans"
 PLACEMENTS: Final = "placements"
@@ -362,17 +362,24 @@ def drains(history: History) -> list[Violation]:
     return [*found, *_sent_away(history)]
 
 
-def _drained_by_then(log: FinalLog, name: str, at_s: float) -> bool:
-    """Whether the log drains it, and the time for that is over; operators of a simulation always name one."""
-    gateway = log.states[log.at(at_s)].gateways.get(name)
-    drain = gateway.drain if gateway is not None else None
-    if drain is None:
-        return False
-    ordered_s = next(
-        when_s for when_s, record in zip(log.times, log.records, strict=False) if record.event.id == drain.event
-    )
-    grace_s = 0.0 if drain.mode == "migrate" else drain.deadline_s or 0.0
-    return at_s >= ordered_s + grace_s - ROUNDING_S
+def _drained_meanwhile(log: FinalLog, name: str, exchange: Exchange) -> bool:
+    """Whether the log drained the gateway while the exchange went on, and the time for that was over before its client
+    was told; operators of a simulation always name one.
+
+    The drain may have been lifted by then: a client that is turned away reads that behind all that it had not read yet.
+    """
+    ordered_s: dict[str, float] = {}
+    for place, when_s in enumerate(log.times):
+        gateway = log.states[place + 1].gateways.get(name)
+        drain = gateway.drain if gateway is not None else None
+        if drain is None:
+            continue
+        grace_s = 0.0 if drain.mode == "migrate" else drain.deadline_s or 0.0
+        over_s = ordered_s.setdefault(drain.event, when_s) + grace_s - ROUNDING_S
+        until_s = log.times[place + 1] if place + 1 < len(log.times) else float("inf")
+        if max(over_s, when_s, exchange.began_s) <= min(until_s, exchange.sent_away_s or 0.0):
+            return True
+    return False
 
 
 def _sent_away(history: History) -> Iterator[Violation]:
@@ -382,7 +389,7 @@ def _sent_away(history: History) -> Iterator[Violation]:
         if exchange.sent_away_s is None:
             continue
         gateway, at_s = gateways[exchange.pid], exchange.sent_away_s
-        if _drained_by_then(log, gateway.name, at_s):
+        if _drained_meanwhile(log, gateway.name, exchange):
             continue
         if gateway.told_s is None or at_s - gateway.told_s < gateway.grace_s - ROUNDING_S:
             told = "was not told to stop" if gateway.told_s is None else f"was told to stop at {gateway.told_s:.3f} s"
