@@ -146,6 +146,26 @@ async def test_a_stream_that_stands_still_leaves_its_replica_alone(start_cluster
     assert not happened(cluster, "ReplicaExited")
 
 
+async def test_a_replica_whose_gpu_fails_says_why_and_is_replaced_while_its_streams_go_on(start_cluster: Any) -> None:
+    cluster: Cluster = start_cluster(engine_args={**PACE, "faults": True})
+    prompt, asked = "[[fault:xid 79]]", list[asyncio.Task[tuple[str, Any]]]()
+
+    async def ask_for_an_xid() -> tuple[str, Any]:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+            return await stream_text(client, prompt, 7, TOKENS)
+
+    texts = await under_streams(cluster, lambda: asked.append(asyncio.create_task(ask_for_an_xid())))
+    assert_right(texts)
+    assert (await asked[0])[0] == expected_text(prompt, 7, TOKENS)
+    cluster.wait(lambda _status: bool(happened(cluster, "ReplicaExited")))
+    (exited,) = happened(cluster, "ReplicaExited")
+    assert exited["payload"]["exit_code"] == 1
+    assert exited["payload"]["message"] == "DeviceFailed: XID 79 on device 0: the GPU has fallen off the bus"
+    failed = exited["payload"]["replica"]
+    cluster.wait(lambda status: len(running(status)) == 2 and failed not in {one["id"] for one in running(status)})
+    cluster.wait(lambda _status: bool(happened(cluster, "StreamsMigrated", failed)))
+
+
 async def test_streams_wait_for_the_only_replica_to_be_replaced(start_cluster: Any) -> None:
     cluster: Cluster = start_cluster(engine_args=PACE, replicas=1)
     victim = cluster.status()["replicas"][0]

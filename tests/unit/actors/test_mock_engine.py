@@ -259,6 +259,21 @@ async def test_a_prompt_kills_its_replicas_when_the_stream_is_so_long_and_says_w
         assert killed == []
 
 
+@virtual_time
+async def test_a_prompt_has_a_gpu_report_an_error_once_where_its_stream_began() -> None:
+    request = request_of("please [[fault:xid 79]]", 5)
+    for settings, accepted, xids in (({"faults": True}, 0, [79]), ({"faults": True}, 2, []), ({}, 0, [])):
+        engine = engine_of(**settings)
+        heard: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine.device_events, "inject", heard.append)
+            told = (await run_out(await admitted(engine, request)))[1]
+            heard.clear()
+            resumed = msgspec.structs.replace(request, accepted=[token for _, token, *_ in told[:accepted]])
+            assert (await run_out(await admitted(engine, resumed)))[1] == told[accepted:]
+        assert heard == xids
+
+
 async def admitted(engine: MockEngine, request: EngineRequest) -> MockEngine:
     await engine.admit(1, request)
     return engine

@@ -54,7 +54,8 @@ class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `faults`: SIGUSR1 makes the engine hang until SIGUSR2; the text `[[fault:crash]]` in a prompt ends the replica at
     that stream's third token; `[[fault:stall]]` gives the stream no third token where it began; `[[fault:kill 5 9]]`,
     which is no part of the prompt itself, kills it (SIGKILL) when the stream has 5 tokens, and the next one when it
-    has 9; `[[fault:xid 79]]` has a GPU report that error. Off by default, since a client could use all but the first.
+    has 9; `[[fault:xid 79]]` has a GPU report that error at the stream's third token where it began. Off by default,
+    since a client could use all but the first.
     """
 
     ttft_ms: Annotated[float, msgspec.Meta(ge=0, le=600_000)] = 0.0
@@ -83,6 +84,7 @@ class _Stream:
         "position",
         "prefill",
         "stalls",
+        "xids",
     )
 
     def __init__(self, base: int, request: EngineRequest, end: int, finish: str, blocks: int, due_s: float) -> None:
@@ -97,6 +99,7 @@ class _Stream:
         self.crashes = False
         self.kills: frozenset[int] = frozenset()
         self.stalls = False
+        self.xids: tuple[int, ...] = ()
 
 
 def parse_settings(arguments: dict[str, Any]) -> MockSettings:
@@ -177,8 +180,6 @@ class MockEngine:
         text, kills = prompt_text(request), frozenset[int]()
         if self._settings.faults:
             text, kills = _without_kills(text)
-            for xid in XID_MARKER.findall(text):
-                self.device_events.inject(int(xid))
         prompt_tokens = len(request.prompt_tokens) if request.prompt_tokens is not None else max(1, len(text.split()))
         end, finish = self._extent(request, prompt_tokens)
         blocks = -(-(prompt_tokens + end) // self._settings.block_tokens)
@@ -193,6 +194,8 @@ class MockEngine:
         stream.crashes = self._settings.faults and CRASH_MARKER in text
         stream.kills = frozenset(at for at in kills if at > stream.position)
         stream.stalls = self._settings.faults and STALL_MARKER in text and not request.accepted
+        if self._settings.faults and not request.accepted:
+            stream.xids = tuple(map(int, XID_MARKER.findall(text)))
         stream.prefill = prompt_tokens + stream.position
         self._prefill_tokens += stream.prefill
         self._waiting.append((key, stream))
@@ -319,6 +322,9 @@ class MockEngine:
             self._kill()
         if stream.stalls and position == FAULT_POSITION:
             return
+        if stream.xids and position == FAULT_POSITION:
+            for xid in stream.xids:
+                self.device_events.inject(xid)
         token = token_at(stream.base, position)
         output.keys.append(key)
         output.positions.append(position)
