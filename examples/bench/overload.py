@@ -50,7 +50,7 @@ REJECTED_WITHIN_S: Final = 0.05
 FIRST_TIMES_MAX: Final = 3.0
 THROUGHPUT_MIN: Final = 0.9
 GROWTH_MAX_MIB: Final = 32.0
-"""What is asked for: rejections in this time, first tokens within so many times the unloaded p99, this part of the
+"""What is asked for: every rejection in this time, first tokens within so many times the unloaded p99, this part of the
 highest throughput, and no more memory than so much above that of the first second."""
 
 
@@ -73,8 +73,8 @@ class Report(msgspec.Struct, frozen=True):
     def failures(self) -> list[str]:
         """What is not as it must be."""
         found = [f"{len(self.wrong)} answers are wrong, as {self.wrong[0]}"] if self.wrong else []
-        if self.rejected_p99_s > REJECTED_WITHIN_S:
-            found.append(f"the p99 of rejections took {1000 * self.rejected_p99_s:.0f} ms")
+        if self.rejected_max_s > REJECTED_WITHIN_S:
+            found.append(f"the longest rejection took {1000 * self.rejected_max_s:.0f} ms")
         if self.first_p99_s > FIRST_TIMES_MAX * self.light_first_p99_s:
             found.append(f"first tokens took {self.first_p99_s / self.light_first_p99_s:.1f} times the unloaded time")
         if self.accepted_per_s < THROUGHPUT_MIN * self.full_per_s:
