@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 from holdfast.core.errors import IncompatibleServer, LogUnavailable
@@ -44,6 +45,8 @@ class JetStreamApi:
         self.session = session
         self.settings = settings
         self.opened = False
+        self.readers: dict[Callable[[int], None], None] = {}
+        """Who wants to hear how far the log is, whenever an answer tells it."""
 
     def wire(self, subject: str) -> str:
         """The subject as the server knows it."""
@@ -111,6 +114,9 @@ class JetStreamApi:
                 self.session.led()
             raise
         self.session.led()
+        if (last := _last_told(answer)) is not None:
+            for reader in self.readers:
+                reader(last)
         return answer
 
     async def stream_info(self, timeout_s: float) -> dict[str, Any]:
@@ -132,6 +138,12 @@ class JetStreamApi:
             data=base64.b64decode(message.get("data", "")),
             message_id=_message_id(base64.b64decode(message.get("hdrs", ""))),
         )
+
+
+def _last_told(answer: dict[str, Any]) -> int | None:
+    """The sequence that the stream has reached by an append's acknowledgement or by what is told of the stream."""
+    told = answer["state"].get("last_seq") if "state" in answer else answer.get("seq")
+    return None if told is None else int(told)
 
 
 def parsed(data: bytes) -> dict[str, Any]:

@@ -10,7 +10,8 @@ so that a slow reader holds back the server and no queue in between can overflow
 deliver the server sends idle heartbeats; without them a half-open connection would look like a quiet log. They
 count what was delivered, which shows a loss that no later message would. A server that is cut off from the others of
 its cluster sends heartbeats too, and would look like a quiet log for as long: so a reader that gets nothing else asks
-the leader now and then how far the log is.
+the leader now and then how far the log is. A consumer dies with its server, which need not be the one that we are
+connected to: answers to whatever is asked or appended tell sooner than missed heartbeats that it delivers nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ LOOK_S = 10.0
 
 BEHIND_READS_MAX = 3
 """Reads' timeouts for which a stream may end before what was read: a leader that was cut off goes on for some time."""
+
+BEHIND_S = 2.0
+"""What an answer tells to be in the log comes to a reader within this time (seconds), or it takes a new consumer."""
 
 PULL_EXPIRES_S = 30.0
 PULL_BYTES_MAX = 64 << 20
@@ -181,6 +185,7 @@ class _Consumer:
         self._arrived: deque[Message] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._asked = 0
+        self._due: asyncio.TimerHandle | None = None
         self._subscription: Any = None
 
     @classmethod
@@ -206,6 +211,7 @@ class _Consumer:
             raise _Renew from error
         consumer = cls(api, connection, name, start)
         consumer._subscription = await connection.subscribe(consumer._inbox, consumer._deliver)
+        api.readers[consumer._told] = None
         return consumer
 
     async def next(self) -> Message:
@@ -229,6 +235,9 @@ class _Consumer:
                 await self._look()
 
     async def discard(self) -> None:
+        self._api.readers.pop(self._told, None)
+        if self._due is not None:
+            self._due.cancel()
         if self._subscription is not None:
             await self._connection.unsubscribe(self._subscription)
         if not self._connection.lost.is_set():
@@ -248,6 +257,16 @@ class _Consumer:
         if not ended or PENDING_HEADER not in headers:
             raise _Renew
         self._asked -= int(headers[PENDING_HEADER])
+
+    def _told(self, last: int) -> None:
+        """An answer says that the log has reached `last`."""
+        if last > self.position and self._due is None:
+            self._due = asyncio.get_running_loop().call_later(BEHIND_S, self._is_behind, last, self._delivered)
+
+    def _is_behind(self, last: int, delivered: int) -> None:
+        self._due = None
+        if self.position < last and self._delivered == delivered:
+            self._wake()
 
     async def _look(self) -> None:
         """Ask the leader for the log's end. Where none answers the session gives the connection up, after a while."""

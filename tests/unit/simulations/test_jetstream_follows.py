@@ -9,6 +9,7 @@ import pytest
 
 from holdfast.simulations.nats import faults
 from holdfast.simulations.world.process import SimProcess
+from holdfast.store.jetstream_follow import BEHIND_S
 from tests.unit.simulations.jetstream_bed import Bed, Body, read, write
 
 SERVERS = pytest.mark.parametrize("servers", [1, 3])
@@ -113,6 +114,26 @@ def test_the_last_delivery_before_a_silence_is_missed_and_the_next_heartbeat_tel
 
     bed.run(body)
     assert bed.happened[faults.SKIPPED] == 1
+
+
+def test_a_consumer_that_died_with_its_server_is_missed_as_soon_as_an_answer_tells_of_more() -> None:
+    bed = Bed(3, follow_heartbeat_s=30.0)
+
+    async def body(process: SimProcess) -> None:
+        log = await bed.open(process)
+        reading = asyncio.create_task(read(log, 3))
+        last = await write(log, "facts.a", 1)
+        await asyncio.sleep(40)
+        bed.servers.homes.clear()  # they are gone, and nobody is told
+        for member in bed.servers.members:
+            assert member.server is not None
+            member.server.consumers.clear()
+        before_s = process.world.now_s
+        await write(log, "facts.a", 2, last=last, tag="late")
+        assert [entry.sequence for entry in await reading] == [1, 2, 3]
+        assert process.world.now_s - before_s < BEHIND_S + 1
+
+    bed.run(body)
 
 
 def test_a_follower_goes_on_where_it_was_after_a_crash_and_a_power_failure() -> None:

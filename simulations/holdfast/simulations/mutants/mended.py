@@ -18,7 +18,7 @@ from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.session import StreamSession
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS, QUIET
-from holdfast.simulations.checkers.members import MEMBERS
+from holdfast.simulations.checkers.members import LEASES, MEMBERS
 from holdfast.simulations.checkers.placement import UPDATES
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
 from holdfast.simulations.mutants.edits import Constant, edit
@@ -118,6 +118,12 @@ _MENDS: Final = (
         "an engine's first tokens have their time, without that in which the process stands still",
         (edit(health.warm_up, ("_timeout_awake(", "asyncio.timeout(")),),
         (QUIET,),
+    ),
+    Mutant(
+        "dead-consumer",
+        "a reader that hears that the log goes on, and is given nothing, takes a new consumer",
+        (edit(jetstream_follow._Consumer._told, ("last > self.position", "False")),),
+        (LEASES,),
     ),
     Mutant(
         "leaderless-server",
