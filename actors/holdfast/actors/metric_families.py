@@ -215,8 +215,8 @@ REPLICA_START = NODE.histogram(
 )
 NODE_HEALTH_TRANSITIONS = NODE.counter(
     "holdfast_replica_health_transitions",
-    "This node's replicas that it found `unhealthy` (`to`), by the check that failed: `check_health`, `silent` or "
-    "`canary`; or `healthy` again (`well_again`). Gateways count what they find under the same name.",
+    "This node's replicas that it found `unhealthy` (`to`), by the check that failed: `check_health`, `silent`, "
+    "`canary` or `start`; or `healthy` again (`well_again`). Gateways count what they find under the same name.",
     "model", "to", "reason",
     unit="transitions",
     alert='sum by (model) (increase(holdfast_replica_health_transitions_total{to="unhealthy"}[10m])) > 3',

@@ -358,7 +358,7 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 reports = group.create_task(self._read_reports(child, process, started))
                 stopper = group.create_task(self._stop_when_told(child, process))
-                watching = group.create_task(child.watch.run())
+                watching = group.create_task(child.watch.run(started))
                 status = await process.wait()
                 stopper.cancel()
                 watching.cancel()

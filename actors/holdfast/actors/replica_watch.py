@@ -2,26 +2,28 @@
 
 A replica is unhealthy as long as any check fails, and that is told once, as is its end. Of one that has been well for
 so long that every check had the time to fail, it is told only where its deployment had breakdowns before: that ends
-their row.
+their row. One that does not get ready in time has failed to start: nobody may wait for ever for a process that hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from holdfast.actors.canary import NO_TOKEN, SILENT, Canary, CanarySettings, Verdict
+from holdfast.actors.canary import LOOK_S, NO_TOKEN, SILENT, Canary, CanarySettings, Verdict
 from holdfast.core.breakdowns import proven_s
 from holdfast.core.cluster import DeploymentState
 from holdfast.core.events import Fact, ReplicaHealthy, ReplicaUnhealthy
 
 CHECK_HEALTH: Final = "check_health"
-"""A kind of `ReplicaUnhealthy`."""
+START: Final = "start"
+"""Kinds of `ReplicaUnhealthy`."""
 
 
 class ReplicaWatch:
-    """Watches a replica from when it is ready. `record(fact, cause)` tells the log, unless the replica is stopping."""
+    """Watches a replica from its start on. `record(fact, cause)` tells the log, unless the replica is stopping."""
 
     def __init__(
         self,
@@ -51,9 +53,9 @@ class ReplicaWatch:
         """Its engine's own check fails for this reason; empty: it passes."""
         self._judge({CHECK_HEALTH: message})
 
-    async def run(self) -> NoReturn:
-        """Watch until cancelled."""
-        await self._ready.wait()
+    async def run(self, started: str) -> NoReturn:
+        """Watch until cancelled a replica whose process was started, as the event says."""
+        await self._get_ready(started)
         canary = Canary(
             self._cluster, self._node, self._replica, self._address, self._canary_settings, self._canary_tells
         )
@@ -61,6 +63,23 @@ class ReplicaWatch:
             group.create_task(canary.run())
             group.create_task(self._end_rows())
         raise AssertionError("a watch has no end")
+
+    async def _get_ready(self, started: str) -> None:
+        """Wait until it is ready, and tell if that takes too long.
+
+        Looks are counted rather than time: this process may stand still itself, for which nobody is to blame.
+        """
+        looks, late = 0, False
+        while not self._ready.is_set():
+            deployment = self._deployment()
+            if deployment is not None and not late and looks * LOOK_S >= deployment.config.start_timeout_s:
+                late = True
+                message = f"it did not get ready within {deployment.config.start_timeout_s:g} s (start_timeout_s)"
+                self._record(ReplicaUnhealthy(self._replica, self._node, START, message), started)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._ready.wait()
+            looks += 1
 
     def _canary_settings(self) -> CanarySettings | None:
         deployment = self._deployment()

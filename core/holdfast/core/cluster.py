@@ -125,10 +125,11 @@ class DeploymentState(msgspec.Struct, frozen=True):
     `revision` counts changes of the engine; replicas of an older one are replaced. `replicas_placed` counts all
     replicas ever placed, which numbers the next; the last was placed at `placed_at`, by the leader's clock.
 
-    A start fails when the replica ends before it is ready, or by itself within `STABLE_AFTER_S` of that (`starts.py`);
-    the last did at `failed_at`, by its node's clock, and the last placement before that was at `failed_after`, by the
-    leader's. `unstable_starts` counts failures until a replica has stayed ready for that long, and sets the pause
-    before the next start. `start_failures` is the same number while no replica has got ready since, and 0 once one has.
+    A start fails when the replica ends before it is ready, or takes too long for that, or ends by itself within
+    `STABLE_AFTER_S` of that (`starts.py`); the last did at `failed_at`, by its node's clock, and the last placement
+    before that was at `failed_after`, by the leader's. `unstable_starts` counts failures until a replica has stayed
+    ready for that long, and sets the pause before the next start. `start_failures` is the same number while no replica
+    has got ready since, and 0 once one has.
     `failed_on` is what came of starts by node, where the last one failed.
 
     A breakdown (`breakdowns.py`) is the end of a replica that was ready and then failed by itself, or was found

@@ -53,6 +53,8 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     making a step is ended and replaced: set it above the longest prefill step of a large model on slow hardware, whose
     other steps are short. Its first steps, while devices warm up and kernels are compiled, may each take
     `engine_first_step_timeout_s`.
+    A replica that is not ready `start_timeout_s` after its process was started is stopped, and its start has failed:
+    set it above the longest load of a large model from cold storage.
     The engine's own `check_health`, if it has one, is called every `health_check_period_s`. A replica where it fails,
     or takes longer than `health_check_timeout_s`, `health_check_failures` times in a row is unhealthy, and is replaced.
     With `canary`, a replica must make a token from `canary_prompt` before it is ready, and again whenever it has made
@@ -70,6 +72,7 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain: DrainMode = "finish"
     engine_stall_timeout_s: Limit = 2.0
     engine_first_step_timeout_s: Limit = 60.0
+    start_timeout_s: Limit = 600.0
     health_check_period_s: Limit = 10.0
     health_check_timeout_s: Limit = 30.0
     health_check_failures: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 3

@@ -128,8 +128,9 @@ class ReplicaExited(Fact, frozen=True):
 class ReplicaUnhealthy(Fact, frozen=True):
     """The node found that the replica is sick though its process lives: it is to be replaced.
 
-    `kind` is "check_health" (the engine's own check failed), "canary" (it made no token for the node), or "silent" (it
-    does not answer). `message` says how, with the last exception where there is one.
+    `kind` is "check_health" (the engine's own check failed), "canary" (it made no token for the node), "silent" (it
+    does not answer), or "start" (it did not get ready in time: its start has failed). `message` says how, with the last
+    exception where there is one.
     """
 
     replica: str

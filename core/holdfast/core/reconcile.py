@@ -26,7 +26,7 @@ from holdfast.core.cluster import (
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.drains import Leaving, leaving, nodes_left
 from holdfast.core.placement import Vacancies, occupancy
-from holdfast.core.starts import failed_since, resting_for, resting_for_all
+from holdfast.core.starts import failed_since, overdue, resting_for, resting_for_all
 
 START_BACKOFF_FIRST_S = 0.5
 START_BACKOFF_MAX_S = 30.0
@@ -186,6 +186,10 @@ def _converge_all(
                         vacancies, rest = Vacancies(state, occupancy(state)), resting_for_all(state, now)
                     vacancies.resting = resting_for(state, deployment, rest, now)
                     yield from _fill(application, deployment, standing, missing, vacancies)
+            for replica in standing.overdue:
+                # It has no streams, so that it needs no time; and what hangs may not even read that it shall stop.
+                reason = f"its start failed: {replica.message}"
+                yield Proposal(ev.ReplicaStopOrdered(replica.id, reason, deadline_s=0.0), replica.event)
             yield from _stop_surplus(deployment, standing)
             yield from _stop_leaving(deployment, standing, now, look_again)
             if missing <= 0:
@@ -194,7 +198,8 @@ def _converge_all(
 
 
 class _Standing(msgspec.Struct, frozen=True):
-    """A deployment's replicas, oldest first: those of its current revision, of earlier ones, and those that ended.
+    """A deployment's replicas, oldest first: those of its current revision, of earlier ones, those that ended, and
+    those that took too long to get ready.
 
     Those that shall go for another reason, whatever their revision, are `leaving` and in none of the others.
     """
@@ -202,6 +207,7 @@ class _Standing(msgspec.Struct, frozen=True):
     current: list[ReplicaState] = []
     outdated: list[ReplicaState] = []
     exited: list[ReplicaState] = []
+    overdue: list[ReplicaState] = []
     leaving: list[tuple[ReplicaState, Leaving]] = []
 
     @property
@@ -240,6 +246,8 @@ def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nod
             standing.exited.append(replica)
         elif replica.status is ReplicaStatus.STOPPING:
             continue
+        elif overdue(replica):
+            standing.overdue.append(replica)
         elif (why := leaving(replica, nodes)) is not None:
             standing.leaving.append((replica, why))
         elif replica.unhealthy and budget > 0 and replica.revision == deployment.revision:
@@ -253,7 +261,8 @@ def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nod
 
 def _health_budget(deployment: DeploymentState, replicas: list[ReplicaState]) -> int:
     """How many more unhealthy replicas may be taken out: those that are stopping count until they are gone."""
-    going = sum(bool(replica.unhealthy) and replica.status is ReplicaStatus.STOPPING for replica in replicas)
+    sick = [replica for replica in replicas if replica.unhealthy and replica.ready_at is not None]
+    going = sum(replica.status is ReplicaStatus.STOPPING for replica in sick)
     return max(1, int(deployment.config.num_replicas * UNHEALTHY_FRACTION_MAX)) - going
 
 

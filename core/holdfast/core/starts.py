@@ -35,12 +35,18 @@ def was_stable(replica: ReplicaState, now: datetime) -> bool:
     return replica.ready_at is not None and (now - replica.ready_at).total_seconds() >= STABLE_AFTER_S
 
 
+def overdue(replica: ReplicaState) -> bool:
+    """Whether it took too long to get ready, and has not since: its start has failed, and its process may go on."""
+    return replica.status is ReplicaStatus.STARTING and bool(replica.unhealthy)
+
+
 def start_failed(replica: ReplicaState, fact: ReplicaExited, now: datetime) -> bool:
     """Whether this end makes a failed start of the replica's.
 
-    A signal to a replica that runs comes from outside: its engine is none the worse for it.
+    A signal to a replica that runs comes from outside: its engine is none the worse for it. Of one that took too long
+    it was counted before.
     """
-    if fact.expected or was_stable(replica, now):
+    if fact.expected or was_stable(replica, now) or overdue(replica):
         return False
     return replica.status is ReplicaStatus.STARTING or fact.exit_code is not None
 

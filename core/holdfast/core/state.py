@@ -212,8 +212,9 @@ def _replica_ready(state: ClusterState, event: ev.Event, fact: ev.ReplicaReady) 
     if replica is None:
         return state
     starting = replica.status is ReplicaStatus.STARTING
-    status = ReplicaStatus.RUNNING if starting else replica.status
-    changes = {"status": status, "address": fact.address, "info": fact.info, "system_port": fact.system_port}
+    changes: dict[str, Any] = {"address": fact.address, "info": fact.info, "system_port": fact.system_port}
+    if starting:
+        changes |= {"status": ReplicaStatus.RUNNING, "unhealthy": "", "message": ""}
     state = _change_replica(state, event, fact.replica, ready_at=replica.ready_at or event.time, **changes)
     return _with_deployment_of(state, replica, lambda known: count_start(known, replica)) if starting else state
 
@@ -254,10 +255,11 @@ def _replica_draining(state: ClusterState, event: ev.Event, fact: ev.ReplicaDrai
 
 def _replica_unhealthy(state: ClusterState, event: ev.Event, fact: ev.ReplicaUnhealthy) -> ClusterState:
     replica = _told_of(state, event, fact)
-    if replica is None or replica.status is not ReplicaStatus.RUNNING:
+    if replica is None or not replica.live:
         return state
     if not replica.unhealthy:
-        state = _count_breakdown(state, event, replica, fact.message)
+        count = _count_breakdown if replica.status is ReplicaStatus.RUNNING else _count_start_failure
+        state = count(state, event, replica, fact.message)
     return _change_replica(state, event, replica.id, unhealthy=fact.kind, message=fact.message)
 
 

@@ -123,6 +123,7 @@ class Knobs(msgspec.Struct, frozen=True):
     canary_timeout_s: float = 2.0
     health_check_period_s: float = 2.0
     health_check_failures: int = 2
+    start_timeout_s: float = 600.0
     cut_off_timeout_s: float = 6.0
 
 
@@ -195,6 +196,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         canary_timeout_s=rng.choice((1.0, 2.0)),
         health_check_period_s=rng.choice((4.0, 6.0) if scenario.heals else (2.0, 4.0)),
         health_check_failures=rng.choice((1, 2)),
+        start_timeout_s=8.0 if scenario.heals else 5.0,
         # Beside a healthy core all has to be well within 18 s: a leader may be cut off, and then go on to be as a node.
         cut_off_timeout_s=rng.choice((12.0, 20.0) if scenario.heals else (4.0, 6.0)),
     )

@@ -12,6 +12,7 @@ from holdfast.core.reconcile import START_BACKOFF_MAX_S, Plan
 from holdfast.core.starts import NODE_REST_FIRST_S, NODE_REST_MAX_S, STABLE_AFTER_S
 from holdfast.core.status import report
 from tests.unit.core.test_reconcile import Cluster, deployment
+from tests.unit.support.history import INFO
 
 
 def fails_where_it_is(cluster: Cluster, replica: ReplicaState) -> None:
@@ -215,3 +216,75 @@ def test_room_on_a_node_that_rests_does_not_keep_a_sick_replica_in_its_place() -
     assert kinds == {ev.ReplicaPlaced, ev.ReplicaStopOrdered}
     assert goes_on(cluster, "b") == ["b"]
     assert where(cluster) == ["a", "a"]
+
+
+# --- starts that hang -----------------------------------------------------------------------------------
+
+
+def hangs(cluster: Cluster, replica: str) -> None:
+    node = cluster.state.replicas[replica].node
+    message = "it did not get ready within 600 s (start_timeout_s)"
+    cluster.fact(ev.ReplicaUnhealthy(replica, node, "start", message), by=f"node.{node}")
+
+
+def hanging() -> Cluster:
+    """The first of two replicas hangs on `a`, the other one runs on `b`."""
+    cluster = Cluster(a=2, b=2)
+    cluster.deploy(2)
+    cluster.step()
+    cluster.step()
+    cluster.passes(600)
+    hangs(cluster, "app.tiny.1")
+    other = cluster.state.replicas["app.tiny.2"]
+    cluster.fact(ev.ReplicaReady(other.id, other.node, "h:1", INFO), by=f"node.{other.node}")
+    return cluster
+
+
+def test_a_replica_that_hangs_before_it_is_ready_is_stopped_and_replaced_elsewhere_though_it_never_ends() -> None:
+    cluster = hanging()
+    assert deployment(cluster).unstable_starts == 1
+    (stop,) = cluster.step()
+    assert stop == ev.ReplicaStopOrdered(
+        "app.tiny.1", "its start failed: it did not get ready within 600 s (start_timeout_s)", None, 0.0
+    )
+    assert cluster.plan().proposals == [], "a pause, as after any failed start"
+    cluster.passes(START_BACKOFF_MAX_S)
+    (placed,) = cluster.step()
+    assert isinstance(placed, ev.ReplicaPlaced)
+    assert placed.node == "b", "a rests, though it has fewer replicas that run"
+    replica = cluster.state.replicas[placed.replica]
+    cluster.fact(ev.ReplicaReady(replica.id, "b", "h:1", INFO), by="node.b")
+    assert cluster.plan() == Plan([])
+    assert where(cluster) == ["b", "b"]
+    assert cluster.state.replicas["app.tiny.1"].status is ReplicaStatus.STOPPING
+
+
+def test_a_start_that_hung_and_then_ended_has_failed_once() -> None:
+    cluster = hanging()
+    fails_where_it_is(cluster, cluster.state.replicas["app.tiny.1"])
+    assert deployment(cluster).unstable_starts == 1
+    cluster.passes(START_BACKOFF_MAX_S)
+    (placed,) = cluster.step()
+    assert isinstance(placed, ev.ReplicaReplaced)
+    assert placed.node == "b"
+
+
+def test_one_that_gets_ready_late_while_nobody_leads_is_like_any_other() -> None:
+    cluster = hanging()
+    cluster.fact(ev.ReplicaReady("app.tiny.1", "a", "h:1", INFO), by="node.a")
+    assert cluster.plan() == Plan([])
+    assert not cluster.state.replicas["app.tiny.1"].unhealthy
+    assert deployment(cluster).failed_on == {}
+
+
+def test_one_that_hangs_and_can_not_be_killed_keeps_no_sick_replica_from_being_replaced() -> None:
+    cluster = hanging()
+    cluster.step()
+    cluster.passes(START_BACKOFF_MAX_S)
+    cluster.step()
+    (started,) = [one for one in cluster.state.replicas.values() if one.status is ReplicaStatus.STARTING]
+    cluster.fact(ev.ReplicaReady(started.id, started.node, "h:1", INFO), by=f"node.{started.node}")
+    cluster.passes(STABLE_AFTER_S + START_BACKOFF_MAX_S)
+    cluster.fact(ev.ReplicaUnhealthy("app.tiny.2", "b", "canary", "no token"), by="node.b")
+    cluster.passes(START_BACKOFF_MAX_S)
+    assert any(isinstance(one, ev.ReplicaPlaced) for one in cluster.step())

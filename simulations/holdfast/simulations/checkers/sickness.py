@@ -113,7 +113,7 @@ def _overlooked(history: History, log: FinalLog) -> Iterator[Violation]:
         if process.role != REPLICA or not process.alive or not _stands_still(process):
             continue
         node, known = parents.get(process.parent), log.state.replicas.get(process.replica)
-        if known is None or known.status is not ReplicaStatus.RUNNING or node is None or not _is_well(history, node):
+        if known is None or not known.live or node is None or not _is_well(history, node):
             continue
         message = f"{process.replica} stands still for good, and {node.name} has not noticed"
         yield Violation(SICKNESS, at_s, message)

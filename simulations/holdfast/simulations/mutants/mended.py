@@ -10,6 +10,7 @@ from typing import Final
 from holdfast.actors import health
 from holdfast.actors.controller import Controller
 from holdfast.actors.reach import LogReach
+from holdfast.actors.replica_watch import ReplicaWatch
 from holdfast.core import admission, reconcile, starts
 from holdfast.gateway import session
 from holdfast.gateway.admission import Admission
@@ -99,6 +100,12 @@ _MENDS: Final = (
         "broken-host",
         "a node on which starts fail rests: replicas go there only where no other has room",
         (edit(reconcile._converge_all, ("resting_for(state, deployment, rest, now)", "{}")),),
+        (LIVENESS,),
+    ),
+    Mutant(
+        "hanging-start",
+        "a replica that does not get ready in time is replaced",
+        (edit(ReplicaWatch._get_ready, ("looks * LOOK_S >= deployment.config.start_timeout_s", "False")),),
         (LIVENESS,),
     ),
     Mutant(

@@ -164,6 +164,7 @@ def _deployment(model: str, replicas: int, knobs: Knobs) -> DeploymentConfig:
         engine_first_step_timeout_s=knobs.engine_first_step_timeout_s,
         health_check_period_s=knobs.health_check_period_s,
         health_check_failures=knobs.health_check_failures,
+        start_timeout_s=knobs.start_timeout_s,
         canary_wait_s=knobs.canary_wait_s,
         canary_timeout_s=knobs.canary_timeout_s,
     )
