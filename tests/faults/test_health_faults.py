@@ -111,6 +111,43 @@ def test_a_class_whose_check_fails_is_replaced_with_its_exception_in_the_event(
     cluster.wait(lambda status: len(running(status)) == 2)
 
 
+HANGS = """
+import os, time
+from engine_class import Echo
+
+class HangsFirst(Echo):
+    def __init__(self, mark):
+        super().__init__()
+        try:
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        time.sleep(86_400)
+"""
+
+
+def test_a_replica_that_hangs_before_it_is_ready_is_stopped_and_started_on_another_node(
+    start_cluster: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "hangs_first.py").write_text(HANGS)
+    folders = (str(tmp_path), str(EXAMPLES), os.environ.get("PYTHONPATH", ""))
+    cluster: Cluster = start_cluster(
+        *settings(start_timeout_s=20),
+        nodes=2,
+        engine="class",
+        engine_args={"import_path": "hangs_first:HangsFirst", "mark": str(tmp_path / "mark")},
+        environment={"PYTHONPATH": os.pathsep.join(folders)},
+    )
+    (told,) = happened(cluster, "ReplicaUnhealthy")
+    assert told["payload"]["kind"] == "start"
+    assert told["payload"]["message"] == "it did not get ready within 20 s (start_timeout_s)"
+    nodes = {node["id"]: node for node in cluster.status()["nodes"]}
+    bad, good = nodes.pop(told["payload"]["node"]), next(iter(nodes.values()))
+    assert "of default.hangsfirst failed here: it did not get ready within 20 s" in bad["message"]
+    assert {replica["node"] for replica in running(cluster.status())} == {good["id"]}
+    cluster.wait(lambda _status: bool(happened(cluster, "ReplicaExited", told["payload"]["replica"])))
+
+
 def test_a_class_that_can_not_be_made_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken_engine.py").write_text("class Bare: ...\n")
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
