@@ -26,8 +26,8 @@ class _Place(NamedTuple):
 class Vacancies:
     """The live nodes with a free slot, for one replica after another: each that is taken counts for the next.
 
-    `resting` are nodes that are taken only where no other one has room, by name, with how many starts failed there
-    (`starts.py`). The nodes stand in a heap, so that many replicas are placed on many nodes in little time.
+    They stand in heaps, so that many replicas are placed on many nodes in little time: those that rest in another one
+    than those that do not.
     """
 
     def __init__(self, state: ClusterState, used: Counter[str]) -> None:
@@ -35,6 +35,20 @@ class Vacancies:
         self.resting: Mapping[str, int] = {}
         self._heap = [_Place(used[node.id], node.id, node) for node in state.live_nodes() if used[node.id] < node.slots]
         heapq.heapify(self._heap)
+        self._rested: list[tuple[int, _Place]] = []
+
+    def rest(self, resting: Mapping[str, int]) -> None:
+        """From now on these nodes are taken only where no other one has room: by name, with how many starts failed
+        there (`starts.py`).
+        """
+        if resting == self.resting:
+            return
+        places = [*self._heap, *(place for _failures, place in self._rested)]
+        self.resting = resting
+        self._heap = [place for place in places if place.name not in resting]
+        self._rested = [(resting[place.name], place) for place in places if place.name in resting]
+        heapq.heapify(self._heap)
+        heapq.heapify(self._rested)
 
     def take(self, avoid: str | None = None) -> NodeState | None:
         """The node for one more replica, or None when no live node has room.
@@ -43,31 +57,20 @@ class Vacancies:
         more than one replica: what just failed there may well fail there again. Of the nodes that rest, the one on
         which the fewest starts failed is taken.
         """
-        passed: list[_Place] = []
-        place = self._next(passed)
-        if place is not None and place.name == avoid:
-            other = self._next(passed)
-            if other is not None and other.used <= place.used + 1:
-                place, other = other, place
-            if other is not None:
-                passed.append(other)
-        if place is None and passed:
-            place = min(passed, key=lambda one: (self.resting[one.name], one.name == avoid, one))
-            passed.remove(place)
-        for one in passed:
-            heapq.heappush(self._heap, one)
-        if place is None:
-            return None
+        if not self._heap:
+            return self._take_rested()
+        place = heapq.heappop(self._heap)
+        if place.name == avoid and self._heap and self._heap[0].used <= place.used + 1:
+            place = heapq.heapreplace(self._heap, place)
         used, name, node = place
         if used + 1 < node.slots:
             heapq.heappush(self._heap, _Place(used + 1, name, node))
         return node
 
-    def _next(self, passed: list[_Place]) -> _Place | None:
-        """The next one that does not rest; those that do are taken out of the heap as well, and put to `passed`."""
-        while self._heap:
-            place = heapq.heappop(self._heap)
-            if place.name not in self.resting:
-                return place
-            passed.append(place)
-        return None
+    def _take_rested(self) -> NodeState | None:
+        if not self._rested:
+            return None
+        failures, (used, name, node) = heapq.heappop(self._rested)
+        if used + 1 < node.slots:
+            heapq.heappush(self._rested, (failures, _Place(used + 1, name, node)))
+        return node

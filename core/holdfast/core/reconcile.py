@@ -184,7 +184,7 @@ def _converge_all(
                 else:
                     if vacancies is None:
                         vacancies, rest = Vacancies(state, occupancy(state)), resting_for_all(state, now)
-                    vacancies.resting = resting_for(state, deployment, rest, now)
+                    vacancies.rest(resting_for(state, deployment, rest, now))
                     yield from _fill(application, deployment, standing, missing, vacancies)
             for replica in standing.overdue:
                 # It has no streams, so that it needs no time; and what hangs may not even read that it shall stop.

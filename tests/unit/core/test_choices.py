@@ -73,24 +73,30 @@ def test_the_only_node_is_chosen_even_if_it_is_to_be_avoided() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8),
     st.lists(st.none() | st.integers(0, 7), max_size=20),
+    st.lists(st.dictionaries(st.sampled_from([f"n{number}" for number in range(8)]), st.integers(1, 3)), min_size=1),
 )
 def test_one_after_another_each_goes_where_it_would_go_alone(
-    nodes: list[tuple[int, int]], avoided: list[int | None]
+    nodes: list[tuple[int, int]], avoided: list[int | None], resting: list[dict[str, int]]
 ) -> None:
     history = with_nodes(**{f"n{number}": slots for number, (slots, _used) in enumerate(nodes)})
     used = Counter({f"n{number}": taken for number, (_slots, taken) in enumerate(nodes)})
     together = Vacancies(history.state, used.copy())
-    for number in avoided:
+    for place, number in enumerate(avoided):
         avoid = None if number is None else f"n{number}"
+        rest = resting[place % len(resting)]
+        together.rest(rest)
         node = together.take(avoid)
-        assert (node.id if node else None) == best(history, used, avoid)
+        assert (node.id if node else None) == best(history, used, avoid, rest)
         if node is not None:
             used[node.id] += 1
 
 
-def best(history: History, used: Counter[str], avoid: str | None) -> str | None:
-    """By looking at all nodes: the rule in one line."""
+def best(history: History, used: Counter[str], avoid: str | None, rest: dict[str, int]) -> str | None:
+    """By looking at all nodes: the rule in two lines."""
     free = [node.id for node in history.state.live_nodes() if used[node.id] < node.slots]
+    if free and all(name in rest for name in free):
+        return min(free, key=lambda name: (rest[name], used[name], name))
+    free = [name for name in free if name not in rest]
     return min(free, key=lambda name: (used[name] + (name == avoid), name == avoid, name), default=None)
 
 
