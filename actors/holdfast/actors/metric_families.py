@@ -34,8 +34,11 @@ GATEWAY_STATE = GATEWAY.gauge(
 REQUESTS = GATEWAY.counter(
     "holdfast_requests",
     "Requests for tokens that ended: `ok`, `refused`, `overloaded`, `deadline`, `cancelled` (499), "
-    "`slow_client`, `failed`. `model` is empty for those refused before they reached a deployed model.",
-    "route", "model", "outcome",
+    "`slow_client`, `failed`, or `moved`: the gateway stopped amid the stream, which its client resumes elsewhere. "
+    "`model` is empty for those refused before they reached a deployed model. `resumed` is `true` for what goes on "
+    "with a stream that had begun (`Last-Event-ID`). Each request counts once as `false`, by how its first part ended. "
+    "Without those that `moved` it counts by its end, and as `cancelled` too if its client was cut off before.",
+    "route", "model", "outcome", "resumed",
     unit="requests",
     alert='sum(rate(holdfast_requests_total{outcome="failed"}[5m])) / sum(rate(holdfast_requests_total[5m])) > 0.01',
 )  # fmt: skip
@@ -50,7 +53,7 @@ INFLIGHT = GATEWAY.gauge("holdfast_inflight_requests", "Requests for tokens that
 TASKS = GATEWAY.gauge("holdfast_tasks", "Tasks of the process's event loop.", unit="tasks")
 TTFT = GATEWAY.histogram(
     "holdfast_time_to_first_token_seconds",
-    "From the request's arrival to its first token.",
+    "From the request's arrival to its first token. What is resumed is not counted: it had its first token before.",
     "model",
     bounds=TTFT_BOUNDS_S,
     alert="histogram_quantile(0.99, sum by (le, model) (rate(holdfast_time_to_first_token_seconds_bucket[5m]))) > 2",
@@ -63,10 +66,23 @@ ITL = GATEWAY.histogram(
     alert="histogram_quantile(0.99, sum by (le, model) (rate(holdfast_inter_token_latency_seconds_bucket[5m]))) > 0.25",
 )
 REQUEST_DURATION = GATEWAY.histogram(
-    "holdfast_request_duration_seconds", "From the request's arrival to its end.", "model", bounds=DURATION_BOUNDS_S
+    "holdfast_request_duration_seconds",
+    "From the request's arrival to its end; of one that was resumed, each part for itself.",
+    "model",
+    bounds=DURATION_BOUNDS_S,
 )
-PROMPT_TOKENS = GATEWAY.counter("holdfast_prompt_tokens", "Tokens of prompts taken in.", "model", unit="tokens")
-GENERATION_TOKENS = GATEWAY.counter("holdfast_generation_tokens", "Tokens generated.", "model", unit="tokens")
+PROMPT_TOKENS = GATEWAY.counter(
+    "holdfast_prompt_tokens",
+    "Tokens of prompts taken in; those of resumed requests were counted before.",
+    "model",
+    unit="tokens",
+)
+GENERATION_TOKENS = GATEWAY.counter(
+    "holdfast_generation_tokens",
+    "Tokens generated; of resumed requests those that their clients did not have.",
+    "model",
+    unit="tokens",
+)
 
 # --- gateways, queues and replicas ----------------------------------------------------------------------
 

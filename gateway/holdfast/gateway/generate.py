@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from holdfast.actors.metric_families import REJECTIONS
 from holdfast.core.admission import Priority, Reason, Service
-from holdfast.core.errors import Overloaded
+from holdfast.core.errors import GatewayStopping, Overloaded
 from holdfast.gateway.answers import Collected, chat_answer, completion_answer
 from holdfast.gateway.asking import Asked, ask_chat, ask_completion
 from holdfast.gateway.backend import Backend, Claim, Delta, Session
@@ -39,6 +39,8 @@ CANCELLED = "cancelled"
 """The client went away before the end."""
 SLOW_CLIENT = "slow_client"
 """The client took nothing for longer than a write may take, and was cut."""
+MOVED = "moved"
+"""The gateway stopped amid the stream, which goes on at another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def response_id(prefix: str, seed: int, entropy: Entropy = os.urandom) -> str:
 class Meter:
     """Times one request by a monotonic clock, in seconds."""
 
-    __slots__ = ("_began", "_last", "_model", "_now_s", "_trace", "entered_s", "outcome")
+    __slots__ = ("_began", "_last", "_model", "_now_s", "_trace", "entered_s", "had", "outcome")
 
     def __init__(self, now_s: Callable[[], float], trace: RequestTrace) -> None:
         self._now_s = now_s
@@ -79,6 +81,8 @@ class Meter:
         self.outcome = OK
         self.entered_s: float | None = None
         """When it was let in, if it was."""
+        self.had: int | None = None
+        """How many tokens its client has of another gateway, where it goes on with such a stream."""
 
     def accepted(self, model: ModelMetrics) -> None:
         """A backend took the request."""
@@ -96,7 +100,8 @@ class Meter:
         if tokens == 0:
             return
         if self._last == 0.0:
-            self._model.ttft.observe(now - self._began)
+            if self.had is None:
+                self._model.ttft.observe(now - self._began)
             self._trace.first_token(now - self._began)
         else:
             self._model.itl.observe((now - self._last) / longest, tokens)
@@ -105,7 +110,9 @@ class Meter:
     def ended(self, usage: Usage, drawn_tokens: int) -> None:
         """The session is over, well or not."""
         if self._model is not None:
-            self._model.used(usage.prompt_tokens, drawn_tokens)
+            # What its client had was counted where it came from, the prompt as well.
+            prompt_tokens = usage.prompt_tokens if self.had is None else 0
+            self._model.used(prompt_tokens, max(0, drawn_tokens - (self.had or 0)))
             self._model.durations.observe(self._now_s() - self._began)
             self._trace.used(usage)
 
@@ -150,6 +157,7 @@ class Generator:
             claim = claim_of(exchange.headers, request.owner)
             self._enter(meter)
             resume = resume_of(exchange.headers, form.id_prefix)
+            meter.had = sum(resume.counts) if resume is not None else None
             body = await exchange.body(request.left_s())
             if resume is None:
                 self._shed(body, claim)
@@ -190,7 +198,7 @@ class Generator:
             self._leave(meter)
             if request is not None:
                 meter.outcome = self._requests.ended(request, meter.outcome)
-            self._metrics.ended(form.route, model, meter.outcome)
+            self._metrics.ended(form.route, model, meter.outcome, resumed=meter.had is not None)
             trace.ended(meter.outcome)
 
     def _enter(self, meter: Meter) -> None:
@@ -264,7 +272,7 @@ class Generator:
             if not exchange.started:
                 raise
             problem = problem_of(error, exchange.request_id.decode())
-            meter.outcome = problem.outcome
+            meter.outcome = MOVED if isinstance(error, GatewayStopping) else problem.outcome
             await exchange.write(encoder.error(problem.body()), more=False)
 
     async def _end(self, exchange: Exchange, events: bytes) -> None:

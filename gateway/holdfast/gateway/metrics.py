@@ -55,9 +55,10 @@ class Metrics:
             found = self._models[model] = ModelMetrics(self.ledger, model)
         return found
 
-    def ended(self, route: str, model: str, outcome: str) -> None:
-        """A request came to its end. `model` is empty where it was refused before its model was known."""
-        self.ledger.add(REQUESTS, route, model, outcome)
+    def ended(self, route: str, model: str, outcome: str, *, resumed: bool) -> None:
+        """A request came to its end, or to that of its part here. `model` is empty where it was refused before its
+        model was known; `resumed` is one that goes on with a stream which another gateway, or this one, began."""
+        self.ledger.add(REQUESTS, route, model, outcome, "true" if resumed else "false")
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

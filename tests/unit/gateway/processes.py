@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,8 @@ class RunningGateway:
     stop: asyncio.Event
     stopped: asyncio.Task[None]
     log: Log
+    metrics: Callable[[], str]
+    """What it has counted, also once it has stopped."""
 
     async def health(self) -> tuple[int, Any]:
         """What `/health` says."""
@@ -61,7 +63,9 @@ async def gateway_on(
     server = leases or MemoryLeasesServer()
     process = GatewayProcess(told, identity_of("g", incarnation, role="gateway"), log, server.client("g"))
     stop = asyncio.Event()
-    gateway = RunningGateway(port, stop, asyncio.create_task(process.run(stop)), log)
+    gateway = RunningGateway(
+        port, stop, asyncio.create_task(process.run(stop)), log, lambda: process._app.metrics.text().decode()
+    )
     try:
         yield gateway
     finally:

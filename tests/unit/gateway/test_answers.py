@@ -365,9 +365,9 @@ async def test_metrics_count_requests_by_outcome_and_tokens(app: App, backend: F
     await ask(app, CHAT, chat())
     text = (await ask(app, "/metrics", method="GET")).body.decode()
     for line in (
-        'holdfast_requests_total{model="tiny",outcome="ok",route="/v1/chat/completions"} 1.0',
-        'holdfast_requests_total{model="",outcome="refused",route="/v1/chat/completions"} 2.0',
-        'holdfast_requests_total{model="",outcome="overloaded",route="/v1/chat/completions"} 1.0',
+        'holdfast_requests_total{model="tiny",outcome="ok",resumed="false",route="/v1/chat/completions"} 1.0',
+        'holdfast_requests_total{model="",outcome="refused",resumed="false",route="/v1/chat/completions"} 2.0',
+        'holdfast_requests_total{model="",outcome="overloaded",resumed="false",route="/v1/chat/completions"} 1.0',
         'holdfast_prompt_tokens_total{model="tiny"} 2.0',
         'holdfast_generation_tokens_total{model="tiny"} 5.0',
         'holdfast_time_to_first_token_seconds_count{model="tiny"} 1.0',
@@ -378,3 +378,27 @@ async def test_metrics_count_requests_by_outcome_and_tokens(app: App, backend: F
     ):
         assert line in text.splitlines()
     assert "no-such-model" not in text
+
+
+async def test_metrics_tell_what_was_resumed_apart_and_count_its_tokens_once(app: App) -> None:
+    body = chat(max_tokens=9, stream=True)
+    whole = (await ask(app, CHAT, body)).events
+    once = counted((await ask(app, "/metrics", method="GET")).body.decode())
+    assert (once["prompt"], once["generation"], once["first"]) == (2.0, 9.0, 1.0)
+    at = next(at for at, event in enumerate(whole) if (event.id or "").endswith(":4"))
+    await ask(app, CHAT, body, {"last-event-id": whole[at].id or ""})
+    text = (await ask(app, "/metrics", method="GET")).body.decode()
+    for resumed in ("true", "false"):
+        labels = f'model="tiny",outcome="ok",resumed="{resumed}",route="/v1/chat/completions"'
+        assert f"holdfast_requests_total{{{labels}}} 1.0" in text.splitlines()
+    assert counted(text) == {**once, "generation": 9.0 + 5.0}, "five tokens are new to the client"
+
+
+def counted(text: str) -> dict[str, float]:
+    """What the metrics say of tokens."""
+    names = {
+        "prompt": "holdfast_prompt_tokens_total",
+        "generation": "holdfast_generation_tokens_total",
+        "first": "holdfast_time_to_first_token_seconds_count",
+    }
+    return {key: float(re.findall(rf'^{name}\{{model="tiny"\}} (\S+)', text, re.M)[0]) for key, name in names.items()}

@@ -43,6 +43,10 @@ async def test_what_is_open_after_the_drain_is_told_to_go_elsewhere(
                 async with asyncio.timeout(DRAIN_S + SOON_S):
                     answer = (head + await connection.reader.read()).decode()
                     await gateway.stopped
+            counted = gateway.metrics()
+        outcome = "moved" if stream else "overloaded"
+        labels = f'model="tiny",outcome="{outcome}",resumed="false",route="{CHAT}"'
+        assert f"holdfast_requests_total{{{labels}}} 1.0" in counted.splitlines()
         error = json.loads(answer[answer.rindex('{"error"') : answer.rindex("}}") + 2])["error"]
         assert (error["code"], error["type"]) == ("gateway_stopping", "server_error")
         assert "[DONE]" not in answer

@@ -160,7 +160,7 @@ def test_a_client_that_goes_ends_its_request(way: str) -> None:
         assert street.backend.open_sessions == 0
 
     street.visit(client, street.scrape)
-    assert b'outcome="cancelled",route="/v1/completions"} 1' in street.counted
+    assert b'outcome="cancelled",resumed="false",route="/v1/completions"} 1' in street.counted
 
 
 def test_one_that_vanished_is_noticed_when_something_is_sent_to_it() -> None:
@@ -193,7 +193,7 @@ def test_a_client_that_takes_nothing_holds_up_its_answer_and_is_cut() -> None:
             await end_of(connection)
 
     street.visit(client, street.scrape)
-    assert b'outcome="slow_client",route="/v1/completions"} 1' in street.counted
+    assert b'outcome="slow_client",resumed="false",route="/v1/completions"} 1' in street.counted
 
 
 def test_an_error_within_a_stream_is_its_last_event() -> None:
