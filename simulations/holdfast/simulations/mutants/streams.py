@@ -33,8 +33,11 @@ _FROM_THE_PAST: Final = ("if position < len(accepted) or self.status", "if self.
 _WRONG_ANSWERS: Final = Setting(kinds=("wrong-length answer", "replica crash", "gateway crash"))
 """Engines leave out tokens while streams move."""
 
-_CROWDED: Final = Setting(knobs={"max_ongoing_requests": 1, "max_queued_requests": 2, "itl_ms": 120.0})
-"""A replica takes one stream, and few may wait."""
+_CROWDED: Final = Setting(
+    shape={"requests": 20},
+    knobs={"max_ongoing_requests": 1, "max_queued_requests": 2, "itl_ms": 120.0, "replica_wait_s": 2.0},
+)
+"""A replica takes one stream, and few may wait, for a short time."""
 
 _FROZEN: Final = Setting(
     kinds=("freeze",),
