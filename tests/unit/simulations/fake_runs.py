@@ -39,6 +39,19 @@ def interrupted(case: Case) -> Result:
     return result(case.seed)
 
 
+def terminated(case: Case) -> Result:
+    """Somebody ends the campaign by SIGTERM while seed 2 runs."""
+    if case.seed == 2:
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+    return result(case.seed)
+
+
+def always_fails(case: Case) -> Result:
+    """Every seed breaks an invariant."""
+    return result(case.seed, VIOLATION)
+
+
 def attempt(trial: Trial) -> Result:
     """As `shrink.attempt`: it fails as long as fault 2 is in it."""
     fails = any(fault.number == 2 for fault in trial.plan.faults)

@@ -17,7 +17,7 @@ from holdfast.simulations.cli import app
 from holdfast.simulations.faults.kinds import KINDS
 from holdfast.simulations.history import History
 from holdfast.simulations.plan import Plan
-from holdfast.simulations.running import commands
+from holdfast.simulations.running import commands, output
 from holdfast.simulations.running.output import brief
 from holdfast.simulations.simulation import Result
 from tests.unit.simulations import fake_runs
@@ -107,6 +107,30 @@ def test_ctrl_c_ends_a_campaign_with_what_there_is_so_far(sim: Invoke, monkeypat
     assert ended.exit_code == 130
     told = json.loads(ended.stdout)
     assert (told["ran"], told["interrupted"]) == (1, True)
+
+
+def test_sigterm_ends_a_campaign_with_what_there_is_so_far(sim: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "simulate", fake_runs.terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    ended = sim("run", "--seeds", "9", "--jobs", "1", "--json")
+    assert ended.exit_code == 130
+    told = json.loads(ended.stdout)
+    assert (told["ran"], told["interrupted"]) == (1, True)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_many_failed_seeds_each_has_at_least_its_line(sim: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "simulate", fake_runs.always_fails)
+    monkeypatch.setattr(output, "FAILURES_SHOWN", 2)
+    monkeypatch.setattr(output, "FAILURES_KEPT", 4)
+    said = sim("run", "--seeds", "6", "--jobs", "1").stdout.splitlines()
+    assert [line for line in said if line.startswith("seed ")] == [
+        "seed 1 of standard failed (0123abcd)",
+        "seed 2 of standard failed (0123abcd)",
+        "seed 3 of standard failed: exactly-once",
+        "seed 4 of standard failed: exactly-once",
+    ]
+    assert said.count("further seeds that fail are only counted") == 1
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ class Failure(msgspec.Struct, frozen=True):
     violations: list[Violation]
     broken: Broken | None = None
 
+    @property
+    def names(self) -> set[str]:
+        """The checkers that found something; or how the run broke."""
+        if self.broken is not None:
+            return {self.broken.how}
+        return {violation.checker for violation in self.violations}
+
 
 class Coverage(msgspec.Struct):
     """How often a kind of fault was injected, and in how many seeds."""
@@ -90,7 +97,7 @@ class Tally(msgspec.Struct):
                 return None
             failure = Failure(case.seed, answer.violations)
         self.failed += 1
-        for name in sorted(_names(failure)):
+        for name in sorted(failure.names):
             self.checkers[name] = self.checkers.get(name, 0) + 1
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append(failure)
@@ -139,9 +146,3 @@ def simulate(case: Case) -> Result:
 def prepare() -> None:
     """Import what `simulate` needs."""
     from holdfast.simulations import simulation  # noqa: F401
-
-
-def _names(failure: Failure) -> set[str]:
-    if failure.broken is not None:
-        return {failure.broken.how}
-    return {violation.checker for violation in failure.violations}

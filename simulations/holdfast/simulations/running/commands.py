@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import AbstractContextManager, nullcontext
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +111,7 @@ def run(name: str, first_seed: int, seeds: int, jobs: int, *, as_json: bool) -> 
     asked = Asked(name, first_seed, seeds, min(jobs, seeds), commit())
     tally, interrupted = new_tally(scenario), False
     cases = (Case(seed, name) for seed in range(first_seed, first_seed + seeds))
-    with CampaignView(asked, as_json=as_json) as view:
+    with CampaignView(asked, as_json=as_json) as view, _ended_as_by_ctrl_c():
         try:
             with Pool(simulate, asked.jobs, prepare=prepare) as pool:
                 for case, answer in pool.map(cases):
@@ -120,6 +122,16 @@ def run(name: str, first_seed: int, seeds: int, jobs: int, *, as_json: bool) -> 
     if tally.failed:
         return EXIT_FAILED
     return EXIT_INTERRUPTED if interrupted else 0
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends what runs in here as Ctrl-C does: of an hour's seeds it is told what came of them."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def replay(chosen: Chosen, report: Path | None, *, draws: bool, as_json: bool) -> int:

@@ -17,11 +17,11 @@ from holdfast.gateway.cli.tables import console, print_json, table
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.report.terminal import timeline
-from holdfast.simulations.running.campaign import Coverage, Failure, Fewest, Tally
+from holdfast.simulations.running.campaign import FAILURES_KEPT, Coverage, Failure, Fewest, Tally
 from holdfast.simulations.running.narrate import Line
 
 FAILURES_SHOWN = 20
-"""Failed seeds that are told one by one; of the others only the number."""
+"""Failed seeds that are told with all that they broke; the others that are kept have a line each."""
 
 VIOLATIONS_SHOWN = 5
 """Violations that are told of a seed."""
@@ -147,12 +147,15 @@ class CampaignView:
 
     def _failed(self, failure: Failure) -> None:
         self._shown += 1
-        say = self._console.print
-        if self._shown > FAILURES_SHOWN:
-            if self._shown == FAILURES_SHOWN + 1:
+        asked, say = self._asked, self._console.print
+        if self._shown > FAILURES_KEPT:
+            if self._shown == FAILURES_KEPT + 1:
                 say("[red]further seeds that fail are only counted[/]")
             return
-        asked = self._asked
+        if self._shown > FAILURES_SHOWN:
+            broke = ", ".join(sorted(failure.names))
+            say(f"[bold red]seed {failure.seed} of {escape(asked.scenario)} failed[/]: {escape(broke)}", soft_wrap=True)
+            return
         say(f"[bold red]seed {failure.seed} of {escape(asked.scenario)} failed[/] ({escape(asked.commit)})")
         print_violations(self._console, failure.violations)
         if failure.broken is not None:
