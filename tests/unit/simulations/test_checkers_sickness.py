@@ -15,10 +15,10 @@ REPLICA = "app.tiny.1"
 OVER_S = 8.0
 
 
-def called_unhealthy(run: Run, said_s: float, appended_s: float) -> None:
+def called_unhealthy(run: Run, said_s: float, appended_s: float, kind: str = "canary") -> None:
     """The replica's node finds it sick, and its log takes that at a later time."""
     run.at_s = said_s
-    event = run.event(ev.ReplicaUnhealthy(REPLICA, "node-1", "canary", "no token"), "node-1", "i1")
+    event = run.event(ev.ReplicaUnhealthy(REPLICA, "node-1", kind, "no token"), "node-1", "i1")
     run.at_s = appended_s
     run.append("facts.node.node-1", event)
     run.fact(ev.ReplicaHealthy(REPLICA, "node-1"), "node.node-1")
@@ -64,3 +64,11 @@ def test_a_clock_that_is_wrong_says_nothing_about_when_it_was_said() -> None:
     run.append("facts.node.node-1", msgspec.structs.replace(event, time=event.time - timedelta(seconds=9.0)))
     run.fact(ev.ReplicaHealthy(REPLICA, "node-1"), "node.node-1")
     assert only(broken(run), "sickness")
+
+
+@pytest.mark.parametrize(("kind", "found"), [("start", False), ("canary", True)])
+def test_a_lost_stream_explains_a_start_that_never_gets_ready_and_nothing_else(kind: str, found: bool) -> None:
+    run = well()
+    run.history.fault(2.0, "engine loses stream", REPLICA, until_s=2.0)
+    called_unhealthy(run, 2.0 + EXPLAINS_S + 1.0, 2.0 + EXPLAINS_S + 1.0, kind)
+    assert [violation.checker for violation in broken(run)] == ["sickness"] * found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
+from holdfast.actors.replica_watch import START
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.events import Record
@@ -35,6 +37,9 @@ SICKENING: Final = frozenset(
 )
 """What befalls a replica itself. That its node stood still, or was cut off, makes no replica sick."""
 
+STARTLING: Final = SICKENING | {"engine loses stream"}
+"""What keeps a replica from getting ready, whenever that was: the stream that is lost may be its warm-up."""
+
 EXPLAINS_S: Final = 8.0
 """So long after a fault is over it explains that a replica was found sick, in seconds: canaries wait for their answers,
 and a node that stood still says it late."""
@@ -54,11 +59,12 @@ def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
         if not isinstance(payload, ev.ReplicaUnhealthy):
             continue
         at_s = _said_s(history, record, log.times[place], payload.node)
+        kinds, explains_s = (STARTLING, math.inf) if payload.kind == START else (SICKENING, EXPLAINS_S)
         explained = any(
-            fault.kind in SICKENING
+            fault.kind in kinds
             and befalls(fault, payload.replica)
             and fault.from_s <= at_s
-            and (fault.until_s is None or at_s <= fault.until_s + EXPLAINS_S)
+            and (fault.until_s is None or at_s <= fault.until_s + explains_s)
             for fault in history.faults
         )
         if not explained:
