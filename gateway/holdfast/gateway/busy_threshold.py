@@ -69,11 +69,14 @@ class BusyThresholdPages:
 
     async def answer(self, request: Request) -> Response:
         """`GET`: the thresholds of all models. `POST`: change a model's, or tell them where none is given; returns once
-        they hold.
+        they hold, and needs an admin's key where there are any: it is everybody's requests that are shed.
         """
-        self._check(request)
+        given = request.headers.get("authorization")
+        authorization = None if given is None else given.encode("latin-1")
         if request.method != "POST":
+            self._keys.check(authorization)
             return _json(BusyThresholdList(self._all()))
+        self._keys.check_admin(authorization)
         asked = _decoded(await _body(request))
         changes = asked.changes()
         if changes:
@@ -90,10 +93,6 @@ class BusyThresholdPages:
 
     def _shown(self, model: str) -> BusyThreshold:
         return BusyThreshold(model, **msgspec.structs.asdict(self._backend.thresholds(model)))
-
-    def _check(self, request: Request) -> None:
-        given = request.headers.get("authorization")
-        self._keys.check(None if given is None else given.encode("latin-1"))
 
 
 def changed(thresholds: Thresholds, changes: dict[str, float | None]) -> Thresholds:

@@ -10,7 +10,8 @@ import msgspec
 from holdfast.core.admission import Priority
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.gateway.backend import Claim
-from holdfast.gateway.problems import invalid
+from holdfast.gateway.exchange import KeyRing
+from holdfast.gateway.problems import forbidden, invalid
 from holdfast.gateway.request_headers import PRIORITY
 
 _PRIORITIES: Final = {priority.name.lower().encode(): priority for priority in Priority}
@@ -25,14 +26,21 @@ class _Model(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Model).decode
 
 
-def claim_of(headers: Mapping[bytes, bytes], owner: str) -> Claim:
-    """The claim of this owner's request. Raises `RequestRefused` for a priority that there isn't."""
-    given = headers.get(PRIORITY)
-    priority = Priority.DEFAULT if given is None else _PRIORITIES.get(given.strip().lower())
+def claim_of(headers: Mapping[bytes, bytes], owner: str, keys: KeyRing) -> Claim:
+    """The claim of this owner's request, the default one or the highest that its key may claim if it says none.
+
+    Raises `RequestRefused` for a priority that there isn't, `HttpRefusal` (403) for one that its key may not claim.
+    """
+    given, highest = headers.get(PRIORITY), keys.priority_max(headers.get(b"authorization"))
+    priority = min(Priority.DEFAULT, highest) if given is None else _PRIORITIES.get(given.strip().lower())
     if priority is None:
         names = ", ".join(name.decode() for name in reversed(_PRIORITIES))
         header = PRIORITY.decode()
         raise invalid(f"Invalid header '{header}': expected one of {names}.", header)
+    if priority > highest:
+        header, most = PRIORITY.decode(), highest.name.lower()
+        message = f"Header '{header}': without an admin key it is {most} at most."
+        raise forbidden(message, "priority_not_allowed", header)
     return Claim(priority, owner)
 
 

@@ -12,12 +12,14 @@ from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
 
+from holdfast.core.admission import Priority
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.machine import Entropy
 from holdfast.gateway.problems import (
     Problem,
     body_too_large,
     body_too_slow,
+    forbidden,
     unauthorized,
     unsupported_media_type,
 )
@@ -46,11 +48,24 @@ class KeyRing:
     def __init__(self, settings: HttpSettings) -> None:
         self._admins = [_digest(key.get_secret_value().encode()) for key in settings.admin_keys]
         self._hashes = [_digest(key.get_secret_value().encode()) for key in settings.api_keys] + self._admins
+        self._priority_max = Priority[settings.priority_max.upper()]
 
     def check(self, authorization: bytes | None) -> None:
         """Raises `HttpRefusal` (401) unless the header carries one of the keys, or there are none."""
         if self._hashes and not _is_one_of(self._hashes, authorization):
             raise unauthorized(given=bool(authorization))
+
+    def check_admin(self, authorization: bytes | None) -> None:
+        """Raises `HttpRefusal` as `check`, and 403 for another key than an admin's where there are some of these."""
+        self.check(authorization)
+        if self._admins and not _is_one_of(self._admins, authorization):
+            raise forbidden("This needs one of the admin keys.", "admin_key_required")
+
+    def priority_max(self, authorization: bytes | None) -> Priority:
+        """The highest that who sends this may claim: with an admin's key any, else up to the setting."""
+        if self._priority_max is Priority.CRITICAL or _is_one_of(self._admins, authorization):
+            return Priority.CRITICAL
+        return self._priority_max
 
     @property
     def closed(self) -> bool:

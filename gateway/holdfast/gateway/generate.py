@@ -154,7 +154,7 @@ class Generator:
         try:
             self._keys.check(exchange.headers.get(b"authorization"))
             request = request_of(exchange, self._keys)
-            claim = claim_of(exchange.headers, request.owner)
+            claim = claim_of(exchange.headers, request.owner, self._keys)
             self._enter(meter)
             resume = resume_of(exchange.headers, form.id_prefix)
             meter.had = sum(resume.counts) if resume is not None else None

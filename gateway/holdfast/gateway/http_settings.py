@@ -18,7 +18,13 @@ class HttpSettings(BaseModel):
     )
     admin_keys: tuple[SecretStr, ...] = Field(
         default=(),
-        description="API keys that may also see and cancel all requests (`/v1/requests`), not only those of their own.",
+        description="API keys that may also see and cancel all requests (`/v1/requests`), not only those of their own. "
+        "Where there are any, only they may change thresholds (`POST /busy_threshold`).",
+    )
+    priority_max: Literal["critical", "default", "batch"] = Field(
+        default="critical",
+        description="The highest `x-holdfast-priority` that a request may claim without a key of `admin_keys`. "
+        "A higher one gets 403.",
     )
     overload_status: Literal[503, 429, 529] = Field(
         default=503, description="The status of rejections: 503, 429 or 529."

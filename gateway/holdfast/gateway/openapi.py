@@ -31,6 +31,7 @@ Json = dict[str, Any]
 _ERRORS = {
     400: "The request is invalid, or asks for something that this server can't honour; `param` names the field.",
     401: "The API key is missing or wrong.",
+    403: "The API key may not do this.",
     404: "There is no such model, request or route.",
     405: "The route exists, but not with this method.",
     408: "The body took too long to arrive.",
@@ -43,7 +44,7 @@ _ERRORS = {
     504: "The request's time was over before its first token.",
     529: "Rejected; `Retry-After` is in seconds. 503 unless `overload_status` is set to this.",
 }
-_GENERATE_ERRORS = (400, 401, 404, 408, 413, 415, 499, 500, 503, 504)
+_GENERATE_ERRORS = (400, 401, 403, 404, 408, 413, 415, 499, 500, 503, 504)
 _TYPES = (
     *(ChatRequest, CompletionRequest, ChatCompletion, Completion),
     *(Model, ModelList, RequestObject, RequestList, HealthReport, ErrorBody),
@@ -220,7 +221,8 @@ def _with_model(item: Json) -> Json:
 
 
 def _set_thresholds() -> Json:
-    item = _page("Change a model's thresholds", "setBusyThreshold", "BusyThreshold", errors=(400, 401, 404, 413, 503))
+    errors = (400, 401, 403, 404, 413, 503)
+    item = _page("Change a model's thresholds", "setBusyThreshold", "BusyThreshold", errors=errors)
     body = {"application/json": {"schema": _ref("BusyThresholdRequest")}}
     return {**item, "requestBody": {"required": True, "content": body}}
 

@@ -125,6 +125,11 @@ def unauthorized(given: bool) -> HttpRefusal:
     return HttpRefusal(Problem(401, message, "invalid_api_key"))
 
 
+def forbidden(message: str, code: str, param: str | None = None) -> HttpRefusal:
+    """403: the API key is one of ours, and does not have this right."""
+    return HttpRefusal(Problem(403, message, code, param))
+
+
 def body_too_large(bytes_max: int) -> HttpRefusal:
     """413: the body is longer than the setting allows."""
     return HttpRefusal(Problem(413, f"The request body is longer than {bytes_max} bytes.", "request_too_large"))

@@ -60,6 +60,28 @@ async def test_a_priority_that_there_is_not_is_an_error(given: str) -> None:
     assert "critical, default, batch" in answer.error["message"]
 
 
+async def test_a_priority_that_is_for_admins_is_refused_to_others() -> None:
+    backend = FakeBackend()
+    keys = HttpSettings(api_keys=(SecretStr("user"),), admin_keys=(SecretStr("boss"),), priority_max="default")
+    app = create_app(backend, keys)
+    user, boss = ({"authorization": f"Bearer {key}"} for key in ("user", "boss"))
+    refused = await ask(app, CHAT, chat(), {**user, "x-holdfast-priority": "critical"})
+    assert (refused.status, refused.error["code"]) == (403, "priority_not_allowed")
+    assert refused.error["param"] == "x-holdfast-priority"
+    assert not backend.claims
+    assert (await ask(app, CHAT, chat(), user)).status == 200
+    assert (await ask(app, CHAT, chat(), {**boss, "x-holdfast-priority": "critical"})).status == 200
+    assert [claim.priority for claim in backend.claims] == [Priority.DEFAULT, Priority.CRITICAL]
+
+
+async def test_who_says_no_priority_gets_no_higher_one_than_it_may_claim() -> None:
+    backend = FakeBackend()
+    app = create_app(backend, HttpSettings(priority_max="batch"))
+    assert (await ask(app, CHAT, chat())).status == 200
+    assert (await ask(app, CHAT, chat(), {"x-holdfast-priority": "default"})).status == 403
+    assert backend.claims == [Claim(Priority.BATCH)]
+
+
 async def test_tenants_are_told_apart_by_their_keys_where_keys_are_asked_for() -> None:
     backend = FakeBackend()
     app = create_app(backend, HttpSettings(api_keys=(SecretStr("one"), SecretStr("two"))))
@@ -199,3 +221,17 @@ async def test_thresholds_need_a_key_where_one_is_asked_for(method: str) -> None
     assert (await ask(app, "/busy_threshold", {"model": "tiny"}, method=method)).status == 401
     headers = {"authorization": "Bearer key"}
     assert (await ask(app, "/busy_threshold", {"model": "tiny"}, headers, method=method)).status == 200
+
+
+async def test_thresholds_are_changed_by_admins_only_where_there_are_any() -> None:
+    backend = FakeBackend()
+    app = create_app(backend, HttpSettings(api_keys=(SecretStr("user"),), admin_keys=(SecretStr("boss"),)))
+    user, boss = ({"authorization": f"Bearer {key}"} for key in ("user", "boss"))
+    change = {"model": "tiny", "requests_in_flight_threshold": 1}
+    refused = await ask(app, "/busy_threshold", change, user)
+    assert (refused.status, refused.error["code"]) == (403, "admin_key_required")
+    assert refused.error["type"] == "invalid_request_error"
+    assert (await ask(app, "/busy_threshold", change)).status == 401
+    assert backend.busy == NONE_SET
+    assert (await ask(app, "/busy_threshold", headers=user, method="GET")).json == {"thresholds": [NULL]}
+    assert (await ask(app, "/busy_threshold", change, boss)).json["requests_in_flight_threshold"] == 1
