@@ -11,7 +11,7 @@ import msgspec
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, DrainMode
 from holdfast.core.events import GENESIS, DrainTarget
 from holdfast.core.requests import EngineInfo
-from holdfast.core.thresholds import NONE_SET, Thresholds
+from holdfast.core.thresholds import NONE_SET, ThresholdChanges, Thresholds
 
 
 class MemberStatus(StrEnum):
@@ -221,10 +221,10 @@ class PendingRequest(msgspec.Struct, frozen=True):
 
 
 class PendingThresholds(msgspec.Struct, frozen=True):
-    """Thresholds that were asked for, by the event, and are not decided yet."""
+    """Changes of a model's thresholds that were asked for and are not decided yet."""
 
-    event: str
-    thresholds: Thresholds
+    model: str
+    changes: ThresholdChanges
 
 
 class ClusterState(msgspec.Struct, frozen=True):

@@ -28,8 +28,9 @@ from holdfast.core.shedding import RejectionsBegan as RejectionsBegan
 from holdfast.core.shedding import RejectionsEnded as RejectionsEnded
 from holdfast.core.shedding import ReplicaEjected as ReplicaEjected
 from holdfast.core.shedding import ReplicaReinstated as ReplicaReinstated
+from holdfast.core.shedding import whole_as_changes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 GENESIS = "0" * 64
 """What stands for the previous hash in a subject's first event."""
 
@@ -428,10 +429,11 @@ def digest(data: bytes) -> str:
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPCASTERS: dict[int, Upcaster] = {1: lambda raw: raw}
+UPCASTERS: dict[int, Upcaster] = {1: lambda raw: raw, 2: whole_as_changes}
 """From a schema version to the function that lifts a raw event of it to the next version.
 
-2 has more types of events, and fields that have defaults: an event of 1 means today what it meant then."""
+2 has more types of events, and fields that have defaults: an event of 1 means today what it meant then.
+3 has changes of thresholds, where 2 had all thresholds."""
 
 
 def decode_record(entry: LogEntry) -> Record:

@@ -25,6 +25,7 @@ from holdfast.core.cluster import (
 )
 from holdfast.core.config import ApplicationConfig
 from holdfast.core.drains import Leaving, leaving, nodes_left
+from holdfast.core.overloads import threshold_decisions
 from holdfast.core.placement import Vacancies, occupancy
 from holdfast.core.starts import failed_since, overdue, resting_for, resting_for_all
 
@@ -89,10 +90,8 @@ def reconcile(state: ClusterState, evidence: Evidence, now: datetime) -> Plan:
     """The next decisions. One round's decisions are all derived from `state`; append them in order."""
     goals = [_decide_request(request.application, request.event) for request in state.requests.values()]
     goals += [_decide_drain(request) for request in state.drain_requests.values()]
-    goals += [
-        Proposal(ev.BusyThresholdSet(model, request.thresholds), request.event)
-        for model, request in state.threshold_requests.items()
-    ]
+    if not state.requests:  # what is deployed may take thresholds back; changes are made to those that hold then
+        goals += [Proposal(decision, cause) for decision, cause in threshold_decisions(state)]
     look_again: list[datetime] = []
     losses = [*_lost_nodes(state, evidence, now, look_again), *_lost_gateways(state, evidence)]
     if goals or losses:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from holdfast.core.payload import Decision, Fact
-from holdfast.core.thresholds import Thresholds
+from holdfast.core.thresholds import ThresholdChanges, Thresholds
 
 
 class RejectionsBegan(Fact, frozen=True):
@@ -40,11 +42,14 @@ class ReplicaReinstated(Fact, frozen=True):
 
 
 class BusyThresholdRequested(Fact, frozen=True):
-    """Somebody asks a gateway that a model's load be shed by these thresholds from now on. The controller decides."""
+    """Somebody asks a gateway that a model's load be shed by other thresholds from now on. The controller decides.
+
+    Only what is to change: somebody else may ask for other changes at the same time.
+    """
 
     gateway: str
     model: str
-    thresholds: Thresholds
+    changes: ThresholdChanges
 
 
 class BusyThresholdSet(Decision, frozen=True):
@@ -52,3 +57,13 @@ class BusyThresholdSet(Decision, frozen=True):
 
     model: str
     thresholds: Thresholds
+
+
+def whole_as_changes(raw: dict[str, Any]) -> dict[str, Any]:
+    """An event of schema 2 as one of 3: who asked for thresholds gave all of them, those that were to stay as well."""
+    payload = raw["payload"]
+    if payload.get("type") != BusyThresholdRequested.__name__:
+        return raw
+    others = {name: value for name, value in payload.items() if name != "thresholds"}
+    changes = {**dict.fromkeys(Thresholds.__struct_fields__), **payload["thresholds"]}
+    return {**raw, "payload": {**others, "changes": changes}}

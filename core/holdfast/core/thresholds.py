@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+Contexts = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+Streams = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,10 +27,10 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     active_decode_blocks_threshold: Fraction | None = None
-    active_prefill_tokens_threshold: Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)] | None = None
-    active_prefill_tokens_threshold_frac: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] | None = None
-    requests_in_flight_threshold: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
-    queue_age_threshold_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+    active_prefill_tokens_threshold: Tokens | None = None
+    active_prefill_tokens_threshold_frac: Contexts | None = None
+    requests_in_flight_threshold: Streams | None = None
+    queue_age_threshold_s: Seconds | None = None
 
     def over(self, others: Thresholds) -> Thresholds:
         """These, and the others' where these have none."""
@@ -34,3 +39,26 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NONE_SET = Thresholds()
+
+
+class ThresholdChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to become of a model's `Thresholds`: those that are given change, and the others stay as they are.
+
+    None is back to what holds where none is set.
+    """
+
+    active_decode_blocks_threshold: Fraction | UnsetType | None = UNSET
+    active_prefill_tokens_threshold: Tokens | UnsetType | None = UNSET
+    active_prefill_tokens_threshold_frac: Contexts | UnsetType | None = UNSET
+    requests_in_flight_threshold: Streams | UnsetType | None = UNSET
+    queue_age_threshold_s: Seconds | UnsetType | None = UNSET
+
+    def made_to(self, thresholds: Thresholds) -> Thresholds:
+        """The thresholds with these changes."""
+        given = {name: getattr(self, name) for name in Thresholds.__struct_fields__}
+        return msgspec.structs.replace(
+            thresholds, **{name: value for name, value in given.items() if value is not UNSET}
+        )
+
+
+NO_CHANGES = ThresholdChanges()

@@ -15,7 +15,7 @@ from holdfast.core.admission import Priority
 from holdfast.core.requests import EngineRequest
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
-from holdfast.core.thresholds import Thresholds
+from holdfast.core.thresholds import ThresholdChanges, Thresholds
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
 
@@ -158,10 +158,10 @@ class Backend(Protocol):
         """Those that hold for a model. Raises `UnknownModel`."""
         ...
 
-    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+    async def set_thresholds(self, model: str, changes: ThresholdChanges) -> None:
         """Change a model's thresholds for all gateways; None is back to the configuration's. Returns once they hold.
 
-        Raises `UnknownModel`, `RequestRefused`, and `HttpRefusal` (503) where that is not known in time.
+        Raises `UnknownModel`, and `HttpRefusal` (503) where that is not known in time.
         """
         ...
 

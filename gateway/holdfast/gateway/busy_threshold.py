@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from holdfast.actors.follower import Follower
 from holdfast.core.cluster import ClusterState
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import UnknownModel
-from holdfast.core.thresholds import Fraction, Thresholds
+from holdfast.core.events import BusyThresholdSet, Record
+from holdfast.core.thresholds import NO_CHANGES, ThresholdChanges
 from holdfast.gateway.backend import Backend
 from holdfast.gateway.exchange import KeyRing
 from holdfast.gateway.problems import HttpRefusal, Problem, invalid
 
 DECIDED_IN_S = 5.0
 """So long a change may take until it holds (seconds). It may still come to hold later."""
+
+WAITING_MAX = 64
+"""So many changes may wait for their decision at a gateway."""
 
 BODY_BYTES_MAX = 64 * 1024
 
@@ -44,20 +48,14 @@ class BusyThresholdList(msgspec.Struct, frozen=True):
     thresholds: list[BusyThreshold]
 
 
-class BusyThresholdRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BusyThresholdRequest(ThresholdChanges, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Those that are given are changed; null is back to the configuration's."""
 
     model: str
-    active_decode_blocks_threshold: Fraction | msgspec.UnsetType | None = msgspec.UNSET
-    active_prefill_tokens_threshold: int | msgspec.UnsetType | None = msgspec.UNSET
-    active_prefill_tokens_threshold_frac: float | msgspec.UnsetType | None = msgspec.UNSET
-    requests_in_flight_threshold: int | msgspec.UnsetType | None = msgspec.UNSET
-    queue_age_threshold_s: float | msgspec.UnsetType | None = msgspec.UNSET
 
-    def changes(self) -> dict[str, float | None]:
-        """What is to be changed, by name."""
-        given = {name: getattr(self, name) for name in Thresholds.__struct_fields__}
-        return {name: value for name, value in given.items() if value is not msgspec.UNSET}
+    def changes(self) -> ThresholdChanges:
+        """What is to be changed."""
+        return ThresholdChanges(*(getattr(self, name) for name in ThresholdChanges.__struct_fields__))
 
 
 class BusyThresholdPages:
@@ -79,7 +77,7 @@ class BusyThresholdPages:
         self._keys.check_admin(authorization)
         asked = _decoded(await _body(request))
         changes = asked.changes()
-        if changes:
+        if changes != NO_CHANGES:
             await self._backend.set_thresholds(asked.model, changes)
         return _json(self._shown(asked.model))
 
@@ -95,26 +93,36 @@ class BusyThresholdPages:
         return BusyThreshold(model, **msgspec.structs.asdict(self._backend.thresholds(model)))
 
 
-def changed(thresholds: Thresholds, changes: dict[str, float | None]) -> Thresholds:
-    """The thresholds with changes. Raises `RequestRefused` (400) for a value out of range."""
-    try:
-        return msgspec.convert({**msgspec.structs.asdict(thresholds), **changes}, Thresholds)
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from error
+class Asked:
+    """Changes that were asked of the controller here, until it has decided them."""
 
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Future[None]] = {}
 
-async def until_set(follower: Follower, model: str, thresholds: Thresholds) -> None:
-    """Wait until these hold by the log's word. Raises `HttpRefusal` (503) where they don't in time."""
+    def read(self, record: Record, state: ClusterState) -> None:
+        """Note a decision; `state` is the one after it. Those of deposed leaders change nothing."""
+        event = record.event
+        waiter = self._waiting.get(event.cause or "") if isinstance(event.payload, BusyThresholdSet) else None
+        if waiter is not None and event.epoch == state.epoch and not waiter.done():
+            waiter.set_result(None)
 
-    def is_set(state: ClusterState) -> bool:
-        found = (one.deployments.get(model) for one in state.applications.values())
-        return any(one is not None and one.thresholds == thresholds for one in found)
+    async def decided(self, ask: Callable[[], str | None]) -> None:
+        """Ask, which gives the request's event (None: it can't be asked now), and wait for the decision that it causes.
 
-    try:
-        async with asyncio.timeout(DECIDED_IN_S):
-            await follower.until(is_set)
-    except TimeoutError:
-        raise log_unavailable("The change was not decided in time; it will hold once it is.") from None
+        Raises `HttpRefusal` (503) where there is none in time.
+        """
+        request = ask() if len(self._waiting) < WAITING_MAX else None
+        if request is None:
+            raise log_unavailable("Too much waits for the log already; nothing was changed.")
+        waiter = self._waiting[request] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(DECIDED_IN_S):
+                await waiter
+        except TimeoutError:
+            told = "The change was not decided in time, and may hold later. GET /busy_threshold tells what holds."
+            raise log_unavailable(told) from None
+        finally:
+            del self._waiting[request]
 
 
 def log_unavailable(message: str) -> HttpRefusal:

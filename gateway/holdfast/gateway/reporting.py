@@ -15,6 +15,7 @@ from holdfast.actors.metric_families import PLANE_DOWN_SINCE, PLANE_UP
 from holdfast.actors.metrics import Ledger
 from holdfast.core.errors import LeasesUnavailable, LogUnavailable
 from holdfast.core.ports import Clock, Leases, Log
+from holdfast.core.thresholds import ThresholdChanges
 from holdfast.gateway.backend import Health
 from holdfast.gateway.busy_threshold import log_unavailable
 from holdfast.gateway.serving import Serving
@@ -127,7 +128,7 @@ class ReportingServing(Serving):
 
     planes = Planes({}, random.Random(), SystemClock())
 
-    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+    async def set_thresholds(self, model: str, changes: ThresholdChanges) -> None:
         """As `Backend.set_thresholds`; at once where the log is known to be away."""
         log = self.planes.details().get("log", {"up": True})
         if not log["up"]:

@@ -48,10 +48,10 @@ from holdfast.core.events import (
 from holdfast.core.liveness import Suspicion
 from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import StreamStatus
-from holdfast.core.thresholds import NONE_SET, Thresholds
+from holdfast.core.thresholds import ThresholdChanges, Thresholds
 from holdfast.gateway.admission_settings import AdmissionSettings
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Health, ModelInfo, Resumption
-from holdfast.gateway.busy_threshold import changed, until_set
+from holdfast.gateway.busy_threshold import Asked
 from holdfast.gateway.comeback import Comeback
 from holdfast.gateway.ejecting import Ejector
 from holdfast.gateway.handover import DRAINED, Handovers
@@ -121,6 +121,7 @@ class Serving:
         self._pool_of: dict[StreamRun, Pool] = {}
         self._touched: dict[str, None] | None = None
         self._comeback = Comeback()
+        self._asked = Asked()
         self._changed = asyncio.Event()
         follower.observe(self._on_record)
         self._idle = asyncio.Event()
@@ -194,14 +195,10 @@ class Serving:
             raise UnknownModel(model)
         return pool.admission.thresholds
 
-    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+    async def set_thresholds(self, model: str, changes: ThresholdChanges) -> None:
         """As `Backend.set_thresholds`."""
         self.thresholds(model)
-        applications = self._follower.state.applications.values()
-        found = [one.deployments[model].thresholds for one in applications if model in one.deployments]
-        thresholds = changed(found[0] if found else NONE_SET, changes)
-        self._report(BusyThresholdRequested(self._gateway, model, thresholds), None)
-        await until_set(self._follower, model, thresholds)
+        await self._asked.decided(lambda: self._report(BusyThresholdRequested(self._gateway, model, changes), None))
 
     def crowded(self) -> bool:
         """As `Backend.crowded`."""
@@ -258,6 +255,7 @@ class Serving:
             if self._touched is not None:
                 self._touched[payload.replica] = None
             self._changed.set()
+        self._asked.read(record, state)  # last: who waits for thresholds goes on once pools have them
 
     def _sync(self, state: ClusterState, touched: dict[str, None] | None, group: asyncio.TaskGroup) -> None:
         """Make these replicas' links agree with the log; without them, all pools and links."""

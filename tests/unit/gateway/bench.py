@@ -23,7 +23,7 @@ import uvloop
 from holdfast.core.requests import EngineRequest
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import Piece
-from holdfast.core.thresholds import NONE_SET, Thresholds
+from holdfast.core.thresholds import NONE_SET, ThresholdChanges, Thresholds
 from holdfast.gateway.app import create_app
 from holdfast.gateway.asking import ask_chat
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Health, ModelInfo, Resumption, Session
@@ -127,7 +127,7 @@ class PreparedBackend:
         """None are set."""
         return NONE_SET
 
-    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
+    async def set_thresholds(self, model: str, changes: ThresholdChanges) -> None:
         """They stay as they are."""
 
     def crowded(self) -> bool:

@@ -11,9 +11,8 @@ from holdfast.core.errors import UnknownModel
 from holdfast.core.requests import EngineRequest, TokenLogprob
 from holdfast.core.status import GatewayStatus
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP, Stream
-from holdfast.core.thresholds import NONE_SET, Thresholds
+from holdfast.core.thresholds import NONE_SET, ThresholdChanges, Thresholds
 from holdfast.gateway.backend import DEFAULT_CLAIM, Claim, Delta, Health, ModelInfo, Resumption, Session
-from holdfast.gateway.busy_threshold import changed
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
 
 MODEL = "tiny"
@@ -99,8 +98,8 @@ class FakeBackend:
             raise UnknownModel(model)
         return self.busy
 
-    async def set_thresholds(self, model: str, changes: dict[str, float | None]) -> None:
-        self.busy = changed(self.thresholds(model), changes)
+    async def set_thresholds(self, model: str, changes: ThresholdChanges) -> None:
+        self.busy = changes.made_to(self.thresholds(model))
 
     def crowded(self) -> bool:
         return self.is_crowded

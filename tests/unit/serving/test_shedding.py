@@ -11,9 +11,8 @@ import pytest
 from holdfast.actors.engines.base import ENGINE_OVERLOADED
 from holdfast.actors.metric_families import HEALTH_TRANSITIONS
 from holdfast.core.admission import Priority, Reason
-from holdfast.core.errors import Overloaded, UnknownModel
+from holdfast.core.errors import Overloaded
 from holdfast.core.events import (
-    BusyThresholdRequested,
     BusyThresholdSet,
     Fact,
     RejectionsBegan,
@@ -25,10 +24,9 @@ from holdfast.core.events import (
 )
 from holdfast.core.frames import Refused
 from holdfast.core.outliers import ATTEMPTS_MIN
-from holdfast.core.thresholds import NONE_SET, Thresholds
+from holdfast.core.thresholds import Thresholds
 from holdfast.gateway import spells
 from holdfast.gateway.backend import Claim, Session
-from holdfast.gateway.problems import HttpRefusal
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.spells import Spells
 from tests.unit.support.history import application
@@ -200,48 +198,6 @@ async def test_a_replica_above_a_threshold_gets_nothing_new_and_who_is_rejected_
             gateway.open("tiny", [ask()], stops=[])
         site.decide(BusyThresholdSet("tiny", Thresholds(active_decode_blocks_threshold=1.0)))
         await eventually(lambda: queued(gateway) == 0)
-
-
-async def test_thresholds_are_asked_of_the_controller_and_hold_once_it_has_decided(site: Site) -> None:
-    async with site:
-        told: list[Fact] = []
-        site.deploy(application(replicas=1, thresholds=Thresholds(queue_age_threshold_s=3.0)))
-        gateway = await site.gateway()
-
-        def decide(fact: Fact, _cause: str | None) -> str:
-            told.append(fact)
-            assert isinstance(fact, BusyThresholdRequested)
-            site.decide(BusyThresholdSet(fact.model, fact.thresholds))
-            return "e1"
-
-        gateway._report = decide
-        await gateway.set_thresholds("tiny", {"active_decode_blocks_threshold": 0.5})
-        assert told == [BusyThresholdRequested("g", "tiny", Thresholds(0.5))]
-        await eventually(lambda: gateway.thresholds("tiny") == Thresholds(0.5, queue_age_threshold_s=3.0))
-        await gateway.set_thresholds("tiny", {"active_decode_blocks_threshold": None})
-        assert told[-1] == BusyThresholdRequested("g", "tiny", NONE_SET)
-
-
-async def test_a_gateway_that_drains_still_tells_thresholds(site: Site) -> None:
-    async with site:
-        site.deploy(application(replicas=1, thresholds=Thresholds(queue_age_threshold_s=3.0)))
-        gateway = await site.gateway()
-        gateway.standing.draining = True
-        assert gateway.thresholds("tiny").queue_age_threshold_s == 3.0
-        with pytest.raises(UnknownModel):
-            gateway.thresholds("other")
-
-
-async def test_who_asks_for_thresholds_that_nobody_decides_is_told_so(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("holdfast.gateway.busy_threshold.DECIDED_IN_S", 0.05)
-    async with site:
-        site.deploy(application(replicas=1))
-        gateway = await site.gateway()
-        with pytest.raises(HttpRefusal) as refusal:
-            await gateway.set_thresholds("tiny", {"queue_age_threshold_s": 1.0})
-        assert (refusal.value.problem.status, refusal.value.problem.code) == (503, "log_unavailable")
 
 
 async def test_rejections_are_told_as_spells(monkeypatch: pytest.MonkeyPatch) -> None:
