@@ -90,7 +90,8 @@ async def _measure(scenario: Scenario, order: Order, times: Times) -> Measured:
     """Run one scenario."""
     shape = scenario.shape
     async with fault_cluster(shape) as cluster:
-        order = msgspec.structs.replace(order, urls=cluster.urls, model=shape.model, resumes=scenario.resumes)
+        again = {"resumes": scenario.resumes, "retries": scenario.retries}
+        order = msgspec.structs.replace(order, urls=cluster.urls, model=shape.model, **again)
         await scenario.prepare(cluster)
         strength = Strength(cluster.urls, shape.replicas)
         async with sending(order) as load, asyncio.TaskGroup() as group:
@@ -236,7 +237,8 @@ def faults(
         for scenario in chosen:
             progress.update(task, description=scenario.name)
             shape = scenario.shape
-            measured = asyncio.run(interruptible(_measure(scenario, _order(shape, streams, tokens), times)))
+            order = _order(shape, streams, max(tokens, scenario.tokens_min))
+            measured = asyncio.run(interruptible(_measure(scenario, order, times)))
             row = _row(scenario, measured)
             if (reference := undisturbed.setdefault(shape.engine, row)) is not row:
                 _compare(row, reference)

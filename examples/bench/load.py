@@ -38,8 +38,9 @@ class Order(msgspec.Struct, frozen=True):
 
     The first ones begin spread over `spread_s`, so that some request is sent at any time: if that is as long as a
     stream takes, requests never come in waves that miss what a fault does to new ones. `fields` go into every request.
-    A stream that had to be sent again counts as broken, unless `resumes`: another client than ours would have seen it
-    break. The mock's texts are known; what another engine says is learnt from streams that run before, undisturbed.
+    A stream that had to be sent again counts as broken: another client than ours would have seen it break. With
+    `resumes` it does not, and with `retries` it does not if it had no token yet, since any client can do that. The
+    mock's texts are known; what another engine says is learnt from streams that run before, undisturbed.
     """
 
     urls: list[str]
@@ -49,6 +50,7 @@ class Order(msgspec.Struct, frozen=True):
     spread_s: float
     fields: dict[str, Any] = {}
     resumes: bool = False
+    retries: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -110,17 +112,20 @@ class Streams:
         pieces: list[str] = []
         times = _Times()
         error: str | None = None
+        free_tries = 1
         events = self._open(number)
         try:
             async with events:
                 async for event in events:
                     times.tick()
+                    if self._order.retries and not pieces:
+                        free_tries = events.tries
                     pieces.append(event.text)
                     self._count()
         except ClientError as broken:
             error = str(broken) or type(broken).__name__
         times.tick()
-        if error is None and events.tries > 1 and not self._order.resumes:
+        if error is None and events.tries > free_tries and not self._order.resumes:
             error = f"the client had to send it {events.tries} times"
         counted = (events.last_event_id or "").rpartition(":")[2] == str(self._order.tokens)
         wrong = error is None and not (counted and "".join(pieces) == self._expected(number))

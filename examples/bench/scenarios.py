@@ -64,7 +64,8 @@ async def as_it_is(_cluster: FaultCluster) -> None:
 class Scenario(msgspec.Struct, frozen=True):
     """One row. `allowed_ms` is the pause that the fault may add; None where `find` says.
 
-    `resumes`: streams may break, since their gateway dies, and the client resumes them.
+    `resumes`: streams may break, since their gateway dies, and the client resumes them. `retries`: none may break, as
+    any client sees it, but what had not begun may be sent again. Streams have `tokens_min` tokens at least.
     """
 
     name: str
@@ -74,6 +75,8 @@ class Scenario(msgspec.Struct, frozen=True):
     find: Callable[[FaultCluster, datetime], Finding] = nothing_to_add
     prepare: Callable[[FaultCluster], Awaitable[None]] = as_it_is
     resumes: bool = False
+    retries: bool = False
+    tokens_min: int = 0
 
 
 # --- faults ---------------------------------------------------------------------------------------------

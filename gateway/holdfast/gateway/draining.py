@@ -2,8 +2,9 @@
 
 A gateway that is drained takes nothing new at once: `/health` answers 503, and new requests are told to go elsewhere.
 In mode `finish` what is open may end here until the deadline; what is open then, or at once in mode `migrate`, is told
-to go on at another gateway, for which the replicas keep the streams. By the log's word the process stays up, says when
-it is drained, and is back when the drain is lifted; by a signal it ends.
+to go on at another gateway, for which the replicas keep the streams. Only our client can do that: another one's stream
+is broken. So a drain by the log, after which the process stays up, waits for as long as a request may last where it has
+no deadline. It says when it is drained, and is back when the drain is lifted. By a signal the process ends.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from holdfast.core.cluster import Drain
 from holdfast.core.config import DrainMode
 from holdfast.core.events import GatewayDrained
 from holdfast.gateway.serving import Serving
-from holdfast.gateway.settings import GatewayProcessSettings
+from holdfast.gateway.settings import Settings
 
 LEAVE_S = 1.0
 """How long the requests that were turned away have to take their last word, in seconds."""
+
+HURRIED_S = 2.0
+"""How long what is open may go on at most, in seconds, in a process that is told to hurry with its end."""
 
 
 class GatewayDrain:
     """One gateway's drains."""
 
-    def __init__(
-        self, name: str, settings: GatewayProcessSettings, serving: Serving, follower: Follower, facts: FactWriter
-    ) -> None:
+    def __init__(self, name: str, settings: Settings, serving: Serving, follower: Follower, facts: FactWriter) -> None:
         self._name = name
-        self._settings = settings
+        self._settings = settings.gateway
+        self._longest_s = settings.serving.request_timeout_s
         self._serving = serving
         self._follower = follower
         self._facts = facts
@@ -64,17 +67,25 @@ class GatewayDrain:
                 await self._serving.idle()
         return turned_away
 
-    async def end(self) -> None:
-        """As `drain`, as configured: the process is about to end."""
+    async def end(self, hurry: asyncio.Event) -> None:
+        """As `drain`, as configured: the process is about to end. From `hurry` on it takes `HURRIED_S` at most."""
         self._serving.standing.why = "it is shutting down"
-        await self.drain(self._settings.drain, self._settings.drain_timeout_s)
+        mode, within_s = self._settings.drain, self._settings.drain_timeout_s
+        async with asyncio.TaskGroup() as group:
+            draining, hurried = group.create_task(self.drain(mode, within_s)), group.create_task(hurry.wait())
+            await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            in_time = draining.done()
+            draining.cancel()
+            hurried.cancel()
+        if not in_time:
+            await self.drain(mode, min(within_s, HURRIED_S))
 
     def _ordered(self) -> Drain | None:
         gateway = self._follower.state.gateways.get(self._name)
         return gateway.drain if gateway is not None else None
 
     async def _obey(self, drain: Drain) -> None:
-        deadline_s = self._settings.drain_timeout_s if drain.deadline_s is None else drain.deadline_s
+        deadline_s = self._longest_s if drain.deadline_s is None else drain.deadline_s
         turned_away = await self.drain(drain.mode or self._settings.drain, deadline_s)
         self._serving.standing.drained = True
         self._facts.record(GatewayDrained(self._name, turned_away), drain.event)

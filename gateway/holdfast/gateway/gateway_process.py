@@ -105,11 +105,11 @@ class GatewayProcess:
         ledger.read(LEASE_AGE, lease_age(self._session))
         self._planes = self._serving.planes = Planes({"log": lag, "leases": leases}, rng, machine.clock)
         self._planes.shown_in(ledger)
-        self._drain = GatewayDrain(identity.name, settings.gateway, self._serving, self._follower, self._facts)
+        self._drain = GatewayDrain(identity.name, settings, self._serving, self._follower, self._facts)
         self._http = door(app, settings.gateway)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`, then let go of what is open, then end."""
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
+        """Serve until `stop`, then let go of what is open, soon once `hurry` is set, then end."""
         self._http.bind()
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -120,13 +120,15 @@ class GatewayProcess:
             if await self._caught_up(group, stop):
                 known = self._follower.state.gateways.get(self._identity.name)
                 await check_name_free(self._leases, self._identity, known)
-                await self._take_part(group, tasks, stop)
+                await self._take_part(group, tasks, stop, hurry or asyncio.Event())
             for task in tasks:
                 task.cancel()
         await self._session.release()
         await self._tracer.close()
 
-    async def _take_part(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    async def _take_part(
+        self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]], stop: asyncio.Event, hurry: asyncio.Event
+    ) -> None:
         """Serve until `stop`, and leave. What goes on to the very end is added to `tasks`."""
         tasks += [group.create_task(self._serving.run()), group.create_task(self._planes.run())]
         tasks.append(group.create_task(self._app.kinship.run()))
@@ -140,7 +142,7 @@ class GatewayProcess:
         await stop.wait()
         leaving = self._facts.record(GatewayStopping(self._identity.name), joined)
         obeying.cancel()
-        await self._drain.end()
+        await self._drain.end(hurry)
         http.cancel()
         await asyncio.wait([http])
         self._facts.record(GatewayLeft(self._identity.name), leaving)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from datetime import UTC, datetime
 from typing import Protocol
@@ -21,6 +22,7 @@ from holdfast.gateway.data_dir import ClusterFile, DataDirectory, Member, Servic
 from holdfast.gateway.ending import end_lease
 from holdfast.gateway.goal import Wish
 from holdfast.gateway.leftovers import MARK, kill_marked, sweep
+from holdfast.gateway.processes import HURRY
 from holdfast.gateway.reaching import await_leader, reach_leases, reach_log
 from holdfast.gateway.settings import Settings
 from holdfast.gateway.supervisor import Keeper, stop_all
@@ -205,14 +207,16 @@ class LocalCluster:
         return [*self._nats, *self._etcd]
 
     def _node(self, name: str) -> ChildProcess:
-        return self._member(name, ["node", name, "--logs", str(self.directory.logs)], "", {})
+        return self._member(name, ["node", name, "--logs", str(self.directory.logs)], "", {}, signal.SIGTERM)
 
     def _gateway(self, number: int) -> ChildProcess:
         name, port = f"gateway-{number + 1}", self.plan.port + number
         environment = {"HOLDFAST_GATEWAY__HOST": self.plan.host, "HOLDFAST_GATEWAY__PORT": str(port)}
-        return self._member(name, ["gateway", name], local_url(self.plan.host, port), environment)
+        return self._member(name, ["gateway", name], local_url(self.plan.host, port), environment, HURRY)
 
-    def _member(self, name: str, command: list[str], url: str, more: dict[str, str]) -> ChildProcess:
+    def _member(
+        self, name: str, command: list[str], url: str, more: dict[str, str], stop_signal: signal.Signals
+    ) -> ChildProcess:
         return ChildProcess(
             name,
             [sys.executable, "-m", "holdfast.gateway.cli", *command],
@@ -220,6 +224,7 @@ class LocalCluster:
             log_path=self.directory.logs / f"{name}.log",
             ready=_at_once,
             environment={**os.environ, **self._environment(), **more},
+            stop_signal=stop_signal,
         )
 
     def _environment(self) -> dict[str, str]:

@@ -57,6 +57,24 @@ _STREAM_NOTE = (
 )
 
 
+_REQUEST_ID: Json = {
+    "name": "x-request-id",
+    "in": "header",
+    "description": "The request's id, if it is 1 to 128 visible ASCII characters; else it gets a new one.",
+    "schema": {"type": "string"},
+}
+_LAST_EVENT: Json = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The id of the last event that the client has of a stream, which goes on after that.",
+    "schema": {"type": "string"},
+}
+_TRACE: Json = {
+    "name": "traceparent",
+    "in": "header",
+    "description": "The place in the client's trace, as W3C has it, with `tracestate`. What is none is passed over.",
+    "schema": {"type": "string"},
+}
 _PRIORITY: Json = {
     "name": "x-holdfast-priority",
     "in": "header",
@@ -187,7 +205,7 @@ def _generate(settings: HttpSettings, summary: str, name: str, request: str, ans
         "description": _STREAM_NOTE,
         "operationId": name,
         "tags": ["generate"],
-        "parameters": [_PRIORITY, _TIMEOUT, _PARENT],
+        "parameters": [_REQUEST_ID, _TIMEOUT, _PARENT, _PRIORITY, _TRACE, _LAST_EVENT],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {"200": ok, **_errors(tuple(sorted({*_GENERATE_ERRORS, settings.overload_status})))},
     }

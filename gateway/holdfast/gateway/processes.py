@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from holdfast.gateway.app import App
     from holdfast.gateway.gateway_process import Door, GatewayProcess
     from holdfast.gateway.reporting import WatchedLeases, WatchedLog
+
+HURRY = signal.SIGUSR2
+"""Tells a gateway to end as SIGTERM does, and soon: `holdfast up`, for which somebody waits, ends its gateways so."""
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +144,17 @@ async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Even
     await be_node(settings, identity, ProcessLauncher(logs), stop, REAL_STORES, Machine())
 
 
-async def run_gateway(settings: Settings, name: str, stop: asyncio.Event) -> None:
-    """Run a gateway until `stop`. Raises the store's errors, and `Misuse` when its port is taken."""
+async def run_gateway(settings: Settings, name: str, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
+    """Run a gateway until `stop`; once `hurry` is set it takes little time to end.
+
+    Raises the store's errors, and `Misuse` when its port is taken.
+    """
     # Imported here: nodes and tools use this module too, and none of them needs an HTTP server.
     from holdfast.gateway.gateway_process import http_server
 
-    await be_gateway(settings, identify(settings, "gateway", name), http_server, stop, REAL_STORES, Machine())
+    await be_gateway(
+        settings, identify(settings, "gateway", name), http_server, stop, REAL_STORES, Machine(), hurry=hurry
+    )
 
 
 async def be_node(
@@ -194,6 +203,7 @@ async def be_gateway(
     stores: Stores,
     machine: Machine,
     made: Callable[[GatewayProcess], object] = lambda _gateway: None,
+    hurry: asyncio.Event | None = None,
 ) -> None:
     """As `run_gateway`, wherever it is: all that it takes from outside is given. `made` as in `be_node`."""
     from holdfast.gateway.gateway_process import GatewayProcess
@@ -202,4 +212,4 @@ async def be_gateway(
         if log is not None:
             gateway = GatewayProcess(settings, identity, log, leases, machine, door)
             made(gateway)
-            await gateway.run(stop)
+            await gateway.run(stop, hurry)

@@ -83,14 +83,17 @@ class GatewayProcessSettings(BaseModel):
     port: int = Field(8000, ge=1, le=65_535, description="Port that the gateway listens on.")
     backlog: int = Field(1024, ge=1, le=65_535, description="Connections that may wait to be accepted.")
     drain_timeout_s: float = Field(
-        2.0,
+        25.0,
         ge=0,
         le=3_600,
-        description="A gateway that is told to stop, or drained without a deadline, lets streams go on for this long "
-        "(seconds). What is open then is told to go on at another gateway.",
+        description="A gateway that is told to stop lets what is open go on for this long (seconds). What is open then "
+        "is told to go on at another gateway, which the shipped client does and others can't. Ending takes up to 5 s "
+        "more: give it that time, as Kubernetes does with its 30 s (`terminationGracePeriodSeconds`). "
+        "`holdfast drain` does not end it, and waits as long as requests last. `holdfast up` on Ctrl-C gives 2 s.",
     )
     drain: DrainMode = Field(
-        "finish", description="`finish`: streams go on for that long; `migrate`: all are told to go elsewhere at once."
+        "finish",
+        description="`finish`: what is open goes on for that long; `migrate`: all are told to go elsewhere at once.",
     )
 
 

@@ -119,7 +119,7 @@ def describe_ending(status: int) -> str:
 
 
 async def stop_all(children: Iterable[Child], within_s: float) -> None:
-    """End all of them at once: SIGTERM, and SIGKILL for those that have not ended by then."""
+    """End all of them at once: in order, and by SIGKILL those that have not ended by then."""
     await asyncio.gather(*(_stop(child, within_s) for child in children))
 
 

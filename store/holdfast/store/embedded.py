@@ -69,6 +69,7 @@ class ChildProcess:
         ready: Callable[[], Awaitable[bool]],
         environment: dict[str, str] | None = None,
         stop_timeout_s: float | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
         self.name = name
         self.url = url
@@ -78,6 +79,7 @@ class ChildProcess:
         self._ready = ready
         self._environment = environment
         self._stop_timeout_s = stop_timeout_s
+        self._stop_signal = stop_signal
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -116,10 +118,10 @@ class ChildProcess:
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """End it: SIGTERM, then SIGKILL. Does nothing when it has ended."""
+        """End it: by its signal for that, then SIGKILL. Does nothing when it has ended."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(self._stop_signal)
         try:
             async with asyncio.timeout(self._stop_timeout_s or STOP_TIMEOUT_S):
                 await self._process.wait()

@@ -43,6 +43,17 @@ def test_the_gateways_own_commands_look_for_no_others(monkeypatch: pytest.Monkey
     assert CliRunner().invoke(app, ["version"]).exit_code == 0
 
 
+def test_groups_of_commands_have_none_from_above(declared: dict[str, metadata.EntryPoint]) -> None:
+    groups = [group for group in app.registered_groups if group.typer_instance is not None]
+    assert {group.name for group in groups} >= {"log", "leases", "requests"}
+    for group in groups:
+        assert group.name
+        listed = CliRunner().invoke(app, [group.name, "--help"], env={"COLUMNS": "200"})
+        assert listed.exit_code == 0
+        assert not [name for name in declared if f" {name} " in listed.stdout], group.name
+        assert CliRunner().invoke(app, [group.name, next(iter(declared))]).exit_code == 2
+
+
 def test_a_name_that_is_no_command_is_refused(declared: dict[str, metadata.EntryPoint]) -> None:
     ended = CliRunner().invoke(app, ["simm"], env={"COLUMNS": "200"})
     assert ended.exit_code == 2

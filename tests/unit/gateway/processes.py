@@ -27,6 +27,7 @@ class RunningGateway:
 
     port: int
     stop: asyncio.Event
+    hurry: asyncio.Event
     stopped: asyncio.Task[None]
     log: Log
     metrics: Callable[[], str]
@@ -62,10 +63,9 @@ async def gateway_on(
     log = site.server.client("g")
     server = leases or MemoryLeasesServer()
     process = GatewayProcess(told, identity_of("g", incarnation, role="gateway"), log, server.client("g"))
-    stop = asyncio.Event()
-    gateway = RunningGateway(
-        port, stop, asyncio.create_task(process.run(stop)), log, lambda: process._app.metrics.text().decode()
-    )
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    stopped = asyncio.create_task(process.run(stop, hurry))
+    gateway = RunningGateway(port, stop, hurry, stopped, log, lambda: process._app.metrics.text().decode())
     try:
         yield gateway
     finally:

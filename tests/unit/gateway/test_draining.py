@@ -94,6 +94,21 @@ async def test_what_is_open_may_finish_until_the_deadline(site: Site) -> None:
             await eventually(lambda: site.read().gateways["g"].drained)
 
 
+async def test_without_a_deadline_what_is_open_ends_by_itself(site: Site) -> None:
+    async with site:
+        replica = await site.replica(itl_ms=20)
+        async with gateway_on(site, drain_timeout_s=0) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                await begun(connection, replica, max_tokens=20)
+                order(site)
+                await until_state(gateway, "DRAINING")
+                await connection.reader.readuntil(b"[DONE]\n\n")
+            await until_state(gateway, "DRAINED")
+            await eventually(lambda: bool(drained(site)))
+            assert [record.payload for record in drained(site)] == [ev.GatewayDrained("g", 0)]
+
+
 @pytest.mark.parametrize(("mode", "deadline_s"), [("finish", 0.1), ("migrate", LONG_S)])
 async def test_what_is_open_then_is_told_to_go_on_elsewhere_and_is_kept_for_that(
     site: Site, mode: DrainMode, deadline_s: float

@@ -102,3 +102,26 @@ async def test_the_log_hears_of_the_drain_when_it_begins(site: Site) -> None:
             async with asyncio.timeout(SOON_S):
                 await follower.until(lambda state: state.gateways["g"].status is MemberStatus.LEFT)
         following.cancel()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_gateway_that_is_told_to_hurry_lets_go_soon_also_where_it_waits_already(
+    site: Site, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.gateway.draining.HURRIED_S", DRAIN_S)
+    async with site:
+        replica = await site.replica(itl_ms=50)
+        async with gateway_on(site, drain_timeout_s=3_600) as gateway:
+            await gateway.until(200)
+            async with connected(gateway.port) as connection:
+                await connection.post(CHAT, chat(stream=True, max_tokens=1_000))
+                head = await connection.reader.readuntil(b"\n\n")
+                await eventually(lambda: not replica.free)
+                if waits:
+                    gateway.stop.set()
+                    await gateway.until(503)
+                gateway.hurry.set()
+                gateway.stop.set()
+                answer = (head + await connection.reader.read()).decode()
+            await gateway.stopped
+    assert '"code":"gateway_stopping"' in answer

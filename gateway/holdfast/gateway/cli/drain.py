@@ -29,7 +29,7 @@ Examples
 
 `holdfast drain node-2 --wait` empties a node: its replicas are replaced elsewhere first.
 
-`holdfast drain gateway-1 --mode migrate` lets all its clients go on at other gateways now.
+`holdfast drain gateway-1 --mode migrate` lets shipped clients go on at other gateways now; others' streams break.
 
 `holdfast drain default.tiny.3 --deadline 30` replaces a replica, within 30 s whatever happens.
 
@@ -68,7 +68,7 @@ def drain(
         Mode | None,
         typer.Option(
             help="finish: streams may end where they are, until their time is over. migrate: they go elsewhere at "
-            "once. [default: as configured]",
+            "once; from a gateway only the shipped client's can. [default: as configured]",
             show_default=False,
         ),
     ] = None,
@@ -78,7 +78,8 @@ def drain(
             metavar="SECONDS",
             min=0,
             max=86_400,
-            help="All is over by then, replaced or not. [default: replicas wait until they are replaced]",
+            help="All is over by then, replaced or not. [default: replicas wait until they are replaced, gateways "
+            "until what is open has ended]",
             show_default=False,
         ),
     ] = None,
@@ -92,8 +93,9 @@ def drain(
     """Take a node, a replica or a gateway out of use, without breaking a stream.
 
     A node's replicas are replaced on other nodes before they stop, and it gets no others until it is undrained,
-    whatever becomes of its process. A replica is replaced and is gone then. A gateway takes nothing new at once, and
-    stays up. Exit code 1 when waiting took too long, 2 for a name that is nobody's, or several members'.
+    whatever becomes of its process. A replica is replaced and is gone then. A gateway takes nothing new at once, lets
+    what is open end, and stays up. Exit code 1 when waiting took too long, 2 for a name that is nobody's, or several
+    members'.
     """
     execute(_drain(name, mode, deadline, _How(timeout if wait else None, as_json, data_dir, nats, etcd)))
 

@@ -48,19 +48,24 @@ def gateway(
     """Run a gateway: the OpenAI API over HTTP, in front of all replicas of the cluster.
 
     `holdfast up` starts its gateways with this. Any number may run anywhere; all settings are in the environment
-    (HOLDFAST_...). SIGTERM lets streams go on for a moment and ends it, a second signal at once.
+    (HOLDFAST_...). SIGTERM lets what is open end, for HOLDFAST_GATEWAY__DRAIN_TIMEOUT_S at most, and ends it,
+    SIGUSR2 for 2 s at most, a second SIGTERM at once.
     """
-    from holdfast.gateway.processes import run_gateway
+    from holdfast.gateway.processes import HURRY, run_gateway
     from holdfast.gateway.settings import load_settings
 
     more = overrides(nats, etcd, lease_ttl_s) | gateway_overrides(host, port)
     settings = guarded(lambda: load_settings(**more))
-    execute(_until_told(lambda stop: run_gateway(settings, name, stop)))
+    hurry = asyncio.Event()
+    work = _until_told(lambda stop: run_gateway(settings, name, stop, hurry), (HURRY, hurry.set))
+    execute(work)
 
 
-async def _until_told(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run a member until a signal says stop."""
+async def _until_told(
+    run: Callable[[asyncio.Event], Awaitable[None]], hurry: tuple[int, Callable[[], None]] | None = None
+) -> None:
+    """Run a member until a signal says stop. `hurry` as of `stop_on_signals`."""
     log_to_standard_error()
     stop = asyncio.Event()
-    stop_on_signals(stop.set, os._exit)
+    stop_on_signals(stop.set, os._exit, hurry)
     await run(stop)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from holdfast.gateway.cli.extensions import ExtensibleGroup
 from holdfast.gateway.cli.options import DataDirOption, EtcdOption, JsonOption, NatsOption
 from holdfast.gateway.cli.running import EXIT_FAILED, execute
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from holdfast.gateway.settings import Settings
 
 app = typer.Typer(
-    cls=ExtensibleGroup,
     help="Show requests that are open, and cancel them.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

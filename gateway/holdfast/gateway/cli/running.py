@@ -73,9 +73,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def stop_on_signals(stop: Callable[[], None], at_once: Callable[[int], None]) -> None:
+def stop_on_signals(
+    stop: Callable[[], None], at_once: Callable[[int], None], hurry: tuple[int, Callable[[], None]] | None = None
+) -> None:
     """SIGINT, SIGTERM and SIGHUP call `stop`; any of them again calls `at_once` with the exit code for it, which is 128
-    and the signal's number. Call within a running loop.
+    and the signal's number. `hurry`: a signal that calls `stop` too, whether or not it was called, and then this.
+    Call within a running loop.
     """
     loop = asyncio.get_running_loop()
     told = False
@@ -87,5 +90,13 @@ def stop_on_signals(stop: Callable[[], None], at_once: Callable[[int], None]) ->
         told = True
         stop()
 
+    def on_hurry(call: Callable[[], None]) -> None:
+        nonlocal told
+        told = True
+        stop()
+        call()
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal, number)
+    if hurry is not None:
+        loop.add_signal_handler(hurry[0], on_hurry, hurry[1])
