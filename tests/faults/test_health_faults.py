@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from holdfast.store.embedded import free_port
 from tests.acceptance.conftest import Cluster, run_holdfast
@@ -62,6 +63,73 @@ def test_an_engine_that_answers_and_makes_nothing_is_found_while_nobody_asks(sta
         "canary",
         "the engine made no token within 1 s, though the replica answers",
     )
+
+
+BARREN = """
+import asyncio, os
+from engine_class import Echo
+from holdfast.actors.engines.base import StepOutput
+
+class FirstIsBarren(Echo):
+    def __init__(self, mark):
+        super().__init__(pace_s=0.002)
+        self.mark, self.barren = mark, False
+
+    async def admit(self, key, request):
+        if "barren" in request.prompt:
+            try:
+                os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+                self.barren = True
+            except FileExistsError:
+                pass
+        return await super().admit(key, request)
+
+    async def step(self):
+        if not self.barren:
+            return await super().step()
+        await asyncio.sleep(0.002)
+        self._steps += 1
+        return StepOutput()
+"""
+"""Whoever takes in the first prompt that asks for it steps from then on, answers, and makes nothing."""
+
+
+@pytest.mark.parametrize("finder", ["canary", "gateway"])
+def test_a_stream_on_an_engine_that_steps_and_makes_nothing_goes_on_elsewhere(
+    start_cluster: Any, tmp_path: Path, finder: str
+) -> None:
+    """The canary finds the engine while it has work, or the gateway the stream, each with the other switched off."""
+    (tmp_path / "first_is_barren.py").write_text(BARREN)
+    folders = (str(tmp_path), str(EXAMPLES), os.environ.get("PYTHONPATH", ""))
+    by_canary = finder == "canary"
+    cluster: Cluster = start_cluster(
+        *settings(canary=by_canary, graceful_shutdown_timeout_s=3600),
+        engine="class",
+        engine_args={"import_path": "first_is_barren:FirstIsBarren", "mark": str(tmp_path / "mark")},
+        environment={
+            "PYTHONPATH": os.pathsep.join(folders),
+            "HOLDFAST_SERVING__STREAM_STALL_TIMEOUT_S": "3600" if by_canary else "0.5",
+        },
+    )
+    prompt = " ".join(["this one is barren", *map(str, range(60))])
+    body = {"model": "firstisbarren", "prompt": prompt, "max_tokens": 64, "stream": True}
+    with httpx.Client(base_url=cluster.url, timeout=60) as client:
+        lines = client.post("/v1/completions", json=body).text.splitlines()
+    events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert events.pop() == "[DONE]"
+    assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == f" {prompt}"
+    if by_canary:
+        (found,) = happened(cluster, "ReplicaUnhealthy")
+        assert found["payload"]["kind"] == "canary"
+        assert found["payload"]["message"].endswith(" s with work, and no token for anybody")
+        (stop,) = happened(cluster, "ReplicaStopOrdered", found["payload"]["replica"])
+        assert stop["payload"]["mode"] == "migrate"
+        replaced(cluster, {"id": found["payload"]["replica"]}, 2)
+    else:
+        cluster.wait(lambda _status: bool(happened(cluster, "StreamsMigrated")))
+        (moved,) = happened(cluster, "StreamsMigrated")
+        assert (moved["payload"]["streams"], "stood still" in moved["payload"]["reason"]) == (1, True)
+        assert not happened(cluster, "ReplicaUnhealthy")
 
 
 def test_a_frozen_node_does_not_condemn_its_replicas(start_cluster: Any) -> None:

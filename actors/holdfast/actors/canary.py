@@ -1,9 +1,9 @@
 """A node's canary: asks a replica that has made no token for a while for one, over the wire, as a gateway would.
 
 A process that runs, a socket that accepts and a health check that passes say little: the canary wants a token. It is
-nobody's request. It goes to an engine that has nothing to do, so it takes nobody's place; one that has work is alive as
-long as that work gets on, which the replica itself and the gateways look after. A refusal for want of room, or because
-the replica is about to end, is an answer too.
+nobody's request. It goes to an engine that has nothing to do, so it takes nobody's place. One that has work is not
+asked: it is sick if it steps with that for a whole wait and timeout, and nothing comes of it. A step that hangs is the
+replica's own business. A refusal for want of room, or because the replica is about to end, is an answer too.
 
 Who stands still himself (a machine that is stopped and goes on) must not blame the other: time in which this process
 did not run is taken out of the replica's (`Deadline`).
@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from holdfast.actors.health import canary_request
 from holdfast.actors.wire import Connection
+from holdfast.core.barren import NO_TOKEN
 from holdfast.core.errors import PeerViolation
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
@@ -34,8 +35,7 @@ from holdfast.core.frames import (
 )
 
 SILENT: Final = "silent"
-NO_TOKEN: Final = "canary"
-"""Kinds of `ReplicaUnhealthy`."""
+"""A kind of `ReplicaUnhealthy`."""
 
 LOOK_S = 0.5
 """While it waits for the replica, the canary looks this often whether it stood still itself, and pings (seconds)."""
@@ -46,8 +46,8 @@ STOOD_STILL_S = 0.2
 REDIAL_S = 0.2
 """Between tries to reach a replica that can't be reached (seconds)."""
 
-FRUITLESS_S = 120.0
-"""An engine that steps with work for so long, reads no prompts and makes no token for anybody, makes none (seconds)."""
+BARREN_STEPS = 32
+"""So many steps an engine that has work makes for nobody before it is called sick: slow ones take their time."""
 
 
 class CanarySettings(NamedTuple):
@@ -59,13 +59,10 @@ class CanarySettings(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of a try: a kind of `ReplicaUnhealthy` and why, both empty where the replica made a token, `idle_s` ago
-    (seconds).
-    """
+    """What came of a try: a kind of `ReplicaUnhealthy` and why, both empty where the replica made a token."""
 
     kind: str = ""
     message: str = ""
-    idle_s: float = 0.0
 
 
 class Deadline:
@@ -118,7 +115,7 @@ class Canary:
         self._connection: Connection | None = None
         self._welcomed = False
         self._pulse: Pulse | None = None
-        self._before: Pulse | None = None
+        self._waited_s = 0.0
         self._attempt = 0
         self._admitted = self._answered = False
         self._refusal: Refused | None = None
@@ -135,10 +132,10 @@ class Canary:
                 if settings is None:
                     self._tell(Verdict())
                     continue
+                self._waited_s = 0.0
                 verdict = await self._try(settings)
-                token_s = loop.time()
+                token_s = loop.time() - self._waited_s
                 if verdict is not None:
-                    token_s -= verdict.idle_s
                     self._tell(verdict)
         finally:
             self._leave()
@@ -146,17 +143,22 @@ class Canary:
     async def _try(self, settings: CanarySettings) -> Verdict | None:
         """Ask how it is, and for a token if it has not made one lately.
 
-        None where that shows nothing new: it has work, or no room. That it is well only a token shows.
+        None where that shows nothing new: it has work, or no room. That it is well only a token shows. `_waited_s` is
+        how much of the wait until the next try is over.
         """
         deadline = Deadline(settings.timeout_s)
         while (pulse := await self._ask_pulse(deadline)) is not None:
-            before, self._before = self._before, pulse
             if pulse.idle_s < settings.wait_s - LOOK_S:  # one that is as good as over is not waited for again
-                return Verdict(idle_s=pulse.idle_s)
+                self._waited_s = pulse.idle_s
+                return Verdict()
             if pulse.draining:
                 return None
             if pulse.load.running + pulse.load.waiting > 0:
-                return _judge_work(pulse, before)
+                verdict = _judge_work(pulse, settings)
+                if verdict is None:
+                    again_s = _barren_due_s(settings) + LOOK_S / 2 - pulse.barren.for_s
+                    self._waited_s = max(0.0, settings.wait_s - again_s)
+                return verdict
             connection = self._connection
             verdict = await self._ask_token(settings, deadline)
             if verdict is not None or connection is self._connection:
@@ -199,6 +201,7 @@ class Canary:
         if connection is not self._connection:
             return None
         if pulse is not None and pulse.load.running + pulse.load.waiting > int(self._admitted):
+            self._waited_s = settings.wait_s
             return None  # others came in between, and may be before it
         return Verdict(
             NO_TOKEN, f"the engine made no token within {settings.timeout_s:g} s, though the replica answers"
@@ -269,14 +272,19 @@ class Canary:
         self._news.set()
 
 
-def _judge_work(pulse: Pulse, before: Pulse | None) -> Verdict | None:
+def _barren_due_s(settings: CanarySettings) -> float:
+    """For how long an engine may step for nobody. As with an idle one, what is as good as over is not waited for."""
+    return max(settings.timeout_s, settings.wait_s + settings.timeout_s - LOOK_S)
+
+
+def _judge_work(pulse: Pulse, settings: CanarySettings) -> Verdict | None:
     """An engine that has work is left to it; unless it steps and steps, and nobody gets anything.
 
     What holds up its steps its replica looks after, and prompts may take their time.
     """
-    if before is None or pulse.idle_s < FRUITLESS_S:
+    barren = pulse.barren
+    if barren.for_s < _barren_due_s(settings) or barren.steps < BARREN_STEPS:
         return None
-    reads = pulse.load.prefill_tokens_waiting < before.load.prefill_tokens_waiting
-    if reads or pulse.load.step == before.load.step:
-        return None
-    return Verdict(NO_TOKEN, f"the engine has had work, and made no token for anybody for {pulse.idle_s:.0f} s")
+    return Verdict(
+        NO_TOKEN, f"the engine made {barren.steps} steps in {barren.for_s:.0f} s with work, and no token for anybody"
+    )

@@ -25,6 +25,7 @@ from holdfast.actors.pacing import PaceMeter
 from holdfast.actors.replica_metrics import ReplicaMetrics
 from holdfast.actors.specification import Fenced, ReplicaSpecification, Report
 from holdfast.actors.wire import Connection
+from holdfast.core.barren import BarrenMeter
 from holdfast.core.errors import HoldfastError, PeerViolation, RequestRefused, WrongReplica
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
@@ -131,6 +132,7 @@ class Replica:
         self._probes: dict[Connection, Peer] = {}
         self._held = HeldStreams()
         self._pace = PaceMeter()
+        self._barren = BarrenMeter()
         self._fenced: Counter[str] = Counter()
         self._starts: deque[_Arrived] = deque()
         self._admitting: tuple[Peer, int] | None = None
@@ -341,6 +343,7 @@ class Replica:
             for key in live - self._held.by_key.keys():
                 self._engine.drop(key)
                 live.discard(key)
+                self._barren.dropped()
                 self._pace.left(key, loop.time())
                 if self._traces is not None:
                     self._traces.dropped(key)
@@ -348,11 +351,12 @@ class Replica:
                 if not self._starts and self._admitting is None:
                     self._idle.set()
                 self._stepping.clear()
+                self._barren.rest()
                 await self._work.wait()
                 self._work.clear()
                 continue
             self._stepping.set()
-            self._step_began_s = loop.time()
+            self._step_began_s = began_s = loop.time()
             output = await self._engine.step()
             _check(output)
             took_s = loop.time() - self._step_began_s
@@ -360,6 +364,10 @@ class Replica:
             self.metrics.stepped(took_s, len(output.tokens))
             self._step_began_s = None
             self._steps += 1
+            if output.keys or output.finished:
+                self._barren.rest()
+            else:
+                self._barren.stepped(began_s, self._engine.load())
             if self._traces is not None:
                 self._traces.stepped(output)
             self._pace.stepped(output.keys, loop.time())
@@ -456,13 +464,15 @@ class Replica:
 
     def _beat(self) -> None:
         load, pace = self._engine.load(), self._pace_now()
+        barren = self._barren.tell(asyncio.get_running_loop().time())
         for connection, peer in list(self._peers.items()):
-            connection.send(Heartbeat(load, self._draining, peer.heard, self._dismissed, pace))
+            connection.send(Heartbeat(load, self._draining, peer.heard, self._dismissed, pace, barren))
 
     def _pace_now(self) -> Pace:
         gateways = sum(bool(peer.attempts) for peer in self._peers.values())
         return self._pace.pace(gateways, asyncio.get_running_loop().time())
 
     def _tell_pulse(self, probe: Peer) -> None:
-        idle_s = probe.connection.loop.time() - self._token_s
-        probe.connection.send(Pulse(probe.heard, self._engine.load(), self._draining, idle_s))
+        now_s = probe.connection.loop.time()
+        barren = self._barren.tell(now_s)
+        probe.connection.send(Pulse(probe.heard, self._engine.load(), self._draining, now_s - self._token_s, barren))

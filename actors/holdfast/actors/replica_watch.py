@@ -12,7 +12,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from holdfast.actors.canary import LOOK_S, NO_TOKEN, SILENT, Canary, CanarySettings, Verdict
+from holdfast.actors.canary import LOOK_S, SILENT, Canary, CanarySettings, Verdict
+from holdfast.core.barren import NO_TOKEN
 from holdfast.core.breakdowns import proven_s
 from holdfast.core.cluster import DeploymentState
 from holdfast.core.events import Fact, ReplicaHealthy, ReplicaUnhealthy

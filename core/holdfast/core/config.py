@@ -58,7 +58,8 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The engine's own `check_health`, if it has one, is called every `health_check_period_s`. A replica where it fails,
     or takes longer than `health_check_timeout_s`, `health_check_failures` times in a row is unhealthy, and is replaced.
     With `canary`, a replica must make a token from `canary_prompt` before it is ready, and again whenever it has made
-    none for `canary_wait_s`: one that does not within `canary_timeout_s` is unhealthy.
+    none for `canary_wait_s`: one that does not within `canary_timeout_s` is unhealthy. So is one that has work for both
+    of these times, makes steps, reads no prompt, and makes no token for anybody; its streams migrate at once.
     `thresholds`: from when on new requests wait or are rejected; what is not set there is the gateway's setting, or
     follows from what replicas report.
     """

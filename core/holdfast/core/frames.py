@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from holdfast.core.barren import Barren
 from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.errors import FrameError
 from holdfast.core.pace import Pace
@@ -177,7 +178,7 @@ class Heartbeat(Frame, frozen=True):
     the streams that are here elsewhere; they go on here until then, for a while.
 
     `heard` is the number of the last `Ping` that came: a gateway that is not heard can tell. `pace` is how fast streams
-    are served here, of all gateways.
+    are served here, of all gateways; `barren` whether nothing comes of the engine's steps.
     """
 
     load: EngineLoad
@@ -185,15 +186,20 @@ class Heartbeat(Frame, frozen=True):
     heard: int
     dismissed: bool = False
     pace: Pace = Pace()
+    barren: Barren = Barren()
 
 
 class Pulse(Frame, frozen=True):
-    """The answer to a probe's `Ping` of this number: this busy, and so long (seconds) without a token for anybody."""
+    """The answer to a probe's `Ping` of this number: this busy, and so long (seconds) without a token for anybody.
+
+    `barren` is how much of that the engine stepped for nothing.
+    """
 
     number: int
     load: EngineLoad
     draining: bool
     idle_s: float
+    barren: Barren = Barren()
 
 
 FromGateway = Hello | Start | Stop | Fence | Release | Find | Attach | Ping

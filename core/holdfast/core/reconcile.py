@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from holdfast.core import events as ev
+from holdfast.core.barren import NO_TOKEN
 from holdfast.core.cluster import (
     LOSS_INTERVAL_S,
     ApplicationState,
@@ -23,7 +24,7 @@ from holdfast.core.cluster import (
     ReplicaState,
     ReplicaStatus,
 )
-from holdfast.core.config import ApplicationConfig
+from holdfast.core.config import ApplicationConfig, DrainMode
 from holdfast.core.drains import Leaving, leaving, nodes_left
 from holdfast.core.overloads import threshold_decisions
 from holdfast.core.placement import Vacancies, occupancy
@@ -251,7 +252,9 @@ def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nod
             standing.leaving.append((replica, why))
         elif replica.unhealthy and budget > 0 and replica.revision == deployment.revision:
             reason = f"it is unhealthy: {replica.message}"
-            standing.leaving.append((replica, Leaving(reason, replica.event, makes_room=True)))
+            # From an engine that makes nothing there is nothing to wait for.
+            mode: DrainMode | None = "migrate" if replica.unhealthy == NO_TOKEN else None
+            standing.leaving.append((replica, Leaving(reason, replica.event, mode, makes_room=True)))
             budget -= 1
         else:
             (standing.current if replica.revision == deployment.revision else standing.outdated).append(replica)
@@ -345,6 +348,6 @@ def _make_room(standing: _Standing) -> Iterator[Proposal]:
     """Who serves nothing, or badly, goes before its replacement is there, where that would find no room."""
     for replica, why in standing.leaving:
         if why.makes_room:
-            stop = ev.ReplicaStopOrdered(replica.id, f"{why.reason}, and it makes room for its replacement")
-            yield Proposal(stop, why.cause)
+            reason = f"{why.reason}, and it makes room for its replacement"
+            yield Proposal(ev.ReplicaStopOrdered(replica.id, reason, why.mode), why.cause)
             return

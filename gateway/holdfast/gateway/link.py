@@ -493,6 +493,7 @@ class ReplicaLink:
     def _on_heartbeat(self, connection: Connection, beat: Heartbeat) -> None:
         self._liveness.beat(beat.heard, beat.load, connection.last_received_s)
         self._fences.heard(beat.heard)
+        self._stalls.beat(beat.barren)
         if self._suspected_s is not None and self._liveness.suspicion is None:
             self._trust(connection.last_received_s)
         had_room = self.room

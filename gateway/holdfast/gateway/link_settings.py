@@ -11,7 +11,8 @@ class LinkSettings(msgspec.Struct, frozen=True):
     A replica owes a heartbeat every `heartbeat_interval_s`. When its silence is as unlikely as `suspicion_phi`
     says, its streams migrate and nothing new goes there; after `heartbeat_timeout_s` of silence the connection
     is cut and dialled again. A stream that gets no token for `stream_stall_timeout_s` while the engine goes on
-    migrates alone, and so does one that is not taken in for `admission_timeout_s`.
+    migrates alone, and so does one that is not taken in for `admission_timeout_s`; without its first token only where
+    the engine makes nothing for anybody, and reads no prompt.
     """
 
     cluster: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast.actors.canary import NO_TOKEN
+from holdfast.core.barren import NO_TOKEN
 from holdfast.core.cluster import ApplicationState, ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig
 from holdfast.gateway.backend import ModelInfo

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from holdfast.actors.canary import NO_TOKEN
 from holdfast.actors.follower import Follower
 from holdfast.actors.metric_families import GATEWAY, QUEUE_WAIT, REJECTIONS, RESUMPTIONS
 from holdfast.actors.metrics import Ledger
 from holdfast.core.admission import Reason
+from holdfast.core.barren import NO_TOKEN
 from holdfast.core.budget import RetryBudget
 from holdfast.core.cluster import ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.config import DeploymentConfig

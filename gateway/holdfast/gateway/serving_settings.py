@@ -35,5 +35,6 @@ class ServingSettings(BaseModel):
         10.0,
         gt=0,
         le=3_600,
-        description="A stream without a token for this long, while its replica's engine goes on, migrates (seconds).",
+        description="A stream without a token for this long, while its replica's engine goes on, migrates; without its "
+        "first one, if the engine makes none for anybody (seconds).",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from holdfast.core.barren import Barren
 from holdfast.gateway.link_settings import LinkSettings
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 STALL_STEPS = 64
 """A stream stands still only while its engine makes at least so many steps."""
 
+BARREN_STEPS = 128
+"""So many steps an engine makes for nobody before a stream without its first token leaves it."""
+
 
 class StallWatch:
     """What one link saw of its attempts at its last look."""
@@ -20,6 +24,11 @@ class StallWatch:
     def __init__(self, settings: LinkSettings) -> None:
         self._settings = settings
         self._marks: dict[int, tuple[int, float, int]] = {}
+        self._barren = Barren()
+
+    def beat(self, barren: Barren) -> None:
+        """The replica tells whether its engine steps for nobody."""
+        self._barren = barren
 
     def look(self, attempts: Mapping[int, StreamRun], step: int, now_s: float) -> list[tuple[int, StreamRun]]:
         """The attempts that stand still. `step` is the engine's last, `now_s` the loop's time."""
@@ -37,7 +46,14 @@ class StallWatch:
         return stalled
 
     def _stalls(self, run: StreamRun, still_s: float, steps: int) -> bool:
-        """Whether it should have brought something. A first token may take as long as its prompt takes to be read."""
+        """Whether it should have brought something.
+
+        A first token may take as long as prompts take to be read, and others before it to get theirs; unless nobody
+        gets any, and nothing is read.
+        """
         if not run.stream.admitted_now:
             return still_s > self._settings.admission_timeout_s
-        return run.stream.proven and still_s > self._settings.stream_stall_timeout_s and steps >= STALL_STEPS
+        limit_s = self._settings.stream_stall_timeout_s
+        if run.stream.proven:
+            return still_s > limit_s and steps >= STALL_STEPS
+        return min(still_s, self._barren.for_s) > limit_s and self._barren.steps >= BARREN_STEPS

@@ -337,16 +337,17 @@ class History:
 
     `narrating` tells whether notes are wanted: ask it before a text is put together.
     `move_bound_s` is how long a stream may stay on a replica that stands still, `stall_bound_s` on one whose engine
-    lost it; 0: nothing is asked. `node_waits_s` is for how long a node that is told to stop waits to be relieved where
-    somebody may do so. `attempts_max` is how often a gateway may begin a stream; None: nothing is asked.
-    `ended_s` is when the run was over, and `broken` why, if it raised. `derived` is for checkers that keep what they
-    have worked out.
+    lost it, `barren_bound_s` on one that makes nothing; 0: nothing is asked. `node_waits_s` is for how long a node
+    that is told to stop waits to be relieved where somebody may do so. `attempts_max` is how often a gateway may
+    begin a stream; None: nothing is asked. `ended_s` is when the run was over, and `broken` why, if it raised.
+    `derived` is for checkers that keep what they have worked out.
     """
 
     def __init__(self, *, narrating: bool = False) -> None:
         self.narrating = narrating
         self.move_bound_s = 0.0
         self.stall_bound_s = 0.0
+        self.barren_bound_s = 0.0
         self.node_waits_s = 0.0
         self.attempts_max: int | None = None
         self.processes: list[Process] = []

@@ -16,10 +16,11 @@ from time import perf_counter
 import msgspec
 
 from holdfast.gateway.link import STALL_LOOK_S
-from holdfast.gateway.stalls import STALL_STEPS
+from holdfast.gateway.stalls import BARREN_STEPS, STALL_STEPS
 from holdfast.simulations.checkers import check_all
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.cluster.cluster import Cluster
+from holdfast.simulations.cluster.engines import BARREN_STEP_S
 from holdfast.simulations.cluster.samples import Sampler
 from holdfast.simulations.faults.injection import Injector
 from holdfast.simulations.faults.kinds import KINDS, draw_faults
@@ -109,6 +110,7 @@ def _live(world: World, plan: Plan, history: History) -> None:
     history.attempts_max = plan.knobs.migration_limit + 1
     history.move_bound_s = plan.knobs.heartbeat_timeout_s + plan.knobs.heartbeat_interval_s + MOVE_S
     history.stall_bound_s = _stall_bound_s(plan.knobs)
+    history.barren_bound_s = _barren_bound_s(plan.knobs)
     history.node_waits_s = plan.knobs.node_drain_timeout_s
     if settle_s + SETTLE_BOUND_S <= plan.lasts_s:  # a run cut short may not be blamed for what it had no time for
         history.settle = Settle(settle_s, SETTLE_BOUND_S, tuple(cluster.core))
@@ -123,6 +125,14 @@ def _stall_bound_s(knobs: Knobs) -> float:
     """How long a stream may stay on an engine that lost it: gateways wait, also for steps, of which heartbeats tell."""
     steps_s = STALL_STEPS * knobs.itl_ms / 1000 * PACE_MAX
     return max(knobs.stream_stall_timeout_s, steps_s) + knobs.heartbeat_interval_s + STALL_LOOK_S + STALL_MOVE_S
+
+
+def _barren_bound_s(knobs: Knobs) -> float:
+    """How long a stream may stay on an engine that makes nothing: gateways wait, also for steps, from their first look
+    at it on. Heartbeats tell of those.
+    """
+    steps_s = BARREN_STEPS * BARREN_STEP_S
+    return max(knobs.stream_stall_timeout_s, steps_s) + knobs.heartbeat_interval_s + 2 * STALL_LOOK_S + STALL_MOVE_S
 
 
 def _trace(trace_of_turns: int, history: History) -> str:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 import pytest
 
 from holdfast.actors import canary as canaries
-from holdfast.actors.canary import FRUITLESS_S, Canary, CanarySettings, Verdict
+from holdfast.actors.canary import LOOK_S, Canary, CanarySettings, Verdict
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, StepOutput
 from holdfast.actors.engines.mock import MockEngine, MockSettings
 from holdfast.actors.replica import Replica
@@ -36,6 +36,7 @@ class Engine(MockEngine):
         self.admitted: list[EngineRequest] = []
         self.refusal = ""
         self.barren = False
+        self.barren_s = 0.1
 
     async def admit(self, key: int, request: EngineRequest) -> int:
         if self.refusal:
@@ -46,7 +47,7 @@ class Engine(MockEngine):
     async def step(self) -> StepOutput:
         if not self.barren:
             return await super().step()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(self.barren_s)
         self._steps += 1
         return StepOutput()
 
@@ -66,7 +67,7 @@ class Scene:
     def kinds(self) -> list[str]:
         return [verdict.kind for _at_s, verdict in self.told]
 
-    async def user(self, tokens: int = 1000) -> Connection:
+    async def user(self, tokens: int = 1000, prompt: str = "tell me") -> Connection:
         """A gateway that asks for a stream."""
         host, port = self.address.split(":")
         loop = asyncio.get_running_loop()
@@ -74,7 +75,7 @@ class Scene:
             lambda: Connection(lambda _connection, _body: None, lambda _connection: None), host, int(port)
         )
         connection.send(Hello(PROTOCOL_VERSION, "test", "g", NAME))
-        connection.send(Start(1, EngineRequest(prompt="tell me", max_tokens=tokens)))
+        connection.send(Start(1, EngineRequest(prompt=prompt, max_tokens=tokens)))
         return connection
 
 
@@ -199,17 +200,48 @@ def test_work_that_comes_while_the_canary_waits_is_no_reason_to_blame_the_engine
     in_virtual_time(scenario())
 
 
-def test_an_engine_that_steps_and_steps_for_nobody_is_told_in_the_end() -> None:
+@pytest.mark.parametrize("waits", [0, 1.3, 3.7])
+def test_an_engine_that_steps_and_steps_for_nobody_is_told_within_wait_and_timeout(waits: float) -> None:
+    """Whenever that begins, between two looks, and whether or not the stream had tokens before."""
+
     async def scenario() -> None:
         async with scene() as here:
+            await asyncio.sleep(waits * WAIT_S)
             await here.user()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.3 * waits)
             here.engine.barren = True
-            await asyncio.sleep(FRUITLESS_S - 2 * WAIT_S)
+            began_s = now_s()
+            await asyncio.sleep(WAIT_S + TIMEOUT_S - 2 * LOOK_S)
             assert set(here.kinds) <= {""}
-            await asyncio.sleep(4 * WAIT_S)
+            await asyncio.sleep(2 * LOOK_S)
             assert here.kinds[-1] == "canary"
-            assert "made no token for anybody" in here.told[-1][1].message
+            assert here.told[-1][1].message.endswith(" s with work, and no token for anybody")
+            assert here.told[-1][0] <= began_s + WAIT_S + TIMEOUT_S
+
+    in_virtual_time(scenario())
+
+
+def test_an_engine_that_reads_a_prompt_for_long_is_left_to_it() -> None:
+    async def scenario() -> None:
+        settings = MockSettings(itl_ms=10, prefill_tokens_per_s=5)
+        async with scene(Engine(settings)) as here:
+            await here.user(5, "word " * 400)
+            await asyncio.sleep(6 * WAIT_S)
+            assert here.engine.load().prefill_tokens_waiting > 0
+            assert set(here.kinds) <= {""}
+
+    in_virtual_time(scenario())
+
+
+def test_an_engine_of_slow_steps_is_given_some_of_them() -> None:
+    async def scenario() -> None:
+        async with scene(Engine(MockSettings(itl_ms=10))) as here:
+            here.engine.barren, here.engine.barren_s = True, 2.0
+            await here.user()
+            await asyncio.sleep(2.0 * (canaries.BARREN_STEPS - 1))
+            assert here.kinds == []
+            await asyncio.sleep(2 * 2.0)
+            assert here.kinds[-1] == "canary"
 
     in_virtual_time(scenario())
 

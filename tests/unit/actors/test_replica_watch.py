@@ -6,8 +6,9 @@ import asyncio
 
 import msgspec
 
-from holdfast.actors.canary import LOOK_S, NO_TOKEN, SILENT, Verdict
+from holdfast.actors.canary import LOOK_S, SILENT, Verdict
 from holdfast.actors.replica_watch import CHECK_HEALTH, START, ReplicaWatch
+from holdfast.core.barren import NO_TOKEN
 from holdfast.core.cluster import DeploymentState
 from holdfast.core.config import DeploymentConfig, EngineConfig
 from holdfast.core.events import Fact, ReplicaHealthy, ReplicaUnhealthy

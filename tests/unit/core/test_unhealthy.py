@@ -66,9 +66,20 @@ def test_a_sick_replica_makes_room_for_its_replacement_where_there_is_none() -> 
     cluster = running(2, a=2)
     falls_sick(cluster, "app.tiny.2", "canary")
     reason = "it is unhealthy: Boom: cold, and it makes room for its replacement"
-    assert cluster.step() == [ev.ReplicaStopOrdered("app.tiny.2", reason)]
+    assert cluster.step() == [ev.ReplicaStopOrdered("app.tiny.2", reason, "migrate")]
     cluster.settle()
     assert sorted(cluster.state.replicas) == ["app.tiny.1", "app.tiny.3"]
+
+
+def test_streams_leave_an_engine_that_makes_nothing_at_once_and_others_as_the_deployment_has_it() -> None:
+    for kind, mode in (("canary", "migrate"), ("check_health", None), ("silent", None)):
+        cluster = running(2)
+        falls_sick(cluster, "app.tiny.1", kind)
+        cluster.step()
+        cluster.obey()
+        (stop,) = cluster.step()
+        assert isinstance(stop, ev.ReplicaStopOrdered)
+        assert (stop.replica, stop.mode) == ("app.tiny.1", mode)
 
 
 def test_a_check_that_fails_everywhere_takes_a_part_of_the_replicas_at_a_time() -> None:

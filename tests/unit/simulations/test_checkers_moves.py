@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from holdfast.simulations.checkers.moves import LOSES_STREAM
+from holdfast.simulations.checkers.moves import BARREN, LOSES_STREAM
 from holdfast.simulations.history import ERROR, Request
 from tests.unit.simulations.recorded import Run, answered, broken, only, well
 
@@ -136,5 +136,58 @@ def _no_bound(run: Run, _request: Request) -> None:
 @pytest.mark.parametrize("happens", [_moves, _ends, _goes_on, _calls_again, _is_slow, _replica_ended, _no_bound])
 def test_a_lost_stream_that_moved_or_could_not_is_no_violation(happens: Callable[[Run, Request], None]) -> None:
     run, request = lost()
+    happens(run, request)
+    assert "moves" not in {violation.checker for violation in broken(run)}
+
+
+def barren() -> tuple[Run, Request]:
+    """A stream without a token, whose engine makes nothing from 20 s to 28 s."""
+    run, request = stuck()
+    run.history.move_bound_s, run.history.barren_bound_s = 0.0, BOUND_S
+    run.processes["app.tiny.1"].frozen.clear()
+    request.events.clear()
+    request.last_s = None
+    run.history.fault(FROZEN_S, BARREN, "app.tiny.1", until_s=UNTIL_S)
+    return run, request
+
+
+def test_a_stream_that_stays_on_an_engine_which_makes_nothing_is_found() -> None:
+    run, _ = barren()
+    assert only(broken(run), "moves") == "request 7 is still on app.tiny.1, whose engine makes nothing since 20.000 s"
+
+
+def test_its_time_begins_when_it_gets_there() -> None:
+    run, request = barren()
+    request.attempts[0].at_s = FROZEN_S + 1.0
+    assert only(broken(run), "moves") == "request 7 is still on app.tiny.1, whose engine makes nothing since 21.000 s"
+
+
+def _gets_there_late(_run: Run, request: Request) -> None:
+    request.attempts[0].at_s = UNTIL_S - BOUND_S
+
+
+def _recovers(run: Run, _request: Request) -> None:
+    run.history.faults[-1].until_s = FROZEN_S + BOUND_S
+
+
+def _others_are_barren(run: Run, _request: Request) -> None:
+    run.history.fault(21.0, BARREN, "app.tiny.2", until_s=UNTIL_S)
+
+
+def _no_barren_bound(run: Run, _request: Request) -> None:
+    run.history.barren_bound_s = 0.0
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        *(_moves, _ends, _goes_on, _calls_again, _is_slow, _replica_ended),
+        *(_gets_there_late, _recovers, _others_are_barren, _no_barren_bound),
+    ],
+)
+def test_a_stream_that_left_a_barren_engine_or_could_not_is_no_violation(
+    happens: Callable[[Run, Request], None],
+) -> None:
+    run, request = barren()
     happens(run, request)
     assert "moves" not in {violation.checker for violation in broken(run)}

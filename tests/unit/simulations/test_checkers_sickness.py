@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from holdfast.core import events as ev
-from holdfast.simulations.checkers.sickness import EXPLAINS_S
+from holdfast.simulations.checkers.sickness import EXPLAINS_S, LOST_EXPLAINS_S
 from tests.unit.simulations.recorded import Run, broken, only, well
 
 REPLICA = "app.tiny.1"
@@ -66,9 +66,19 @@ def test_a_clock_that_is_wrong_says_nothing_about_when_it_was_said() -> None:
     assert only(broken(run), "sickness")
 
 
-@pytest.mark.parametrize(("kind", "found"), [("start", False), ("canary", True)])
-def test_a_lost_stream_explains_a_start_that_never_gets_ready_and_nothing_else(kind: str, found: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "after_s", "found"),
+    [
+        ("start", LOST_EXPLAINS_S + 1.0, False),
+        ("canary", LOST_EXPLAINS_S - 1.0, False),
+        ("canary", LOST_EXPLAINS_S + 1.0, True),
+        ("check_health", EXPLAINS_S + 1.0, True),
+    ],
+)
+def test_a_lost_stream_explains_a_start_that_never_gets_ready_and_tokens_that_stay_away(
+    kind: str, after_s: float, found: bool
+) -> None:
     run = well()
     run.history.fault(2.0, "engine loses stream", REPLICA, until_s=2.0)
-    called_unhealthy(run, 2.0 + EXPLAINS_S + 1.0, 2.0 + EXPLAINS_S + 1.0, kind)
+    called_unhealthy(run, 2.0 + after_s, 2.0 + after_s, kind)
     assert [violation.checker for violation in broken(run)] == ["sickness"] * found

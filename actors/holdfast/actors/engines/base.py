@@ -60,6 +60,12 @@ class Engine(Protocol):
         """Do one step for all admitted streams: at most one token each."""
         ...
 
-    def load(self) -> EngineLoad: ...
+    def load(self) -> EngineLoad:
+        """How busy it is.
+
+        An engine that takes many steps to read a prompt shows that by fewer `prefill_tokens_waiting`, or by more
+        `kv_blocks_used`, after each: one that shows nothing of it, and makes no token, is taken for sick.
+        """
+        ...
 
     async def close(self) -> None: ...

@@ -47,7 +47,8 @@ FAULT_POSITION = 2
 class MockSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mock engine's arguments. Times in milliseconds; `jitter` is the part of `itl_ms` that varies.
 
-    `ttft_ms`: from admission to the first token. `itl_ms`: between two steps, 0 for as fast as it goes.
+    `ttft_ms`: from admission to the first token; with one beyond `canary_timeout_s` the engine is taken for sick.
+    `itl_ms`: between two steps, 0 for as fast as it goes.
     `prefill_tokens_per_s`: how fast prompts are read, one after the other and some of it in each step, before the first
     token; 0 for at once.
     `kv_blocks` of `block_tokens` tokens each bound what runs at once, with `streams_max`; the rest waits.

@@ -1,4 +1,4 @@
-"""Streams leave a replica that stands still, or whose engine lost them, while others could take them."""
+"""Streams leave a replica that stands still, or whose engine lost them or makes nothing, if others could take them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from holdfast.core.cluster import ReplicaStatus
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import REPLICA, History, Process, Request
+from holdfast.simulations.history import REPLICA, Fault, History, Process, Request
 
 MOVES: Final = "moves"
 
@@ -22,6 +22,9 @@ CALM_S: Final = 5.0
 LOSES_STREAM: Final = "engine loses stream"
 """The kind of fault that is no reason for anything but one stream's standing still."""
 
+BARREN: Final = "barren engine"
+"""The kind of fault whose engine steps on while nothing comes of it."""
+
 BUSY_MAX: Final = 4
 """Where more requests for a model are open, its other replicas may have no room."""
 
@@ -32,13 +35,14 @@ STREAMS_MIN: Final = 3
 
 def moves(history: History) -> list[Violation]:
     """A stream whose replica stands still goes on elsewhere, or ends, within `history.move_bound_s`; one that its
-    engine lost, within `history.stall_bound_s`.
+    engine lost, within `history.stall_bound_s`; one whose engine makes nothing, within `history.barren_bound_s`.
 
     That is asked where nothing but standing still befalls anybody who has to do with it, and where another replica of
     the model is well.
     """
     log = final_log(history)
     found = list(_lost(history, log)) if history.stall_bound_s else []
+    found += _barren(history, log) if history.barren_bound_s else []
     if not history.move_bound_s:
         return found
     for process in history.processes:
@@ -69,6 +73,35 @@ def _lost(history: History, log: FinalLog) -> Iterator[Violation]:
                 yield Violation(MOVES, due_s, message)
 
 
+def _barren(history: History, log: FinalLog) -> Iterator[Violation]:
+    for fault in history.faults:
+        if fault.kind != BARREN:
+            continue
+        until_s = fault.until_s if fault.until_s is not None else history.ended_s
+        process = next(one for one in history.processes if one.replica == fault.target)
+        for request in history.requests:
+            from_s = _there_from_s(request, fault.target, fault.from_s, until_s)
+            if from_s is None or request.n != 1 or not request.streamed:
+                continue
+            due_s = from_s + history.barren_bound_s
+            ended_s = request.ended_s if request.ended_s is not None else history.ended_s
+            if min(until_s, ended_s, history.ended_s) <= due_s or _moved(request, from_s, due_s):
+                continue
+            well = not _befallen(history, from_s, due_s, fault.target, process.host, but=(fault,))
+            well = well and _lives(history, process.pid, from_s, due_s)
+            if well and _could_move(history, log, process, request, from_s, due_s, but=(fault,)):
+                message = f"request {request.id} is still on {fault.target}, whose engine makes nothing since"
+                yield Violation(MOVES, due_s, f"{message} {from_s:.3f} s")
+
+
+def _there_from_s(request: Request, replica: str, from_s: float, until_s: float) -> float | None:
+    """Since when, of this time, its last attempt until then was on the replica; None if it was not."""
+    before = [attempt for attempt in request.attempts if attempt.at_s < until_s]
+    if not before or before[-1].replica != replica:
+        return None
+    return max(from_s, before[-1].at_s)
+
+
 def _left_there(history: History, process: Process, from_s: float, due_s: float) -> Iterator[Request]:
     """Streams that ran on the replica, and had got nothing from anywhere else by `due_s`."""
     for request in history.requests:
@@ -89,7 +122,13 @@ def _moved(request: Request, from_s: float, due_s: float) -> bool:
 
 
 def _could_move(
-    history: History, log: FinalLog, process: Process, request: Request, from_s: float, due_s: float
+    history: History,
+    log: FinalLog,
+    process: Process,
+    request: Request,
+    from_s: float,
+    due_s: float,
+    but: tuple[Fault, ...] = (),
 ) -> bool:
     """Whether its gateway and another replica were well all the time, and had room."""
     open_then = [
@@ -102,7 +141,7 @@ def _could_move(
     gateway = [sent.gateway for sent in request.tries if sent.at_s <= from_s][-1]
     if mine is None or mine.status is not ReplicaStatus.RUNNING:
         return False
-    if _befallen(history, from_s, due_s, gateway, "network", "*"):
+    if _befallen(history, from_s, due_s, gateway, "network", "*", but=but):
         return False
     well = sum(
         replica.deployment == request.model
@@ -116,9 +155,10 @@ def _could_move(
     return well > 0 and room
 
 
-def _befallen(history: History, from_s: float, due_s: float, *names: str) -> bool:
+def _befallen(history: History, from_s: float, due_s: float, *names: str, but: tuple[Fault, ...] = ()) -> bool:
     return any(
         fault.kind != LOSES_STREAM
+        and fault not in but
         and fault.from_s <= due_s
         and (fault.until_s is None or fault.until_s > from_s - CALM_S)
         and (befalls(fault, *names) or fault.target == "")

@@ -8,6 +8,7 @@ from typing import Final
 
 from holdfast.actors.replica_watch import START
 from holdfast.core import events as ev
+from holdfast.core.barren import NO_TOKEN
 from holdfast.core.cluster import ClusterState, ReplicaState, ReplicaStatus
 from holdfast.core.events import Record
 from holdfast.core.reconcile import UNHEALTHY_FRACTION_MAX
@@ -37,7 +38,12 @@ SICKENING: Final = frozenset(
 )
 """What befalls a replica itself. That its node stood still, or was cut off, makes no replica sick."""
 
-STARTLING: Final = SICKENING | {"engine loses stream"}
+LOSES_STREAM: Final = "engine loses stream"
+LOST_EXPLAINS_S: Final = 60.0
+"""It explains that a replica makes no token for so long after it, in seconds: the stream that is lost may be all the
+work that it has, until its request's time is over."""
+
+STARTLING: Final = SICKENING | {LOSES_STREAM}
 """What keeps a replica from getting ready, whenever that was: the stream that is lost may be its warm-up."""
 
 EXPLAINS_S: Final = 8.0
@@ -59,12 +65,10 @@ def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
         if not isinstance(payload, ev.ReplicaUnhealthy):
             continue
         at_s = _said_s(history, record, log.times[place], payload.node)
-        kinds, explains_s = (STARTLING, math.inf) if payload.kind == START else (SICKENING, EXPLAINS_S)
         explained = any(
-            fault.kind in kinds
-            and befalls(fault, payload.replica)
+            befalls(fault, payload.replica)
             and fault.from_s <= at_s
-            and (fault.until_s is None or at_s <= fault.until_s + explains_s)
+            and (fault.until_s is None or at_s <= fault.until_s + _explains_s(fault.kind, payload.kind))
             for fault in history.faults
         )
         if not explained:
@@ -72,6 +76,15 @@ def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
                 f"{payload.replica} is called unhealthy ({payload.kind}: {payload.message}), and nothing befell it"
             )
             yield Violation(SICKNESS, at_s, f"sequence {record.sequence}: {message}")
+
+
+def _explains_s(fault: str, kind: str) -> float:
+    """For how long after it is over such a fault explains that a replica is called sick so; negative: it does not."""
+    if kind == START and fault in STARTLING:
+        return math.inf
+    if kind == NO_TOKEN and fault == LOSES_STREAM:
+        return LOST_EXPLAINS_S
+    return EXPLAINS_S if fault in SICKENING else -math.inf
 
 
 def _said_s(history: History, record: Record, appended_s: float, node: str) -> float:

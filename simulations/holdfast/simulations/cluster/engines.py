@@ -15,7 +15,7 @@ from holdfast.simulations.history import POISONED, Attempt, History
 from holdfast.simulations.work.items import POISON
 from holdfast.simulations.world.process import SimProcess
 
-BARREN_STEP_S = 0.05
+BARREN_STEP_S = 0.02
 """How long a step takes that brings nothing, in seconds."""
 
 
