@@ -20,7 +20,7 @@ import typer
 import uvloop
 
 from examples.bench.cluster import own_cluster
-from examples.bench.report import interruptible, print_table
+from examples.bench.report import end_by, interruptible, print_table
 from examples.bench.shots import Gun, Shot
 
 REPLICAS: Final = 2
@@ -220,7 +220,4 @@ def overload(
         print(msgspec.json.encode(report).decode())
     else:
         print_table((f"{times:g} times the capacity for {seconds:g} s", ""), _rows(report), markdown)
-    for failure in report.failures():
-        print(f"not as it must be: {failure}")
-    if report.failures():
-        raise typer.Exit(1)
+    end_by(report.failures())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,14 @@ async def interruptible(work: Coroutine[Any, Any, _T]) -> _T:
         return await task
     except asyncio.CancelledError:
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def end_by(failures: Sequence[str]) -> None:
+    """Say what is not as it must be, beside the table or JSON, and end with 1 if there is any such thing."""
+    for failure in failures:
+        print(f"not as it must be: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], markdown: bool) -> None:

@@ -19,24 +19,21 @@ from holdfast.gateway.cli.running import EXIT_INTERRUPTED
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One command: what stands above its output, its arguments in the quick version, and whether it prints a table that
-    docs/faults.md has.
-    """
+    """One command: what stands above its output, and its arguments in the quick version."""
 
     title: str
     command: str
     quick: tuple[str, ...]
-    markdown: bool = False
 
 
-FAULTS = Part("What failures cost streams", "faults", ("--quick",), markdown=True)
+FAULTS = Part("What failures cost streams", "faults", ("--quick",))
 
 PARTS = [
     FAULTS,
-    Part("Sick replicas that nobody asks", "canaries", ("--quick",), markdown=True),
+    Part("Sick replicas that nobody asks", "canaries", ("--quick",)),
     Part("Clients that connect and vanish", "vanish", ("--clients", "1000")),
-    Part("A load of ten times the capacity", "overload", ("--seconds", "10"), markdown=True),
-    Part("Clients that read slowly", "slow-readers", ("--seconds", "5"), markdown=True),
+    Part("A load of ten times the capacity", "overload", ("--seconds", "10")),
+    Part("Clients that read slowly", "slow-readers", ("--seconds", "5")),
 ]
 
 
@@ -85,7 +82,7 @@ def resilience(
         if not as_json:
             print(f"\n## {part.title}\n", flush=True)
         shared = (*(part.quick if quick else ()), *(("--json",) if as_json else ()))
-        shared += ("--markdown",) if markdown and part.markdown else ()
+        shared += ("--markdown",) if markdown else ()
         code = _run(part, (*shared, *arguments))
         if code == EXIT_INTERRUPTED:
             raise typer.Exit(code)

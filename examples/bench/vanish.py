@@ -23,10 +23,9 @@ import msgspec
 import psutil
 import typer
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console
-from rich.table import Table
 
 from examples.bench.cluster import own_cluster
+from examples.bench.report import end_by, print_table
 from holdfast.actors.system_port import METRICS_KEPT_S
 
 AT_ONCE: Final = 200
@@ -48,7 +47,20 @@ ANSWER_BYTES: Final = 40_000
 WARM_PART: Final = 0.1
 """Before anything is measured, this part of the clients warm the processes up: what they need once, they have then."""
 
+MEMORY_BACK_MIB: Final = 32.0
+"""A process's memory is back when it is no more than so much over what it was: allocators keep some of what is free."""
+
 ENGINE_ARGS: Final = {"itl_ms": 5, "prefill_tokens_per_s": 400_000, "kv_blocks": 16_384}
+COLUMNS: Final = {
+    "requests": "requests",
+    "streams": "streams",
+    "KV blocks": "kv_blocks",
+    "tasks": "tasks",
+    "open files": "files",
+    "memory, MiB": "memory_mib",
+}
+"""The table's columns, each with what it shows of a sample: before, most, after."""
+
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -74,9 +86,17 @@ class Sample(msgspec.Struct, frozen=True):
     requests: int = 0
 
     def is_back(self, before: Sample) -> bool:
-        """Whether nothing of any client is left, but for memory, of which more has to be said than yes or no."""
-        nothing = (self.kv_blocks, self.streams, self.requests) == (0, 0, 0)
-        return nothing and self.files <= before.files and self.tasks <= before.tasks
+        """Whether nothing of any client is left."""
+        return not self.left_over(before)
+
+    def left_over(self, before: Sample) -> list[str]:
+        """What is left of clients."""
+        counts = {"requests": self.requests, "streams": self.streams, "KV blocks": self.kv_blocks}
+        found = [f"{count} {name}" for name, count in counts.items() if count]
+        found += [f"{self.tasks - before.tasks} tasks"] if self.tasks > before.tasks else []
+        found += [f"{self.files - before.files} open files"] if self.files > before.files else []
+        grown_mib = self.memory_mib - before.memory_mib
+        return [*found, f"{grown_mib:.1f} MiB of memory"] if grown_mib > MEMORY_BACK_MIB else found
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -101,10 +121,9 @@ class Report(msgspec.Struct, frozen=True):
     took_s: float
     rows: list[Row]
 
-    @property
-    def is_back(self) -> bool:
-        """Whether all processes are as before."""
-        return all(row.after.is_back(row.before) for row in self.rows)
+    def failures(self) -> list[str]:
+        """What is not as it must be."""
+        return [f"{row.process} keeps {one}" for row in self.rows for one in row.after.left_over(row.before)]
 
 
 class Watched:
@@ -278,18 +297,12 @@ def _settle(watched: Sequence[Watched], is_back: Callable[[Sample, int], bool]) 
         time.sleep(SETTLE_LOOK_S)
 
 
-def table(report: Report) -> Table:
-    """The report for people: before, most seen, after."""
-    title = f"{report.clients:,} clients that vanished, in {report.took_s:g} s"
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("PROCESS", "REQUESTS", "STREAMS", "KV BLOCKS", "TASKS", "OPEN FILES", "MEMORY, MiB"):
-        made.add_column(name, justify="left" if name == "PROCESS" else "right")
-    for row in report.rows:
-        cells = []
-        for field in ("requests", "streams", "kv_blocks", "tasks", "files", "memory_mib"):
-            cells.append(" / ".join(f"{getattr(sample, field):g}" for sample in (row.before, row.peak, row.after)))
-        made.add_row(row.process, *cells)
-    return made
+def _cells(row: Row) -> list[str]:
+    """Before, most seen, after."""
+    cells = [row.process]
+    for field in COLUMNS.values():
+        cells.append(" / ".join(f"{getattr(sample, field):g}" for sample in (row.before, row.peak, row.after)))
+    return cells
 
 
 def vanish(
@@ -297,6 +310,7 @@ def vanish(
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Replicas of the cluster that is started.")] = 2,
     seed: Annotated[int, typer.Option(help="What clients do follows from it.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as in docs/faults.md.")] = False,
 ) -> None:
     """Let clients connect and vanish at random moments, and see that nothing of them is left: before / most / after."""
     with own_cluster("mock", replicas, json.dumps(ENGINE_ARGS)) as port:
@@ -304,10 +318,8 @@ def vanish(
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
-        console = Console(width=150)
-        console.print(table(report))
-        console.print("They vanished: " + ", ".join(f"{count:,} {moment}" for moment, count in report.moments.items()))
+        print_table(("process", *COLUMNS), map(_cells, report.rows), markdown)
+        vanished = ", ".join(f"{count:,} {moment}" for moment, count in report.moments.items())
         grown = ", ".join(f"{row.process} {row.grown_mib:+.1f} MiB" for row in report.rows)
-        console.print(f"{'Everything is back' if report.is_back else 'NOT everything is back'}; memory: {grown}")
-    if not report.is_back:
-        raise SystemExit(1)
+        print(f"\n{report.clients:,} clients vanished in {report.took_s:g} s: {vanished}. Memory: {grown}.")
+    end_by(report.failures())

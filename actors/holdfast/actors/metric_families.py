@@ -95,6 +95,12 @@ REPLICAS_READY = GATEWAY.gauge(
 )
 REPLICAS_WANTED = GATEWAY.gauge("holdfast_replicas_wanted", "Replicas that there should be.", "model", unit="replicas")
 QUEUED = GATEWAY.gauge("holdfast_queued_requests", "Streams that wait for a replica.", "model", unit="streams")
+HELD_BACK = GATEWAY.gauge(
+    "holdfast_held_back_streams",
+    "Streams without a replica until their clients take what there is.",
+    "model",
+    unit="streams",
+)
 QUEUE_AGE = GATEWAY.gauge(
     "holdfast_queue_age_seconds",
     "How long the stream has waited that waits longest, by priority; not there while none waits.",

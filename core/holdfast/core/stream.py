@@ -112,6 +112,11 @@ class Stream:
         """Whether nothing more will come."""
         return self.status in (StreamStatus.FINISHED, StreamStatus.FAILED)
 
+    @property
+    def unsent(self) -> int:
+        """How many pieces wait to be taken."""
+        return len(self._ready)
+
     def start(self) -> EngineRequest:
         """Begin an attempt; the request that goes on after the tokens accepted so far."""
         self._become(StreamStatus.RUNNING)

@@ -1,8 +1,9 @@
-"""Cuts connections that Granian holds, from outside of it.
+"""Cuts connections that Granian holds, and bounds their buffers, from outside of it.
 
 A handler can end its answer, but Granian then goes on trying to send what it has in its buffers, for as long as
 the client keeps the connection open without reading. Only the operating system can end that: the descriptor is
-found by its two ends, and the connection reset.
+found by its two ends, and the connection reset. Nor does Granian have an option for how much the system keeps for a
+connection: a listening socket's is that of all which it accepts.
 """
 
 from __future__ import annotations
@@ -32,6 +33,17 @@ def cut_client(scope: Scope) -> None:
 def reset_connections(port: int, client: tuple[str, int] | None = None) -> int:
     """Reset this process's connections on its own `port`, or only the one from `client`; how many there were."""
     return sum(_reset(descriptor, port, client) for descriptor in map(int, os.listdir(DESCRIPTORS)))
+
+
+def bound_buffers(port: int, send_bytes: int) -> None:
+    """Let the system keep about so many unsent bytes of each connection that is accepted on `port` from now on."""
+    for descriptor in map(int, os.listdir(DESCRIPTORS)):
+        listener = _copy(descriptor)
+        if listener is None:
+            continue
+        with listener, contextlib.suppress(OSError):
+            if listener.getsockname()[1] == port and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
 
 
 def _reset(descriptor: int, port: int, client: tuple[str, int] | None) -> bool:

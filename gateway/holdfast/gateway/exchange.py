@@ -30,6 +30,9 @@ _EVENTS: Final = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cac
 LINGER_BYTES_MAX: Final = 64 * 1024 * 1024
 LINGER_S: Final = 2.0
 
+WRITE_BYTES: Final = 64 * 1024
+"""So much is written at once at most: a client that takes that much within a write's time is not too slow."""
+
 
 class ClientGone(Exception):
     """The client went away before its request was complete. Nobody is there to be told."""
@@ -177,6 +180,12 @@ class Exchange:
 
     async def write(self, body: bytes, *, more: bool) -> None:
         """Send a piece of the answer; returns once the client's connection takes more."""
+        while len(body) > WRITE_BYTES:
+            await self._write(body[:WRITE_BYTES], more=True)
+            body = body[WRITE_BYTES:]
+        await self._write(body, more=more)
+
+    async def _write(self, body: bytes, *, more: bool) -> None:
         self.turn += 1
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self.turn += 1

@@ -59,7 +59,7 @@ def http_server(app: App, settings: GatewayProcessSettings) -> Door:
     """The real door."""
     # The process's memory, processor time and open files, as all Prometheus clients call them.
     ProcessCollector(registry=app.metrics.ledger.registry)
-    return HttpServer(app, settings.host, settings.port, settings.backlog)
+    return HttpServer(app, settings.host, settings.port, settings.backlog, settings.send_buffer_bytes)
 
 
 class GatewayProcess:

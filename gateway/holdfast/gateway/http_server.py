@@ -16,7 +16,7 @@ from granian.server.embed import Server
 
 from holdfast.core.errors import WorldFailure
 from holdfast.gateway.addresses import check_address
-from holdfast.gateway.cutting import reset_connections
+from holdfast.gateway.cutting import bound_buffers, reset_connections
 
 START_TIMEOUT_S = 10.0
 START_POLL_S = 0.02
@@ -32,9 +32,10 @@ logger = logging.getLogger(__name__)
 class HttpServer:
     """An ASGI app on one address."""
 
-    def __init__(self, app: Any, host: str, port: int, backlog: int) -> None:
+    def __init__(self, app: Any, host: str, port: int, backlog: int, send_buffer_bytes: int) -> None:
         self._host = host
         self._port = port
+        self._send_buffer_bytes = send_buffer_bytes
         self._server = Server(
             app,
             address=host,
@@ -74,7 +75,7 @@ class HttpServer:
             await asyncio.wait({task}, timeout=CUT_TIMEOUT_S)
 
     async def listening(self) -> None:
-        """Wait until the port takes connections. Raises `TimeoutError` if it never does."""
+        """Wait until the port takes connections, and bound their buffers. Raises `TimeoutError` if it never does."""
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:
                 try:
@@ -83,4 +84,5 @@ class HttpServer:
                     await asyncio.sleep(START_POLL_S)
                 else:
                     writer.close()
+                    bound_buffers(self._port, self._send_buffer_bytes)
                     return

@@ -63,7 +63,7 @@ STOOD_STILL_S = 0.2
 """A look that comes this late means that this process stood still, not the replica (seconds)."""
 
 STALL_LOOK_S = 0.5
-"""A link looks this often whether streams stand still (seconds)."""
+"""A link looks this often whether streams stand still, or their clients are behind (seconds)."""
 
 STALL_MARGIN_S = 1.0
 """A replica looks after its own engine; what it does not see within its limit the gateway does, so much later."""
@@ -93,6 +93,7 @@ class ReplicaLink:
         on_trust: Callable[[ReplicaLink, float], None] = lambda _link, _suspected_s: None,
         on_dismissed: Callable[[ReplicaLink], None] = lambda _link: None,
         on_turned_away: Callable[[StreamRun], None] = lambda _run: None,
+        on_behind: Callable[[ReplicaLink, StreamRun], None] = lambda _link, _run: None,
         engine_stall_timeout_s: float = 2.0,
         record: LinkRecord | None = None,
         thresholds: Thresholds = NONE_SET,
@@ -117,6 +118,7 @@ class ReplicaLink:
         self._on_suspicion = on_suspicion
         self._on_trust = on_trust
         self._on_dismissed = on_dismissed
+        self._on_behind = on_behind
         self._stall_s = engine_stall_timeout_s + STALL_MARGIN_S
         self._suspected_s: float | None = None
         self._fences = Fences()
@@ -363,6 +365,7 @@ class ReplicaLink:
             if now_s >= look_s:
                 look_s = now_s + STALL_LOOK_S
                 self._look_for_stalls(now_s)
+                self._look_for_slow_clients()
 
     def _lost_touch(self, connection: Connection, now_s: float) -> bool:
         """Suspect the replica if there is reason to; whether the connection is of no use any more."""
@@ -399,6 +402,12 @@ class ReplicaLink:
             cause = StreamLost(f"the stream stood still on replica {self.replica}", "stalled")
             self._on_orphans([run for _attempt, run in stalled], cause)
             self._freed()
+
+    def _look_for_slow_clients(self) -> None:
+        """Tell of streams of which too much waits for their clients."""
+        unsent_max = self._settings.unsent_tokens_max
+        for run in [run for run in self._attempts.values() if run.stream.unsent > unsent_max]:
+            self._on_behind(self, run)
 
     def _suspect(self, now_s: float, suspicion: Suspicion, silence_s: float) -> None:
         """Move the streams elsewhere and route around it, but keep listening: it may be back in a moment."""

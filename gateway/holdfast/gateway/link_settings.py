@@ -12,7 +12,8 @@ class LinkSettings(msgspec.Struct, frozen=True):
     says, its streams migrate and nothing new goes there; after `heartbeat_timeout_s` of silence the connection
     is cut and dialled again. A stream that gets no token for `stream_stall_timeout_s` while the engine goes on
     migrates alone, and so does one that is not taken in for `admission_timeout_s`; without its first token only where
-    the engine makes nothing for anybody, and reads no prompt.
+    the engine makes nothing for anybody, and reads no prompt. One of which more than `unsent_tokens_max` tokens wait
+    for the client is told of.
     """
 
     cluster: str
@@ -23,3 +24,4 @@ class LinkSettings(msgspec.Struct, frozen=True):
     suspicion_phi: float = 8.0
     stream_stall_timeout_s: float = 10.0
     admission_timeout_s: float = 30.0
+    unsent_tokens_max: int = 1_024

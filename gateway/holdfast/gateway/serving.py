@@ -55,6 +55,7 @@ from holdfast.gateway.busy_threshold import Asked
 from holdfast.gateway.comeback import Comeback
 from holdfast.gateway.ejecting import Ejector
 from holdfast.gateway.handover import DRAINED, Handovers
+from holdfast.gateway.holding import Holding
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
@@ -115,6 +116,7 @@ class Serving:
             settings.stream_stall_timeout_s,
             # Who doesn't want requests to wait for room still lets a replica read a prompt.
             max(settings.replica_wait_s, settings.stream_stall_timeout_s),
+            settings.unsent_tokens_max,
         )
         self._pools: dict[str, Pool] = {}
         self._links: dict[str, ReplicaLink] = {}
@@ -129,6 +131,7 @@ class Serving:
         self.standing = Standing()
         self.migrations: Counter[tuple[str, str]] = Counter()
         self._handovers = Handovers(self._may_go_to, self._choose, self._handed_over, self._handed_over_all)
+        self._holding = Holding(self._may_go_to, self._go_on)
 
     async def run(self) -> None:
         """Keep links to all running replicas until cancelled."""
@@ -230,6 +233,10 @@ class Serving:
         """How each deployment stands at this gateway, for metrics."""
         return [pool.report() for pool in self._pools.values()]
 
+    def held_back(self) -> Counter[str]:
+        """How many streams wait for their clients to take what there is, by deployment."""
+        return self._holding.counts()
+
     async def idle(self) -> None:
         """Wait until no request is open."""
         await self._idle.wait()
@@ -326,6 +333,7 @@ class Serving:
             on_suspicion=self._suspected,
             on_trust=self._suspicions.trusted,
             on_dismissed=self._handovers.dismissed,
+            on_behind=self._holding.hold,
             engine_stall_timeout_s=pool.config.engine_stall_timeout_s,
             record=LinkRecord(pool.service),
             thresholds=pool.admission.thresholds,
@@ -415,6 +423,15 @@ class Serving:
             self._give_up(run, pool)
         elif pool.admission.stale(run):
             run.fail(pool.admission.rejection(Reason.QUEUE_AGE))
+        elif not self._begin(run, pool):
+            self._enqueue(run, pool, first=True)
+
+    def _go_on(self, run: StreamRun) -> None:
+        """Its client took what there was."""
+        pool = self._pool_of[run]
+        run.waiting_since_s = None
+        if pool.closed:
+            run.fail(UnknownModel(pool.config.name))
         elif not self._begin(run, pool):
             self._enqueue(run, pool, first=True)
 
@@ -535,6 +552,7 @@ class Serving:
         """The client is done with it, or gone."""
         pool = self._pool_of.pop(run, None)
         run.end_move(CANCELLED)
+        self._holding.forget(run)
         if pool is not None:
             pool.gave_up(run)
         if not self._pool_of:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from holdfast.actors.metric_families import (
     GATEWAY_STATE,
+    HELD_BACK,
     KV_USAGE,
     QUEUE_AGE,
     QUEUED,
@@ -38,5 +39,6 @@ def show_serving(serving: Serving) -> None:
     ledger.read(REPLICAS_READY, lambda: [((pool.model,), pool.replicas_ready) for pool in serving.pools()])
     ledger.read(REPLICAS_WANTED, lambda: [((pool.model,), pool.replicas_wanted) for pool in serving.pools()])
     ledger.read(QUEUED, lambda: [((pool.model,), pool.queued) for pool in serving.pools()])
+    ledger.read(HELD_BACK, lambda: [((model,), streams) for model, streams in serving.held_back().items()])
     ledger.read(REPLICA_INFLIGHT, in_flight)
     ledger.read(KV_USAGE, kv_usage)

@@ -20,6 +20,13 @@ class ServingSettings(BaseModel):
     migration_max_seq_len: int = Field(
         0, ge=0, description="Streams of more tokens than this, prompt included, don't migrate but fail. 0: no limit."
     )
+    unsent_tokens_max: int = Field(
+        1_024,
+        ge=1,
+        le=1_000_000,
+        description="A stream of which more tokens than this wait for its client leaves its replica until the client "
+        "has taken them.",
+    )
     dial_timeout_s: float = Field(1.0, gt=0, le=60, description="Reaching a replica may take this long (seconds).")
     suspicion_phi: float = Field(
         8.0,

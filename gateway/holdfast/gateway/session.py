@@ -39,7 +39,8 @@ class StreamRun:
     the client has from another gateway, and `search` looks for the replica that holds it. `began_s` is when its last
     attempt began, `awaits_first` whether that one's first token is to come, `move` is there from the loss of a replica
     to the next token, and `trace` is told of its attempts. `claim` is the request's, `counted` whether it counts as
-    its tenant's; waiting for longer than `patience_s` it makes room for others.
+    its tenant's; waiting for longer than `patience_s` it makes room for others. `taken` is called once the client took
+    what there is, if the stream is held back until then.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class StreamRun:
         "search",
         "stops",
         "stream",
+        "taken",
         "trace",
         "waiting",
         "waiting_since_s",
@@ -91,6 +93,7 @@ class StreamRun:
         self.began_s = 0.0
         self.move: Move | None = None
         self.reported = False
+        self.taken: Callable[[StreamRun], None] | None = None
         self.claim = DEFAULT_CLAIM
         self.awaits_first = self.counted = False
         self.patience_s: float | None = None
@@ -314,6 +317,8 @@ class StreamSession:
         for run in self._runs:
             stream = run.stream
             pieces = stream.take()
+            if run.taken is not None:
+                run.taken(run)
             finished = stream.status is StreamStatus.FINISHED and not run.reported
             if finished:
                 run.reported = True

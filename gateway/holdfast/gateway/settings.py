@@ -82,6 +82,13 @@ class GatewayProcessSettings(BaseModel):
     )
     port: int = Field(8000, ge=1, le=65_535, description="Port that the gateway listens on.")
     backlog: int = Field(1024, ge=1, le=65_535, description="Connections that may wait to be accepted.")
+    send_buffer_bytes: int = Field(
+        256 * 1024,
+        ge=4_096,
+        le=64 * 1024 * 1024,
+        description="So many bytes of an answer the system keeps for a client that reads slowly (`SO_SNDBUF`; Linux "
+        "takes up to twice as much memory, and no more than `net.core.wmem_max` allows).",
+    )
     drain_timeout_s: float = Field(
         25.0,
         ge=0,

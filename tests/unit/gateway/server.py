@@ -23,7 +23,7 @@ def free_port() -> int:
 async def serving(app: Any, port: int = 0) -> AsyncIterator[int]:
     """Serves `app` within the context, which gets the port."""
     port = port or free_port()
-    server = HttpServer(app, "127.0.0.1", port, 1024)
+    server = HttpServer(app, "127.0.0.1", port, 1024, 262_144)
     task = asyncio.create_task(server.run())
     try:
         await server.listening()

@@ -46,7 +46,9 @@ def as_link(link: FakeLink) -> ReplicaLink:
 
 
 def run_of(*, suspect: bool = False, avoid: FakeLink | None = None, attempts: int = 0) -> StreamRun:
-    return cast(StreamRun, SimpleNamespace(stream=SimpleNamespace(suspect=suspect, attempts=attempts), avoid=avoid))
+    return cast(
+        StreamRun, SimpleNamespace(stream=SimpleNamespace(suspect=suspect, attempts=attempts, accepted=[]), avoid=avoid)
+    )
 
 
 @pytest.fixture
