@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from holdfast.actors.engines.mock import mock_text
 from tests.unit.support.history import application
 from tests.unit.support.replicas import Answer, Site, answer_to, ask, eventually, opened
 
-TOKENS = 6_000
+TOKENS = 20_000
 UNSENT_MAX = 100
 
 
@@ -34,8 +35,9 @@ async def test_no_engine_works_ahead_for_a_client_that_takes_nothing(site: Site)
                 assert UNSENT_MAX < ahead < TOKENS / 4
                 answer.add(await session.next())
             assert session.completion_tokens < TOKENS
-            await answer.read(session)
-        answer.check(asked)
+        count = len(answer.counts[0])
+        assert answer.counts[0] == list(range(1, count + 1))
+        assert answer.texts[0] == mock_text(asked, count)
         assert not gateway.held_back()
         assert not gateway.migrations
 
@@ -44,7 +46,7 @@ async def test_a_stream_that_was_held_back_waits_for_the_place_that_another_took
     async with site:
         replica = await site.replica(itl_ms=5, streams_max=1)
         gateway = await site.gateway(unsent_tokens_max=UNSENT_MAX)
-        asked = ask(tokens=TOKENS // 8)
+        asked = ask(tokens=400)
         async with opened(gateway, asked) as session:
             answer = await Answer().read(session, tokens=1)
             await eventually(lambda: replica.free and gateway.held_back() == {"tiny": 1})
