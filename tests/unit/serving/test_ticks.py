@@ -93,7 +93,7 @@ async def first_looks_for_stalls(interval_s: float, monkeypatch: pytest.MonkeyPa
     await asyncio.sleep(4.25 * interval_s)
     looked.clear()
     begun_s = asyncio.get_running_loop().time()
-    link._take(cast(StreamRun, SimpleNamespace()))
+    link._take(cast(StreamRun, SimpleNamespace(stream=SimpleNamespace(unsent=0))))
     await asyncio.sleep(2.0)
     link._attempts.clear()
     for task in (linked, running):
