@@ -251,6 +251,15 @@ class Cancellation(msgspec.Struct, gc=False):
     told_s: float | None = None
 
 
+class ThresholdChange(msgspec.Struct, frozen=True, gc=False):
+    """A gateway said that a model's threshold is what was asked for; None: that it is not set any more."""
+
+    at_s: float
+    model: str
+    threshold: str
+    value: float | None
+
+
 class Request(msgspec.Struct):
     """What a client asked, and all that it got.
 
@@ -359,6 +368,7 @@ class History:
         self.requests: list[Request] = []
         self.exchanges: list[Exchange] = []
         self.cancellations: list[Cancellation] = []
+        self.threshold_changes: list[ThresholdChange] = []
         self.faults: list[Fault] = []
         self.folded: list[Folded] = []
         self.samples: dict[tuple[str, str], Sample] = {}
@@ -425,6 +435,10 @@ class History:
         cancellation = Cancellation(at_s, request, mode)
         self.cancellations.append(cancellation)
         return cancellation
+
+    def threshold_changed(self, at_s: float, model: str, threshold: str, value: float | None) -> None:
+        """Somebody was told that a change of thresholds holds."""
+        self.threshold_changes.append(ThresholdChange(at_s, model, threshold, value))
 
     def attempt(self, at_s: float, replica: str, prompt: str, accepted: int) -> Attempt:
         """A replica's engine took a stream in. Set `last_s` of the record with each token.

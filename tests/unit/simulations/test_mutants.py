@@ -55,7 +55,7 @@ from tests.unit.actors import (
     test_replica_run,
     test_replica_watch,
 )
-from tests.unit.core import test_drains, test_reconcile, test_state, test_stream, test_unhealthy
+from tests.unit.core import test_drains, test_overloads, test_reconcile, test_state, test_stream, test_unhealthy
 from tests.unit.gateway import test_draining as test_gateway_draining
 from tests.unit.serving import test_waiting
 from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
@@ -535,6 +535,9 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "deadline": _ends,
     "queue-bound": _turned_away,
     "lowest-first": test_waiting.test_the_last_that_came_of_the_lowest_priority_gives_way,
+    "made-to-what-holds": (
+        test_overloads.test_changes_that_are_asked_for_at_once_all_hold_in_the_end_each_by_its_own_decision
+    ),
     "streams-per-replica": _no_room,
     "redial": _dials_again,
     "silence": _notices,

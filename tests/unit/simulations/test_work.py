@@ -15,12 +15,15 @@ from holdfast.simulations.plan import SCENARIOS, Knobs
 from holdfast.simulations.work.calls import CLOSE, RESET, VANISH
 from holdfast.simulations.work.clients import record_of
 from holdfast.simulations.work.items import (
+    AT_ONCE_S,
     MODELS,
     OPERATIONS,
     PARENT_WITHIN_S,
+    THRESHOLDS,
     WORK_FROM_S,
     Ask,
     Cancel,
+    Change,
     Operation,
     WorkItem,
     body_of,
@@ -165,3 +168,15 @@ def test_some_belong_to_others_some_have_little_time_and_some_are_cancelled() ->
             elif isinstance(item, Cancel):
                 assert item.at_s > at_s[item.ask]
     assert 0.1 < sum(ask.parent >= 0 for ask in asks()) / len(asks()) < 0.35
+
+
+def test_in_half_of_the_runs_two_thresholds_are_changed_at_once() -> None:
+    runs = [[item for item in work_of(seed) if isinstance(item, Change)] for seed in range(RUNS)]
+    changed = [run for run in runs if run]
+    assert 0.3 < len(changed) / RUNS < 0.7
+    for run in changed:
+        one, other = sorted(run, key=lambda change: change.number)
+        assert one.model == other.model
+        assert one.threshold != other.threshold
+        assert abs(one.at_s - other.at_s) <= AT_ONCE_S
+    assert {change.threshold for run in changed for change in run} == set(THRESHOLDS)

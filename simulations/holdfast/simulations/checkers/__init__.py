@@ -17,6 +17,7 @@ from holdfast.simulations.checkers.shedding import shedding
 from holdfast.simulations.checkers.sickness import sickness
 from holdfast.simulations.checkers.starts import attempts, starts
 from holdfast.simulations.checkers.streams import ends, error_counts, streams
+from holdfast.simulations.checkers.thresholds import thresholds
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 
@@ -27,6 +28,7 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     ends,
     cancels,
     shedding,
+    thresholds,
     moves,
     owners,
     attempts,

@@ -109,6 +109,8 @@ def _unmet(state: ClusterState) -> str | None:
     """What of the goal the log does not show as reached; None if it does."""
     if state.requests:
         return f"{', '.join(state.requests)} waits for a decision"
+    if state.threshold_requests:
+        return f"thresholds that {', '.join(state.threshold_requests)} asked for are not decided"
     for application in state.applications.values():
         for deployment in application.deployments.values():
             wanted = deployment.config.num_replicas

@@ -21,7 +21,9 @@ def asks_from(process: SimProcess) -> Ask:
     return partial(ask, process)
 
 
-async def ask(process: SimProcess, method: str, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
+async def ask(
+    process: SimProcess, method: str, url: str, headers: Mapping[str, str], timeout_s: float, body: bytes = b""
+) -> Answer:
     """One call. Raises `OSError`, `TimeoutError`."""
     parts = urlsplit(url)
     assert parts.hostname is not None
@@ -31,7 +33,7 @@ async def ask(process: SimProcess, method: str, url: str, headers: Mapping[str, 
         end = await process.world.network.connect(process, parts.hostname, parts.port or PORT)
         connection = Connection(end, url)
         try:
-            end.send(RequestHead(method, path, sent), HEAD_BYTES)
+            end.send(RequestHead(method, path, sent, body), HEAD_BYTES + len(body))
             head = await connection.next(timeout_s)
             assert isinstance(head, AnswerHead)
             return Answer(head.status, await _body(connection, timeout_s))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.core import overloads
 from holdfast.gateway.waiting import WaitingQueue
 from holdfast.simulations.checkers.shedding import SHEDDING
+from holdfast.simulations.checkers.thresholds import THRESHOLDS
 from holdfast.simulations.mutants.edits import edit
 from holdfast.simulations.mutants.mutant import Mutant, Setting
 
@@ -22,5 +24,15 @@ MUTANTS: Final = (
         (edit(WaitingQueue.below, ("if other < priority and one.count", "if one.count")),),
         (SHEDDING,),
         _BUSY,
+    ),
+    Mutant(
+        "made-to-what-holds",
+        "a change of thresholds is made to those that hold, and not to those that its gateway knew",
+        (
+            edit(
+                overloads.threshold_decisions, ("pending.changes.made_to(before)", "pending.changes.made_to(NONE_SET)")
+            ),
+        ),
+        (THRESHOLDS,),
     ),
 )

@@ -1,4 +1,7 @@
-"""A plan's parts, as people name them: `3` is a fault, `17` a request, `op0` an operation, `cancel2` a cancellation."""
+"""A plan's parts, as people name them: `3` is a fault, `17` a request, `op0` an operation, `cancel2` a cancellation.
+
+`change1` is a change of thresholds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import msgspec
 
 from holdfast.core.errors import Misuse
 from holdfast.simulations.plan import Fault, Plan
-from holdfast.simulations.work.items import Ask, Cancel, Operation
+from holdfast.simulations.work.items import Ask, Cancel, Change, Operation
 
 PARTS: Final = ("faults", "work")
 """The plan's lists from which items may be left out."""
@@ -17,13 +20,15 @@ PARTS: Final = ("faults", "work")
 NONE: Final = "none"
 """Stands for no items at all."""
 
-Item = Fault | Ask | Operation | Cancel
+Item = Fault | Ask | Operation | Cancel | Change
 
 
 def label(item: Item) -> str:
     """The item's name, unique within its part."""
     if isinstance(item, Cancel):
         return f"cancel{item.number}"
+    if isinstance(item, Change):
+        return f"change{item.number}"
     return f"op{item.number}" if isinstance(item, Operation) else str(item.number)
 
 
@@ -36,6 +41,8 @@ def described(item: Item) -> str:
         return f"operation {label(item)}: {item.kind} at {item.at_s:.3f} s"
     if isinstance(item, Cancel):
         return f"cancellation {label(item)}: of request {item.ask} at {item.at_s:.3f} s ({item.mode})"
+    if isinstance(item, Change):
+        return f"change {label(item)}: of {item.model}'s {item.threshold} at {item.at_s:.3f} s"
     return f"request {label(item)}: asks {item.model} at {item.at_s:.3f} s"
 
 

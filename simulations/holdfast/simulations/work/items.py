@@ -5,6 +5,7 @@ A run may be repeated without some of its items, so none depends on another one,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +57,17 @@ WORK_FROM_S: Final = 3.0
 
 PARENT_WITHIN_S: Final = 3.0
 """Requests belong to others that were asked no longer ago."""
+
+THRESHOLDS: Final[Mapping[str, tuple[float, ...]]] = {
+    "active_decode_blocks_threshold": (0.5, 0.9),
+    "requests_in_flight_threshold": (2, 8),
+    "queue_age_threshold_s": (0.5, 5.0),
+}
+"""Which are changed in a run, and to what."""
+
+AT_ONCE_S: Final = 0.05
+LASTS_S: Final = (1.0, 6.0)
+"""Two are changed within the first of these, and taken back between so long and so long after it (seconds)."""
 
 PRIORITIES: Final = ("critical", "default", "batch")
 
@@ -120,7 +132,19 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     amount: float
 
 
-WorkItem = Ask | Operation | Cancel
+class Change(msgspec.Struct, frozen=True, tag=True):
+    """Somebody sets a model's threshold, and takes it back `lasts_s` later; `amount` (0 to 1) says at which gateway."""
+
+    number: int
+    at_s: float
+    model: str
+    threshold: str
+    value: float
+    amount: float
+    lasts_s: float
+
+
+WorkItem = Ask | Operation | Cancel | Change
 
 
 def draw_work(rng: Random, scenario: Scenario) -> tuple[WorkItem, ...]:
@@ -131,6 +155,7 @@ def draw_work(rng: Random, scenario: Scenario) -> tuple[WorkItem, ...]:
     asks = [_with_ties(cancellers, ask, drawn[:at]) for at, ask in enumerate(drawn)]
     asks = _with_priorities(Random(rng.getrandbits(64)), asks)
     work: list[WorkItem] = [*_operations(operators, scenario), *asks, *_cancels(cancellers, asks)]
+    work += _changes(Random(rng.getrandbits(64)), scenario)
     return tuple(sorted(work, key=lambda item: (item.at_s, item.number)))
 
 
@@ -178,6 +203,26 @@ def _operations(rng: Random, scenario: Scenario) -> list[Operation]:
     times_s = sorted(rng.uniform(scenario.faults_from_s, scenario.faults_until_s) for _ in range(scenario.operations))
     drawn = [(rng.uniform(0.0, 0.5), DEPLOY), *((at_s, rng.choice(OPERATIONS)) for at_s in times_s)]
     return [Operation(number, at_s, kind, rng.random()) for number, (at_s, kind) in enumerate(drawn)]
+
+
+def _changes(rng: Random, scenario: Scenario) -> list[Change]:
+    """In half of the runs two thresholds of a model are changed at once, at any gateways, while there are faults."""
+    changed, model = rng.random() < 0.5, rng.choice(MODELS)
+    at_s = rng.uniform(max(scenario.faults_from_s, WORK_FROM_S), scenario.faults_until_s)
+    names = rng.sample(sorted(THRESHOLDS), 2)
+    drawn = [
+        Change(
+            number,
+            at_s + rng.uniform(0.0, AT_ONCE_S),
+            model,
+            name,
+            rng.choice(THRESHOLDS[name]),
+            rng.random(),
+            rng.uniform(*LASTS_S),
+        )
+        for number, name in enumerate(names)
+    ]
+    return drawn if changed else []
 
 
 # --- clients --------------------------------------------------------------------------------------------

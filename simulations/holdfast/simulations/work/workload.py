@@ -7,8 +7,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.simulations.work.cancels import Cancellers
+from holdfast.simulations.work.changes import Changers
 from holdfast.simulations.work.clients import Client
-from holdfast.simulations.work.items import CLIENTS, Ask, Cancel, Operation, WorkItem, draw_work, first_application
+from holdfast.simulations.work.items import (
+    CLIENTS,
+    Ask,
+    Cancel,
+    Change,
+    Operation,
+    WorkItem,
+    draw_work,
+    first_application,
+)
 from holdfast.simulations.work.operators import HOST, Operators
 from holdfast.simulations.world.process import SimProcess
 
@@ -27,6 +37,8 @@ class Workload:
         self._operations = [item for item in work if isinstance(item, Operation)]
         self._cancels = [item for item in work if isinstance(item, Cancel)]
         self._cancellers = Cancellers(cluster)
+        self._changes = [item for item in work if isinstance(item, Change)]
+        self._changers = Changers(cluster)
         self._operators = Operators(cluster, first_application(cluster.plan.scenario, cluster.knobs))
         self.hosts = [*(f"c{number + 1}" for number in range(CLIENTS)), HOST]
 
@@ -38,6 +50,8 @@ class Workload:
             world.spawn(name, name, partial(self._client, number))
         for cancel in self._cancels:
             world.scheduler.call_at(cancel.at_s, self._cancellers.act, cancel)
+        for change in self._changes:
+            world.scheduler.call_at(change.at_s, self._changers.act, change)
         for operation in self._operations:
             world.scheduler.call_at(operation.at_s, self._operators.act, operation)
 
