@@ -24,6 +24,8 @@ Examples
 
 `holdfast sim run --seeds 500 --first-seed 5000 --scenario core` looks for clusters that never recover.
 
+`holdfast sim run --scenario busy` overloads small clusters, and breaks them for longer than all bounds.
+
 Exit code 0 when no seed failed, 1 when one did, 2 for a mistake in the call, 130 after Ctrl-C without a failure so far.
 """
 REPLAY_EPILOG = """

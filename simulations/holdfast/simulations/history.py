@@ -28,6 +28,9 @@ CANCELLED: Final = "cancelled"
 client gave up by itself, at its deadline or after its tries, on connections that failed or were silent. `CANCELLED`:
 it went away because it wanted to."""
 
+STREAMS_MIN: Final = 3
+"""So many streams run at once on each replica, whatever is drawn for its engine, where gateways may begin so many."""
+
 POISONED: Final = "poisoned request"
 """The kind of fault that a request is which breaks each engine that takes it in."""
 
@@ -347,9 +350,9 @@ class History:
     `narrating` tells whether notes are wanted: ask it before a text is put together.
     `move_bound_s` is how long a stream may stay on a replica that stands still, `stall_bound_s` on one whose engine
     lost it, `barren_bound_s` on one that makes nothing; 0: nothing is asked. `node_waits_s` is for how long a node
-    that is told to stop waits to be relieved where somebody may do so. `attempts_max` is how often a gateway may
-    begin a stream; None: nothing is asked. `ended_s` is when the run was over, and `broken` why, if it raised.
-    `derived` is for checkers that keep what they have worked out.
+    that is told to stop waits to be relieved where somebody may do so. `room_min` is how many streams each replica
+    takes at least. `attempts_max` is how often a gateway may begin a stream; None: nothing is asked. `ended_s` is when
+    the run was over, and `broken` why, if it raised. `derived` is for checkers that keep what they have worked out.
     """
 
     def __init__(self, *, narrating: bool = False) -> None:
@@ -358,6 +361,7 @@ class History:
         self.stall_bound_s = 0.0
         self.barren_bound_s = 0.0
         self.node_waits_s = 0.0
+        self.room_min = STREAMS_MIN
         self.attempts_max: int | None = None
         self.processes: list[Process] = []
         self.appended: list[Appended] = []

@@ -5,6 +5,7 @@ Each part has a generator of its own, so that a run without one of its faults is
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import msgspec
@@ -13,6 +14,22 @@ from holdfast.simulations.work.items import WorkItem
 
 STANDARD = "standard"
 CORE = "core"
+BUSY = "busy"
+
+
+BUSY_KINDS = (
+    *("freeze",) * 8,
+    *("engine loses stream",) * 4,
+    "engine hangs",
+    "barren engine",
+    "one-way partition",
+    "reset connection",
+    "replica crash",
+    "gateway crash",
+    "failing health check",
+    "wrong-length answer",
+)
+"""What befalls a cluster that is busy: mostly its replicas, and the ways to them."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -21,7 +38,9 @@ class Scenario(msgspec.Struct, frozen=True):
     Faults begin between `faults_from_s` and `faults_until_s`, and are over by `healed_s`, until when `requests` are
     asked; `late_requests` more are asked between `late_from_s` and `late_until_s`, of a cluster that should be well.
     With `heals` False (liveness) some members are named the healthy core, to which nothing happens, and what befalls
-    the others is never over. The first `poisoned` requests break each engine that takes them in.
+    the others is never over. The first `poisoned` requests break each engine that takes them in. Only faults of these
+    `kinds` are drawn, if there are any, each as often as it stands there; those that last do so between `shortest_s`
+    and `longest_s`. With `busy` True there is little room, and everybody looks about often.
     """
 
     name: str
@@ -41,6 +60,10 @@ class Scenario(msgspec.Struct, frozen=True):
     operations: int = 2
     heals: bool = True
     poisoned: int = 0
+    kinds: tuple[str, ...] = ()
+    shortest_s: float = 0.0
+    longest_s: float = math.inf
+    busy: bool = False
 
     @property
     def core_nodes(self) -> int:
@@ -78,10 +101,30 @@ SCENARIOS = {
         late_requests=2,
         operations=1,
     ),
+    BUSY: Scenario(
+        BUSY,
+        nodes=2,
+        replicas=6,
+        lasts_s=44.0,
+        faults_from_s=9.0,
+        faults_until_s=20.0,
+        healed_s=26.0,
+        late_from_s=30.0,
+        late_until_s=38.0,
+        faults_min=4,
+        faults_max=7,
+        requests=60,
+        late_requests=4,
+        operations=0,
+        kinds=BUSY_KINDS,
+        shortest_s=5.0,
+        longest_s=8.0,
+        busy=True,
+    ),
     "calm": Scenario("calm", faults_min=0, faults_max=0),
 }
 """The scenarios by name: faults that heal, faults that never do beside a healthy core, a small cluster for half as long
-(for very many seeds), and no faults at all."""
+(for very many seeds), one that has more work than room and faults that outlast all bounds, and no faults at all."""
 
 
 class Knobs(msgspec.Struct, frozen=True):
@@ -159,7 +202,7 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
     ttl_s = rng.choice((4.0, 6.0) if scenario.heals else (2.0, 4.0, 6.0))
     spare = rng.randint(0, 2)
     nodes = scenario.nodes - 1 if scenario.heals else scenario.core_nodes
-    return Knobs(
+    drawn = Knobs(
         log_servers=log_servers,
         lease_servers=rng.choice((1, 3)),
         lease_ttl_s=ttl_s,
@@ -199,4 +242,24 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         start_timeout_s=8.0 if scenario.heals else 5.0,
         # Beside a healthy core all has to be well within 18 s: a leader may be cut off, and then go on to be as a node.
         cut_off_timeout_s=rng.choice((12.0, 20.0) if scenario.heals else (4.0, 6.0)),
+    )
+    return _busy(rng, drawn) if scenario.busy else drawn
+
+
+def _busy(rng: Random, knobs: Knobs) -> Knobs:
+    """The same for a cluster with more work than room, whose bounds are short beside what befalls it."""
+    return msgspec.structs.replace(
+        knobs,
+        lease_ttl_s=rng.choice((6.0, 10.0)),
+        heartbeat_interval_s=0.5,
+        heartbeat_timeout_s=2.0,
+        stream_stall_timeout_s=rng.choice((1.0, 2.0)),
+        migration_limit=rng.choice((3, 10)),
+        max_ongoing_requests=rng.choice((1, 4, 16)),
+        max_queued_requests=rng.choice((2, 4)),
+        itl_ms=rng.choice((20.0, 60.0, 120.0)),
+        kv_blocks=256,
+        streams_max=16,
+        canary_wait_s=rng.choice((3.0, 5.0)),
+        health_check_period_s=2.0,
     )

@@ -24,7 +24,7 @@ from holdfast.simulations.cluster.engines import BARREN_STEP_S
 from holdfast.simulations.cluster.samples import Sampler
 from holdfast.simulations.faults.injection import Injector
 from holdfast.simulations.faults.kinds import KINDS, draw_faults
-from holdfast.simulations.history import History, Settle
+from holdfast.simulations.history import STREAMS_MIN, History, Settle
 from holdfast.simulations.plan import Knobs, Plan, Scenario, draw_knobs
 from holdfast.simulations.work.workload import Workload, draw_work
 from holdfast.simulations.world.guards import LeftTheSimulation, sealed
@@ -41,6 +41,9 @@ MOVE_S = 2.0
 
 STALL_MOVE_S = 1.0
 """The same for a stream that stood still for too long (virtual seconds)."""
+
+STREAM_BLOCKS_MAX = 10
+"""A stream takes no more blocks of an engine's KV cache."""
 
 PACE_MAX = 1.65
 """A step of an engine takes so many times its time at most: after updates, and with its jitter."""
@@ -107,6 +110,7 @@ def _live(world: World, plan: Plan, history: History) -> None:
     sampler = Sampler(cluster)
     sampler.arm()
     settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
+    history.room_min = _room_min(plan.knobs)
     history.attempts_max = plan.knobs.migration_limit + 1
     history.move_bound_s = plan.knobs.heartbeat_timeout_s + plan.knobs.heartbeat_interval_s + MOVE_S
     history.stall_bound_s = _stall_bound_s(plan.knobs)
@@ -133,6 +137,12 @@ def _barren_bound_s(knobs: Knobs) -> float:
     """
     steps_s = BARREN_STEPS * BARREN_STEP_S
     return max(knobs.stream_stall_timeout_s, steps_s) + knobs.heartbeat_interval_s + 2 * STALL_LOOK_S + STALL_MOVE_S
+
+
+def _room_min(knobs: Knobs) -> int:
+    """How many streams each replica takes at least: as many as gateways may begin, and as its engine has room for."""
+    engine = max(STREAMS_MIN, min(knobs.streams_max, knobs.kv_blocks // STREAM_BLOCKS_MAX))
+    return min(knobs.max_ongoing_requests, engine)
 
 
 def _trace(trace_of_turns: int, history: History) -> str:

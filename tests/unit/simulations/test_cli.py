@@ -136,7 +136,7 @@ def test_of_many_failed_seeds_each_has_at_least_its_line(sim: Invoke, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "--scenario", "x"], "there is no scenario x; there are standard, core, short, calm"),
+        (["run", "--scenario", "x"], "there is no scenario x; there are standard, core, short, busy, calm"),
         (["replay", "1", "--scenario", "x"], "there is no scenario x"),
         (["replay", "lost"], "lost is no seed, and no bug"),
         (["replay", "lost", "--scenario", "core"], "--scenario goes with a seed; lost has its own"),

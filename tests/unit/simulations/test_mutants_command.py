@@ -46,9 +46,12 @@ def test_mutants_that_are_all_caught_are_told_with_the_seed_and_the_checker(sim:
     assert ended.exit_code == 0
     assert "token-once is caught by seed 3\n  streams at 1.000 s: token 7 came twice" in ended.stdout
     assert "  holdfast sim replay 3 --mutant token-once\n" in ended.stdout
-    rows = [line.split()[:3] for line in ended.stdout.splitlines()]
+    lines = ended.stdout.splitlines()
+    rows = [line.split()[:3] for line in lines]
+    assert any(line.split()[:7] == ["token-once", "3", "streams", "standard", "as", "it", "is"] for line in lines)
     assert ["token-once", "3", "streams"] in rows
     assert ["held-back-text", "3", "streams"] in rows
+    assert "2 were caught in a scenario as it is, the others in settings of their own" in ended.stdout
     assert "2 of 2 mutants were caught" in ended.stdout
     assert ended.stdout.rstrip().endswith("none survived")
 
@@ -74,6 +77,17 @@ def test_runs_without_a_result_are_told(sim: Invoke) -> None:
     (verdict,) = told["mutants"]
     assert (verdict["ran"], len(verdict["broken"])) == (2, 2)
     assert "KeyError" in verdict["broken"][0]
+
+
+def test_it_is_told_which_mutants_need_a_setting_of_their_own(sim: Invoke) -> None:
+    told = json.loads(sim("--only", "token-once", "--only", "blast-radius", "--only", "silence", "--json").stdout)
+    settings = [(one["name"], one["scenario"], one["own_setting"]) for one in told["mutants"]]
+    assert settings == [
+        ("token-once", "standard", False),
+        ("blast-radius", "standard", True),
+        ("silence", "busy", False),
+    ]
+    assert told["plain"] == sum(one["seed"] is not None and not one["own_setting"] for one in told["mutants"]) == 1
 
 
 def test_a_mutant_that_does_not_exist_is_named(sim: Invoke) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from random import Random
 
 from holdfast.simulations.faults.injection import Kind
@@ -36,19 +36,20 @@ LASTING = frozenset(
 """Those that can stay for ever beside a healthy core, which must do without the members that they befall."""
 
 
-def draw_faults(rng: Random, scenario: Scenario, among: Collection[str] = ()) -> tuple[Fault, ...]:
-    """The faults of a run, by their times: of these kinds alone, and as often of each, if any are named."""
-    kinds = {
-        name: kind
-        for name, kind in KINDS.items()
-        if (scenario.heals or name in LASTING) and (not among or name in among)
-    }
-    names, weights = list(kinds), [1.0 if among else kind.weight for kind in kinds.values()]
+def draw_faults(rng: Random, scenario: Scenario, among: Sequence[str] = ()) -> tuple[Fault, ...]:
+    """The faults of a run, by their times: of these kinds alone, each as often as it is named, if any are."""
+    among = among or scenario.kinds
+    names = [
+        name for name in KINDS for _ in range(among.count(name) if among else 1) if scenario.heals or name in LASTING
+    ]
+    weights = [1.0 if among else KINDS[name].weight for name in names]
     drawn = []
     for _ in range(rng.randint(scenario.faults_min, scenario.faults_max)):
         name = rng.choices(names, weights)[0]
         at_s = rng.uniform(scenario.faults_from_s, scenario.faults_until_s)
-        low_s, high_s = kinds[name].lasts_s
+        low_s, high_s = KINDS[name].lasts_s
+        if high_s:
+            low_s, high_s = max(low_s, scenario.shortest_s), min(high_s, scenario.longest_s)
         # Short ones are as likely as long ones by their order of magnitude.
         lasts_s = math.exp(rng.uniform(math.log(low_s), math.log(high_s))) if high_s else 0.0
         lasts_s = min(lasts_s, scenario.healed_s - at_s)

@@ -10,7 +10,7 @@ from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.requests import Requests
 from holdfast.simulations.checkers.cancels import CANCELS
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import Mutant, Setting
+from holdfast.simulations.mutants.mutant import CROWDED, Mutant, Setting
 
 _LONG: Final = Setting(
     "calm",
@@ -28,7 +28,7 @@ MUTANTS: Final = (
             edit(Fences.stopped, ("self._stopped.append((pinged, stream))", "pass")),
         ),
         (CANCELS,),
-        _LONG,
+        CROWDED,
     ),
     Mutant(
         "children-end-too",

@@ -43,6 +43,7 @@ class Outcome(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct):
     """What is known of a mutant. `seed` is the first that caught it, by `violation`.
 
+    Its runs are of the `scenario`, or with `own_setting` like these but for other faults, sizes or settings.
     `ran` seeds took `busy_s` real seconds. `others` counts seeds in which only other checkers reported
     something, which is no proof; `broken` tells of the first seeds that have no result.
     """
@@ -51,6 +52,8 @@ class Verdict(msgspec.Struct):
     guard: str
     places: str
     caught_by: tuple[str, ...]
+    scenario: str
+    own_setting: bool
     seed: int | None = None
     violation: Violation | None = None
     ran: int = 0
@@ -107,7 +110,12 @@ def attempt(trial: Trial) -> Outcome:
 
 def new_verdicts(chosen: Sequence[Mutant]) -> dict[str, Verdict]:
     """Nothing ran yet."""
-    return {one.name: Verdict(one.name, one.guard, one.places, one.caught_by) for one in chosen}
+    return {
+        one.name: Verdict(
+            one.name, one.guard, one.places, one.caught_by, one.setting.scenario, own_setting=one.setting.is_own
+        )
+        for one in chosen
+    }
 
 
 def guarded_trials(verdicts: Mapping[str, Verdict]) -> list[Trial]:

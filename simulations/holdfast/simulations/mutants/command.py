@@ -31,7 +31,10 @@ PROGRESS_S: Final = 10.0
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All verdicts, for machines. `guarded` are runs with all guards that failed all the same, by mutant's setting."""
+    """All verdicts, for machines. `guarded` are runs with all guards that failed all the same, by mutant's setting.
+
+    `plain` mutants were caught in a scenario as `sim run` has it.
+    """
 
     commit: str
     seeds: int
@@ -40,6 +43,7 @@ class Report(msgspec.Struct, frozen=True):
     guarded: list[str]
     mutants: list[Verdict]
     survivors: list[str]
+    plain: int
 
 
 def check(names: Sequence[str], seeds: int, jobs: int, *, as_json: bool) -> int:
@@ -57,10 +61,15 @@ def check(names: Sequence[str], seeds: int, jobs: int, *, as_json: bool) -> int:
     survivors = [name for name, verdict in verdicts.items() if not verdict.caught]
     wall_s = round(time.monotonic() - began_s, 1)
     if as_json:
-        print_json(Report(commit(), seeds, jobs, wall_s, guarded, list(verdicts.values()), survivors))
+        print_json(Report(commit(), seeds, jobs, wall_s, guarded, list(verdicts.values()), survivors, _plain(verdicts)))
     else:
         _summary(verdicts, survivors, guarded, wall_s)
     return EXIT_FAILED if guarded or survivors else 0
+
+
+def _plain(verdicts: dict[str, Verdict]) -> int:
+    """How many were caught by runs that `sim run` makes too."""
+    return sum(verdict.caught and not verdict.own_setting for verdict in verdicts.values())
 
 
 def _guarded(pool: Pool[Trial, Outcome], verdicts: dict[str, Verdict], say: Console) -> list[str]:
@@ -96,6 +105,9 @@ def _mutated(pool: Pool[Trial, Outcome], verdicts: dict[str, Verdict], seeds: in
             say.print(f"  holdfast sim replay {trial.seed} --mutant {trial.mutant}")
 
 
+_COLUMNS: Final = ("WITHOUT", "CAUGHT BY SEED", "CHECKER", "SCENARIO", "SETTING", "RUNS", "SECONDS", "GUARD")
+
+
 def _summary(verdicts: dict[str, Verdict], survivors: list[str], guarded: list[str], wall_s: float) -> None:
     out = console()
     rows = [
@@ -103,13 +115,15 @@ def _summary(verdicts: dict[str, Verdict], survivors: list[str], guarded: list[s
             verdict.name,
             verdict.seed if verdict.caught else "none",
             verdict.violation.checker if verdict.violation else "-",
+            verdict.scenario,
+            "its own" if verdict.own_setting else "as it is",
             verdict.ran,
             f"{verdict.busy_s:.1f}",
             verdict.guard,
         )
         for verdict in verdicts.values()
     ]
-    out.print(table("\nMutants", ("WITHOUT", "CAUGHT BY SEED", "CHECKER", "RUNS", "SECONDS", "GUARD"), rows))
+    out.print(table("\nMutants", _COLUMNS, rows))
     for name in survivors:
         others = ", ".join(f"{checker} {number}" for checker, number in verdicts[name].others.items())
         out.print(f"[bold red]nobody missed {name}[/]" + (f"; only seen: {others}" if others else ""))
@@ -119,4 +133,5 @@ def _summary(verdicts: dict[str, Verdict], survivors: list[str], guarded: list[s
         out.print(f"[bold red]{what} fails with all guards too[/]")
     caught = len(verdicts) - len(survivors)
     result = f"[bold red]{len(survivors)} survived[/]" if survivors else "[bold green]none survived[/]"
+    out.print(f"{_plain(verdicts)} were caught in a scenario as it is, the others in settings of their own")
     out.print(f"{caught} of {len(verdicts)} mutants were caught in {wall_s:.1f} s: {result}", soft_wrap=True)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from holdfast.simulations.mutants.edits import Constant, Edit, applied
-from holdfast.simulations.plan import STANDARD
+from holdfast.simulations.plan import BUSY, STANDARD
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -23,6 +23,11 @@ class Setting(NamedTuple):
     shape: Mapping[str, Any] = NOTHING
     knobs: Mapping[str, Any] = NOTHING
 
+    @property
+    def is_own(self) -> bool:
+        """Whether its runs are others than those of `sim run --scenario`."""
+        return bool(self.kinds or self.shape or self.knobs)
+
 
 USUAL: Final = Setting()
 
@@ -33,6 +38,9 @@ STALE: Final = Setting(
     kinds=("freeze", "partition", "one-way partition", "slow process", "log: appends late", "log: leader change")
 )
 """Leaders are replaced while they can't know it, and what they wrote lands late."""
+
+CROWDED: Final = Setting(BUSY)
+"""There is more work than room, and what befalls replicas outlasts all bounds."""
 
 
 class Mutant(NamedTuple):

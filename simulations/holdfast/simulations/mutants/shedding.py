@@ -9,13 +9,7 @@ from holdfast.gateway.waiting import WaitingQueue
 from holdfast.simulations.checkers.shedding import SHEDDING
 from holdfast.simulations.checkers.thresholds import THRESHOLDS
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import Mutant, Setting
-
-_BUSY: Final = Setting(
-    shape={"requests": 90, "gateways": 1, "operations": 0},
-    knobs={"max_ongoing_requests": 1, "max_queued_requests": 2, "itl_ms": 120.0},
-)
-"""Many requests, and hardly any room."""
+from holdfast.simulations.mutants.mutant import CROWDED, Mutant
 
 MUTANTS: Final = (
     Mutant(
@@ -23,7 +17,7 @@ MUTANTS: Final = (
         "a request takes the place of one of a lower priority, and of no other",
         (edit(WaitingQueue.below, ("if other < priority and one.count", "if one.count")),),
         (SHEDDING,),
-        _BUSY,
+        CROWDED,
     ),
     Mutant(
         "made-to-what-holds",

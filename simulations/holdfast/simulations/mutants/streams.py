@@ -24,7 +24,7 @@ from holdfast.simulations.checkers.placement import DRAINS
 from holdfast.simulations.checkers.starts import ATTEMPTS
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import CUT_OFF, Mutant, Setting
+from holdfast.simulations.mutants.mutant import CROWDED, CUT_OFF, Mutant, Setting
 from holdfast.simulations.plan import CORE
 
 _FROM_THE_FUTURE: Final = ('raise PeerViolation(f"token {position} came while {len(accepted)} was due")', "pass")
@@ -32,12 +32,6 @@ _FROM_THE_PAST: Final = ("if position < len(accepted) or self.status", "if self.
 
 _WRONG_ANSWERS: Final = Setting(kinds=("wrong-length answer", "replica crash", "gateway crash"))
 """Engines leave out tokens while streams move."""
-
-_CROWDED: Final = Setting(
-    shape={"requests": 20},
-    knobs={"max_ongoing_requests": 1, "max_queued_requests": 2, "itl_ms": 120.0, "replica_wait_s": 2.0},
-)
-"""A replica takes one stream, and few may wait, for a short time."""
 
 _FROZEN: Final = Setting(
     kinds=("freeze",),
@@ -202,7 +196,7 @@ MUTANTS: Final = (
         "who would wait in a full queue is turned away",
         (edit(admission.decide, ("if line.waiting + waits > line.waiting_max:", "if False:")),),
         (BOUNDS,),
-        _CROWDED,
+        CROWDED,
     ),
     Mutant(
         "streams-per-replica",
@@ -214,7 +208,7 @@ MUTANTS: Final = (
             ),
         ),
         (BOUNDS,),
-        _CROWDED,
+        CROWDED,
     ),
     Mutant(
         "redial",
@@ -231,7 +225,7 @@ MUTANTS: Final = (
             edit(Liveness.due_s, ("if self.suspicion is not None:", "if True:")),
         ),
         (MOVES,),
-        _FROZEN,
+        CROWDED,
     ),
     Mutant(
         "engine-watch",
@@ -309,7 +303,7 @@ MUTANTS: Final = (
             ),
         ),
         (BOUNDS,),
-        _CROWDED,
+        CROWDED,
     ),
     Mutant(
         "migration-limit",

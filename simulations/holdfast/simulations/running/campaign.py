@@ -127,7 +127,8 @@ def kinds_of(scenario: Scenario) -> list[str]:
 
     if not scenario.faults_max:
         return []
-    return [kind for kind in KINDS if scenario.heals or kind in LASTING]
+    among = scenario.kinds or KINDS
+    return [kind for kind in KINDS if kind in among and (scenario.heals or kind in LASTING)]
 
 
 def new_tally(scenario: Scenario) -> Tally:
