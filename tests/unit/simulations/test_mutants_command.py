@@ -80,12 +80,12 @@ def test_runs_without_a_result_are_told(sim: Invoke) -> None:
 
 
 def test_it_is_told_which_mutants_need_a_setting_of_their_own(sim: Invoke) -> None:
-    told = json.loads(sim("--only", "token-once", "--only", "blast-radius", "--only", "silence", "--json").stdout)
+    told = json.loads(sim("--only", "token-once", "--only", "blast-radius", "--only", "lowest-first", "--json").stdout)
     settings = [(one["name"], one["scenario"], one["own_setting"]) for one in told["mutants"]]
     assert settings == [
         ("token-once", "standard", False),
         ("blast-radius", "standard", True),
-        ("silence", "busy", False),
+        ("lowest-first", "busy", False),
     ]
     assert told["plain"] == sum(one["seed"] is not None and not one["own_setting"] for one in told["mutants"]) == 1
 

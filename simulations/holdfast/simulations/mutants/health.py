@@ -8,7 +8,7 @@ from holdfast.actors.replica_watch import ReplicaWatch
 from holdfast.core import reconcile
 from holdfast.simulations.checkers.sickness import SICKNESS
 from holdfast.simulations.mutants.edits import edit
-from holdfast.simulations.mutants.mutant import Mutant, Setting
+from holdfast.simulations.mutants.mutant import CROWDED, Mutant, Setting
 from holdfast.simulations.plan import CORE
 
 MUTANTS: Final = (
@@ -24,6 +24,6 @@ MUTANTS: Final = (
         "only a part of a deployment's replicas is taken out for its health at a time",
         (edit(reconcile._standing, ("replica.unhealthy and budget > 0", "replica.unhealthy")),),
         (SICKNESS,),
-        Setting(kinds=("failing health check",), knobs={"health_check_failures": 1}),
+        CROWDED,
     ),
 )

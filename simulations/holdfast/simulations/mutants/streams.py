@@ -123,7 +123,7 @@ MUTANTS: Final = (
             edit(Stream.token, _FROM_THE_PAST, _FROM_THE_FUTURE),
         ),
         (STREAMS,),
-        Setting(shape={"requests": 60}),
+        CROWDED,
     ),
     Mutant(
         "token-contiguity",
@@ -225,7 +225,7 @@ MUTANTS: Final = (
             edit(Liveness.due_s, ("if self.suspicion is not None:", "if True:")),
         ),
         (MOVES,),
-        CROWDED,
+        _FROZEN,
     ),
     Mutant(
         "engine-watch",
@@ -255,7 +255,7 @@ MUTANTS: Final = (
         "a stream that was taken elsewhere ends at the replica that is suspected",
         (edit(Replica._on_frame, ("self._fence(peer, frame)", "pass")),),
         (OWNERS,),
-        _FROZEN,
+        CROWDED,
     ),
     Mutant(
         "fence-again",
