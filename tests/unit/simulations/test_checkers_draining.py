@@ -45,6 +45,15 @@ def test_what_ended_just_before_may_be_news_to_the_leader(after_s: float, is_fou
     assert bool(found(run, "routable")) is is_found
 
 
+@pytest.mark.parametrize(("after_s", "is_found"), [(UNREAD_S - 1.0, False), (UNREAD_S + 1.0, True)])
+def test_that_it_got_ready_just_before_may_be_news_to_the_leader(after_s: float, is_found: bool) -> None:
+    run = well()
+    run.at_s = 1.0 + after_s
+    stop(run, 1)
+    stop(run, 2, "fewer replicas are wanted")
+    assert bool(found(run, "routable")) is is_found
+
+
 def stopping_node(run: Run) -> None:
     """node-2 runs all there is, is told to stop, and stops it at once though node-1 could take over."""
     run.history.node_waits_s = 20.0

@@ -39,8 +39,11 @@ def routable(history: History) -> list[Violation]:
 
 def _by_decisions(log: FinalLog) -> Iterator[Violation]:
     ended: list[tuple[float, str]] = []
+    ready: dict[str, float] = {}
     for place, record in enumerate(log.records):
         payload, before, after, at_s = record.event.payload, log.states[place], log.states[place + 1], log.times[place]
+        if isinstance(payload, ev.ReplicaReady):
+            ready[payload.replica] = at_s
         if not isinstance(payload, ev.ReplicaStopOrdered):
             ended += [(at_s, deployment) for deployment in _lost(before, after)]
             continue
@@ -48,6 +51,8 @@ def _by_decisions(log: FinalLog) -> Iterator[Violation]:
         if replica is None or after.ignored > before.ignored or not _is_planned(before, replica, payload):
             continue
         unread = any(name == replica.deployment and when_s > at_s - UNREAD_S for when_s, name in ended)
+        # One that got ready just now was one of many that start, for all that the leader had read.
+        unread = unread or ready.get(replica.id, 0.0) > at_s - UNREAD_S
         if not unread and not _others_run(before, replica):
             message = f"{replica.id} was the last replica of {replica.deployment} that ran, and is told to stop"
             yield Violation(ROUTABLE, at_s, f"sequence {record.sequence}: {message}: {payload.reason}")
