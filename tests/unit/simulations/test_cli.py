@@ -215,7 +215,7 @@ def test_the_command_for_a_shrunk_run_names_all_that_was_left_out(sim: Invoke, m
 
 def test_scenarios_faults_and_bugs_are_listed(sim: Invoke) -> None:
     told = json.loads(sim("list", "--json").stdout)
-    assert [scenario["name"] for scenario in told["scenarios"]] == ["standard", "core", "short", "calm"]
+    assert [scenario["name"] for scenario in told["scenarios"]] == ["standard", "core", "short", "busy", "calm"]
     assert told["faults"]["standard"] == list(KINDS)
     listed = sim("list").stdout
     assert all(kind in listed for kind in KINDS)
