@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ PORT_TRIES_MAX = 100
 
 
 @contextlib.contextmanager
-def own_cluster(engine: str, replicas: int, engine_args: str = "{}") -> Iterator[int]:
-    """A cluster of one node and one gateway, stopped at the end; the gateway's port."""
+def own_cluster(
+    engine: str, replicas: int, engine_args: str = "{}", environment: Mapping[str, str] | None = None
+) -> Iterator[int]:
+    """A cluster of one node and one gateway with these variables, stopped at the end; the gateway's port."""
     port = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
         command = [sys.executable, "-m", "holdfast.gateway.cli", "up", "--engine", engine]
@@ -34,7 +36,11 @@ def own_cluster(engine: str, replicas: int, engine_args: str = "{}") -> Iterator
         log = Path(directory) / "up.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, "--data-dir", f"{directory}/data"], stdout=output, stderr=output, start_new_session=True
+                [*command, "--data-dir", f"{directory}/data"],
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )
         try:
             _wait_ready(process, port, replicas, log)

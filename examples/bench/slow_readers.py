@@ -26,6 +26,9 @@ from examples.bench.report import end_by, interruptible, print_table
 from examples.bench.shots import Gun, Shot
 
 ENGINE_ARGS: Final = {"ttft_ms": 50, "itl_ms": 20, "kv_blocks": 1_048_576, "streams_max": 1_024}
+HOLDING: Final = {"HOLDFAST_SERVING__UNSENT_TOKENS_MAX": "1024"}
+"""Streams are held back only where that is set."""
+
 REPLICAS: Final = 3
 """A gateway has 256 streams at most on each: so all find a place."""
 
@@ -200,7 +203,7 @@ def slow_readers(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as in docs.")] = False,
 ) -> None:
     """Print what clients that read slowly cost the others. Exits with 1 if that is more than it may."""
-    with own_cluster("mock", REPLICAS, json.dumps(ENGINE_ARGS)) as port:
+    with own_cluster("mock", REPLICAS, json.dumps(ENGINE_ARGS), HOLDING) as port:
         gateway = gateway_below(psutil.Process(os.getpid()))
         report = uvloop.run(interruptible(_Bench(port, gateway, readers, seconds).measure()))
     if as_json:

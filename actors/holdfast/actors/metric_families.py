@@ -97,7 +97,7 @@ REPLICAS_WANTED = GATEWAY.gauge("holdfast_replicas_wanted", "Replicas that there
 QUEUED = GATEWAY.gauge("holdfast_queued_requests", "Streams that wait for a replica.", "model", unit="streams")
 HELD_BACK = GATEWAY.gauge(
     "holdfast_held_back_streams",
-    "Streams without a replica until their clients take what there is.",
+    "Streams without a replica until their clients take what there is (none unless `unsent_tokens_max` is set).",
     "model",
     unit="streams",
 )

@@ -2,8 +2,12 @@
 
 A handler that waits for its client's connection leaves a stream's tokens where they are. Once so many of them wait,
 the stream leaves its replica, which frees its place and its KV blocks, and takes no turn of the engine. When the
-client has taken them, it begins again behind them, as streams do that lost their replica; but that is no failure, and
-counts as none. A client that takes nothing at all is cut by `write_timeout_s`.
+client has taken them, it begins again behind them. It waits for a place like streams that have not begun: it left its
+own by itself, and others may have been waiting for longer. No failure is counted. A client that takes nothing at all is
+cut by `write_timeout_s`.
+
+Streams run on whose engines would not draw the same tokens again: once its gateway is gone, such a stream can be taken
+up only at the replica that has it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from holdfast.core.stream import StreamStatus
+from holdfast.gateway.moves import CANCELLED
 from holdfast.gateway.tracing import POSTPONED
 
 if TYPE_CHECKING:
@@ -36,11 +41,13 @@ class Holding:
     def hold(self, link: ReplicaLink, run: StreamRun) -> None:
         """Its client is behind: take it from its replica, until the client has what there is."""
         pool = self._pool_of(run)
-        if pool is None or run.link is not link or run.stream.status is not StreamStatus.RUNNING:
+        if pool is None or pool.erratic or run.link is not link or run.stream.status is not StreamStatus.RUNNING:
             return
         run.link = None
         run.stream.postponed()
         run.trace.ended(POSTPONED)
+        run.end_move(CANCELLED)  # how long it is held back now is no pause of the move
+        run.was_held = True
         run.taken = self._taken
         self._held[run] = pool.config.name
         link.end(run)

@@ -41,7 +41,8 @@ class HttpSettings(BaseModel):
     )
     write_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=60.0,
-        description="How long a client may take nothing of its answer, in seconds. A slower one is disconnected.",
+        description="How long a client may take nothing of its answer, in seconds. A slower one is disconnected, "
+        "and so is one that takes less than about 2 KB a second, some time after its buffers are full.",
     )
     n_max: Annotated[int, Field(ge=1, le=128)] = Field(
         default=16, description="The largest `n`, in choices per prompt."

@@ -68,6 +68,9 @@ STALL_LOOK_S = 0.5
 STALL_MARGIN_S = 1.0
 """A replica looks after its own engine; what it does not see within its limit the gateway does, so much later."""
 
+HELD_FRACTION = 0.25
+"""A stream that is held back costs an engine its prompt and tokens anew: more must wait than this part of them."""
+
 REDIAL_FIRST_S = 0.05
 REDIAL_MAX_S = 1.0
 """Between tries to reach a replica that the log calls running: doubling, times 0.5 to 1.5."""
@@ -406,8 +409,12 @@ class ReplicaLink:
     def _look_for_slow_clients(self) -> None:
         """Tell of streams of which too much waits for their clients."""
         unsent_max = self._settings.unsent_tokens_max
+        if not unsent_max:
+            return
         for run in [run for run in self._attempts.values() if run.stream.unsent > unsent_max]:
-            self._on_behind(self, run)
+            tokens = (run.stream.prompt_tokens or 0) + len(run.stream.accepted)
+            if run.stream.unsent > HELD_FRACTION * tokens:
+                self._on_behind(self, run)
 
     def _suspect(self, now_s: float, suspicion: Suspicion, silence_s: float) -> None:
         """Move the streams elsewhere and route around it, but keep listening: it may be back in a moment."""
@@ -478,6 +485,7 @@ class ReplicaLink:
         run = self._attempts.get(frame.attempt)
         if run is not None:
             run.waiting_since_s = None
+            run.was_held = False
             run.stream.admitted(frame.prompt_tokens)
 
     def _on_step(self, step: Step) -> None:

@@ -13,7 +13,7 @@ class LinkSettings(msgspec.Struct, frozen=True):
     is cut and dialled again. A stream that gets no token for `stream_stall_timeout_s` while the engine goes on
     migrates alone, and so does one that is not taken in for `admission_timeout_s`; without its first token only where
     the engine makes nothing for anybody, and reads no prompt. One of which more than `unsent_tokens_max` tokens wait
-    for the client is told of.
+    for the client, and more than a part of all it has, is told of, unless that is 0.
     """
 
     cluster: str
@@ -24,4 +24,4 @@ class LinkSettings(msgspec.Struct, frozen=True):
     suspicion_phi: float = 8.0
     stream_stall_timeout_s: float = 10.0
     admission_timeout_s: float = 30.0
-    unsent_tokens_max: int = 1_024
+    unsent_tokens_max: int = 0

@@ -77,9 +77,9 @@ class Pool:
             self.exhausted = link is None and not suspect
             if link is not None:
                 return link
-        if not (run.stream.attempts or run.stream.accepted) or self.full:
+        if run.was_held or not (run.stream.attempts or run.stream.accepted) or self.full:
             return None
-        # It had begun, and may not wait until another is less busy than thresholds for new streams want.
+        # It lost its replica, and may not wait until another is less busy than thresholds for new streams want.
         link = _first(_least_loaded(some) for some in orders)
         self.full = link is None and not suspect
         return link

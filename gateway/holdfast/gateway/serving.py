@@ -2,7 +2,8 @@
 
 A stream that finds no replica with room waits in its deployment's queue, which is bounded in length and in
 time. A stream that lost its replica, or that a replica turned away, goes to the head of that queue, and is never
-refused for its length.
+refused for its length. One that was held back, as its client read slowly, waits behind those of its priority, until the
+request's deadline.
 """
 
 from __future__ import annotations
@@ -419,7 +420,7 @@ class Serving:
             run.patience_s = pool.admission.patience_s(run.claim.priority)
         if pool.closed:
             run.fail(UnknownModel(pool.config.name))
-        elif now_s - run.waiting_since_s > self._settings.replica_wait_s:
+        elif not run.was_held and now_s - run.waiting_since_s > self._settings.replica_wait_s:
             self._give_up(run, pool)
         elif pool.admission.stale(run):
             run.fail(pool.admission.rejection(Reason.QUEUE_AGE))
@@ -432,16 +433,17 @@ class Serving:
         run.waiting_since_s = None
         if pool.closed:
             run.fail(UnknownModel(pool.config.name))
-        elif not self._begin(run, pool):
-            self._enqueue(run, pool, first=True)
+        else:
+            self._place(run, pool)
 
     def _enqueue(self, run: StreamRun, pool: Pool, *, first: bool) -> None:
         loop = asyncio.get_running_loop()
         if run.waiting_since_s is None:
             run.waiting_since_s = loop.time()
-        run.waiting = loop.call_at(run.waiting_since_s + self._settings.replica_wait_s, self._give_up, run, pool)
+        if not run.was_held:  # such a one waits until its request's deadline
+            run.waiting = loop.call_at(run.waiting_since_s + self._settings.replica_wait_s, self._give_up, run, pool)
         run.queue = pool.queue
-        if first:
+        if first and not run.was_held:
             pool.queue.appendleft(run)
         else:
             run.patience_s = pool.admission.patience_s(run.claim.priority)

@@ -21,11 +21,11 @@ class ServingSettings(BaseModel):
         0, ge=0, description="Streams of more tokens than this, prompt included, don't migrate but fail. 0: no limit."
     )
     unsent_tokens_max: int = Field(
-        1_024,
-        ge=1,
+        0,
+        ge=0,
         le=1_000_000,
         description="A stream of which more tokens than this wait for its client leaves its replica until the client "
-        "has taken them.",
+        "has taken them, and begins again then, which costs its prompt and tokens anew. 0: never.",
     )
     dial_timeout_s: float = Field(1.0, gt=0, le=60, description="Reaching a replica may take this long (seconds).")
     suspicion_phi: float = Field(

@@ -40,7 +40,8 @@ class StreamRun:
     attempt began, `awaits_first` whether that one's first token is to come, `move` is there from the loss of a replica
     to the next token, and `trace` is told of its attempts. `claim` is the request's, `counted` whether it counts as
     its tenant's; waiting for longer than `patience_s` it makes room for others. `taken` is called once the client took
-    what there is, if the stream is held back until then.
+    what there is, if the stream is held back until then; `was_held` is true from then on until an engine takes it in
+    again: meanwhile it waits for a place as who has not begun, but until the request's deadline.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class StreamRun:
         "trace",
         "waiting",
         "waiting_since_s",
+        "was_held",
     )
 
     def __init__(
@@ -95,7 +97,7 @@ class StreamRun:
         self.reported = False
         self.taken: Callable[[StreamRun], None] | None = None
         self.claim = DEFAULT_CLAIM
-        self.awaits_first = self.counted = False
+        self.awaits_first = self.counted = self.was_held = False
         self.patience_s: float | None = None
         self.queue: WaitingQueue | None = None
         self.waiting: asyncio.TimerHandle | None = None

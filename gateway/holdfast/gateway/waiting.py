@@ -1,9 +1,9 @@
 """The queue of a deployment's streams at one gateway: who goes next, and who gives way when it is too long.
 
-Streams that lost their replica go first. The others go by priority; a lower one that was passed over `TURNS_MAX` times
-while it waited gets a turn all the same. Within a priority tenants take turns, one stream each, whatever they have
-waiting (Nagle, "On Packet Switches with Infinite Storage", RFC 970). Tenants are known only while they wait, so there
-are no more of them than streams.
+Streams that lost their replica go first. The others, also those that were held back as their clients read slowly, go by
+priority; a lower one that was passed over `TURNS_MAX` times while it waited gets a turn all the same. Within a priority
+tenants take turns, one stream each, whatever they have waiting (Nagle, "On Packet Switches with Infinite Storage", RFC
+970). Tenants are known only while they wait, so there are no more of them than streams.
 
 Who gives way is the last that came of the lowest priority; to a stream of the same priority, the last that came of the
 tenant that has most.
