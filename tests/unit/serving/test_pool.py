@@ -45,10 +45,11 @@ def as_link(link: FakeLink) -> ReplicaLink:
     return cast(ReplicaLink, link)
 
 
-def run_of(*, suspect: bool = False, avoid: FakeLink | None = None, attempts: int = 0) -> StreamRun:
-    return cast(
-        StreamRun, SimpleNamespace(stream=SimpleNamespace(suspect=suspect, attempts=attempts, accepted=[]), avoid=avoid)
-    )
+def run_of(
+    *, suspect: bool = False, avoid: FakeLink | None = None, attempts: int = 0, was_held: bool = False
+) -> StreamRun:
+    stream = SimpleNamespace(suspect=suspect, attempts=attempts, accepted=[])
+    return cast(StreamRun, SimpleNamespace(stream=stream, avoid=avoid, was_held=was_held))
 
 
 @pytest.fixture
@@ -99,6 +100,7 @@ def test_a_stream_that_lost_its_replica_may_begin_where_thresholds_keep_new_ones
     links[7].crowded = links[8].crowded = True
     links[7].load = 2
     assert chosen(pool, run_of()) is None
+    assert chosen(pool, run_of(attempts=1, was_held=True)) is None, "it left its place by itself"
     assert chosen(pool, run_of(attempts=1)) is as_link(links[8])
     assert chosen(pool, run_of(attempts=1, avoid=links[8])) is as_link(links[7])
     links[7].crowded = links[8].crowded = False
