@@ -292,9 +292,12 @@ class Controller:
 
     async def _read_on(self) -> None:
         """Read what the log is known to hold: who decides amid what it missed decides by what is so no longer."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(READ_ON_MAX_S):
                 await self._follower.reached(self._follower.known)
+        except TimeoutError:
+            # Or every decision would wait again until the log is as long as it was. What comes tells what follows it.
+            self._follower.forget_unread()
 
     async def _elect(self, epoch: int) -> Head:
         """Append the election after all decisions there are; whoever decided before can't any more."""

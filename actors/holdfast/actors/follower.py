@@ -74,6 +74,10 @@ class Follower:
                 raise self.unreadable
             await self.change()
 
+    def forget_unread(self) -> None:
+        """What the log is known to hold is what was read: it may have lost the rest, which did not come for long."""
+        self.known = self.state.sequence
+
     async def change(self) -> None:
         """Wait for the next record."""
         waiter = asyncio.get_running_loop().create_future()

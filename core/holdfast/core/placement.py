@@ -43,10 +43,11 @@ class Vacancies:
         """
         if resting == self.resting:
             return
-        places = [*self._heap, *(place for _failures, place in self._rested)]
+        places = [*self._heap, *(place for _weight, place in self._rested)]
         self.resting = resting
         self._heap = [place for place in places if place.name not in resting]
-        self._rested = [(resting[place.name], place) for place in places if place.name in resting]
+        # By failures alone one would get everything; by replicas alone it would be one on which nothing starts.
+        self._rested = [(place.used + resting[place.name], place) for place in places if place.name in resting]
         heapq.heapify(self._heap)
         heapq.heapify(self._rested)
 
@@ -54,8 +55,8 @@ class Vacancies:
         """The node for one more replica, or None when no live node has room.
 
         Spreads by replica count, the node's name breaking ties. `avoid` is taken only if it is the least used by
-        more than one replica: what just failed there may well fail there again. Of the nodes that rest, the one on
-        which the fewest starts failed is taken.
+        more than one replica: what just failed there may well fail there again. On nodes that rest each failed start
+        counts as one more replica; of those that then have as many the one is taken that has fewer.
         """
         if not self._heap:
             return self._take_rested()
@@ -70,7 +71,7 @@ class Vacancies:
     def _take_rested(self) -> NodeState | None:
         if not self._rested:
             return None
-        failures, (used, name, node) = heapq.heappop(self._rested)
+        weight, (used, name, node) = heapq.heappop(self._rested)
         if used + 1 < node.slots:
-            heapq.heappush(self._rested, (failures, _Place(used + 1, name, node)))
+            heapq.heappush(self._rested, (weight + 1, _Place(used + 1, name, node)))
         return node

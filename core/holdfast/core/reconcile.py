@@ -237,6 +237,12 @@ class _Standing(msgspec.Struct, frozen=True):
         spare_serving = max(0, min(spare - len(idle), self.running + len(serving) - wanted))
         return frozenset(replica.id for replica in (*idle[:spare], *serving[:spare_serving]))
 
+    def others_serve(self, replica: ReplicaState, wanted: int) -> bool:
+        """Whether any but this one, which leaves, serves and does not go now."""
+        going = {replica.id, *self.free_to_go(wanted)}
+        others = [*self.current, *self.outdated, *(one for one, _why in self.leaving)]
+        return any(one.status is ReplicaStatus.RUNNING and one.id not in going for one in others)
+
 
 def _standing(deployment: DeploymentState, replicas: Iterable[ReplicaState], nodes: Mapping[str, Leaving]) -> _Standing:
     replicas, standing = list(replicas), _Standing()
@@ -304,7 +310,7 @@ def _fill(
         node = vacancies.take(avoid=gone.node if gone else None)
         if not crowded and (node is None or node.id in vacancies.resting):
             crowded = True
-            yield from _make_room(standing)
+            yield from _make_room(standing, deployment.config.num_replicas, None if node is None else vacancies.resting)
         if node is None:
             return
         name = f"{application.name}.{deployment.config.name}.{deployment.replicas_placed + number + 1}"
@@ -344,10 +350,16 @@ def _stop_leaving(
             look_again.append(why.ends)
 
 
-def _make_room(standing: _Standing) -> Iterator[Proposal]:
-    """Who serves nothing, or badly, goes before its replacement is there, where that would find no room."""
+def _make_room(standing: _Standing, wanted: int, resting: Mapping[str, int] | None) -> Iterator[Proposal]:
+    """Who serves nothing, or badly, goes before its replacement is there, where that would find no room.
+
+    Where there is room on nodes that rest, which are then given, only one whose node does not rest makes better room;
+    and the last that serves, however badly, waits for the start there.
+    """
     for replica, why in standing.leaving:
-        if why.makes_room:
+        serves = replica.unhealthy != NO_TOKEN
+        last = serves and resting is not None and not standing.others_serve(replica, wanted)
+        if why.makes_room and not last and replica.node not in (resting or ()):
             reason = f"{why.reason}, and it makes room for its replacement"
             yield Proposal(ev.ReplicaStopOrdered(replica.id, reason, why.mode), why.cause)
             return

@@ -471,6 +471,27 @@ async def test_a_leader_whose_log_lost_what_it_was_known_to_hold_decides_all_the
 
 
 @virtual_time
+async def test_a_leader_waits_once_for_what_its_log_lost() -> None:
+    async with World() as world:
+        leader = world.node("a")
+        follow, to_come = leader.log.follow, [1000]
+
+        async def says_too_much_once(after: int = 0) -> AsyncGenerator[LogEntry, None]:
+            async for entry in follow(after):
+                yield msgspec.structs.replace(entry, pending=to_come.pop()) if to_come else entry
+
+        leader.log.follow = says_too_much_once  # type: ignore[method-assign]
+        await led_by(world, "a")
+        await world.deploy(application())
+        await world.running(1, within_s=5 * READ_ON_MAX_S)
+        began_s = now_s()
+        await world.deploy(application(version=1))
+        await world.until(lambda state: [replica.revision for replica in state.replicas.values()] == [2])
+        await world.running(1)
+        assert now_s() - began_s < READ_ON_MAX_S
+
+
+@virtual_time
 async def test_a_leader_goes_on_deciding_while_the_lease_servers_are_away() -> None:
     async with World() as world:
         node = world.node("a")

@@ -95,7 +95,7 @@ def best(history: History, used: Counter[str], avoid: str | None, rest: dict[str
     """By looking at all nodes: the rule in two lines."""
     free = [node.id for node in history.state.live_nodes() if used[node.id] < node.slots]
     if free and all(name in rest for name in free):
-        return min(free, key=lambda name: (rest[name], used[name], name))
+        return min(free, key=lambda name: (used[name] + rest[name], used[name], name))
     free = [name for name in free if name not in rest]
     return min(free, key=lambda name: (used[name] + (name == avoid), name == avoid, name), default=None)
 

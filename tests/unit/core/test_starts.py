@@ -101,6 +101,38 @@ def test_of_nodes_that_all_failed_the_one_is_tried_that_failed_the_least() -> No
     assert tried == ["a", "b", "c", "a", "b", "c", "a"]
 
 
+def all_rest(a: int, b: int, d: int) -> Cluster:
+    """So many starts failed on three nodes, as while the storage was away, and no replica is left."""
+    cluster = Cluster(a=8, b=8, d=8)
+    cluster.deploy()
+    cluster.step()
+    left = {"a": a, "b": b, "d": d}
+    while sum(left.values()):
+        cluster.passes(START_BACKOFF_MAX_S)
+        cluster.step()
+        (replica,) = cluster.state.replicas.values()
+        assert left[replica.node] > 0
+        left[replica.node] -= 1
+        fails_where_it_is(cluster, replica)
+    assert {name: row.failures for name, row in deployment(cluster).failed_on.items()} == {"a": a, "b": b, "d": d}
+    return cluster
+
+
+def test_nodes_that_all_rest_share_what_is_placed_though_more_failed_on_some() -> None:
+    cluster = all_rest(a=2, b=2, d=1)
+    cluster.deploy(6)
+    cluster.passes(START_BACKOFF_MAX_S)
+    cluster.settle()
+    assert where(cluster) == [*"aa", *"bb", *"dd"]
+
+
+def test_where_all_nodes_rest_the_one_where_nothing_starts_is_not_tried_for_ever() -> None:
+    cluster = all_rest(a=2, b=2, d=1)
+    cluster.deploy(6)
+    assert goes_on(cluster, "d") == ["d", "d"], "placed in one round, before any of them failed"
+    assert where(cluster) == [*"aaa", *"bbb"]
+
+
 def test_a_node_rests_for_longer_with_each_failed_start_and_is_then_like_any_other() -> None:
     cluster = only_on_b()
     rests = []
@@ -216,6 +248,49 @@ def test_room_on_a_node_that_rests_does_not_keep_a_sick_replica_in_its_place() -
     assert kinds == {ev.ReplicaPlaced, ev.ReplicaStopOrdered}
     assert goes_on(cluster, "b") == ["b"]
     assert where(cluster) == ["a", "a"]
+
+
+def sick(cluster: Cluster, kind: str = "check_health") -> None:
+    """The first replica, on `a`, falls sick some time after it got ready."""
+    cluster.passes(STABLE_AFTER_S)
+    cluster.fact(ev.ReplicaUnhealthy("app.tiny.1", "a", kind, "Boom: cold"), by="node.a")
+
+
+def replacement_fails(cluster: Cluster) -> list[ev.Decision]:
+    """The sick one's replacement fails; what is decided in the next two rounds."""
+    cluster.passes(START_BACKOFF_MAX_S)
+    cluster.step()
+    (starting,) = [one for one in cluster.state.replicas.values() if one.status is ReplicaStatus.STARTING]
+    fails_where_it_is(cluster, starting)
+    cluster.passes(START_BACKOFF_MAX_S)
+    return [*cluster.step(), *cluster.step()]
+
+
+@pytest.mark.parametrize("kind", ["check_health", "canary"])
+def test_a_sick_replica_stays_until_its_replacement_runs_though_that_failed_to_start_beside_it(kind: str) -> None:
+    cluster = Cluster(a=8)
+    cluster.deploy()
+    cluster.settle()
+    sick(cluster, kind)
+    for _ in range(3):
+        assert [type(one) for one in replacement_fails(cluster)] == [ev.ReplicaReplaced]
+        assert where(cluster) == ["a"]
+        fails_where_it_is(cluster, list(cluster.state.replicas.values())[-1])
+    cluster.passes(START_BACKOFF_MAX_S)
+    cluster.settle()
+    assert where(cluster) == ["a"]
+    assert "app.tiny.1" not in cluster.state.replicas
+
+
+@pytest.mark.parametrize(("kind", "goes"), [("check_health", False), ("canary", True)])
+def test_the_last_that_serves_makes_no_room_while_there_is_some_on_a_node_that_rests(kind: str, goes: bool) -> None:
+    cluster = Cluster(a=1, b=1)
+    cluster.deploy()
+    cluster.settle()
+    sick(cluster, kind)
+    decided = [type(one) for one in replacement_fails(cluster)]
+    assert (ev.ReplicaStopOrdered in decided) == goes
+    assert ev.ReplicaReplaced in decided
 
 
 # --- starts that hang -----------------------------------------------------------------------------------
