@@ -67,7 +67,13 @@ class Echo:
         return output
 
     def load(self) -> EngineLoad:
-        """How busy it is."""
+        """How busy it is.
+
+        It has no prompts to read. An engine that has, and can tell, adds `prefill_tokens_waiting`: the prompt tokens
+        that it has not read yet, fewer after each step. One that steps without a token and without reading is then
+        found within `canary_wait_s` + `canary_timeout_s`. One that always says 0 here, for instance since another
+        server reads, is given 120 s for a first token.
+        """
         return EngineLoad(len(self._streams), 0, len(self._streams), STREAMS, self._steps)
 
     def check_health(self) -> None:

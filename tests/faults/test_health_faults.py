@@ -67,6 +67,7 @@ def test_an_engine_that_answers_and_makes_nothing_is_found_while_nobody_asks(sta
 
 BARREN = """
 import asyncio, os
+import msgspec
 from engine_class import Echo
 from holdfast.actors.engines.base import StepOutput
 
@@ -90,8 +91,15 @@ class FirstIsBarren(Echo):
         await asyncio.sleep(0.002)
         self._steps += 1
         return StepOutput()
+
+    def load(self):
+        waiting = sum(len(words) for words, position, _end in self._streams.values() if position == 0)
+        return msgspec.structs.replace(super().load(), prefill_tokens_waiting=waiting)
 """
-"""Whoever takes in the first prompt that asks for it steps from then on, answers, and makes nothing."""
+"""Whoever takes in the first prompt that asks for it steps from then on, answers, and makes nothing.
+
+It shows that prompts wait: one that shows nothing of how they are read is given time.
+"""
 
 
 @pytest.mark.parametrize("finder", ["canary", "gateway"])

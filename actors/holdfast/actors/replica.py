@@ -356,7 +356,8 @@ class Replica:
                 self._work.clear()
                 continue
             self._stepping.set()
-            self._step_began_s = began_s = loop.time()
+            self._step_began_s = loop.time()
+            self._barren.begins(self._step_began_s, self._engine.load)
             output = await self._engine.step()
             _check(output)
             took_s = loop.time() - self._step_began_s
@@ -365,9 +366,9 @@ class Replica:
             self._step_began_s = None
             self._steps += 1
             if output.keys or output.finished:
-                self._barren.rest()
+                self._barren.bore()
             else:
-                self._barren.stepped(began_s, self._engine.load())
+                self._barren.bore_nothing(self._engine.load())
             if self._traces is not None:
                 self._traces.stepped(output)
             self._pace.stepped(output.keys, loop.time())
@@ -408,6 +409,7 @@ class Replica:
             if traces is not None and span is not None:
                 traces.refused(span, refusal.code)
             raise
+        self._barren.admitted(self._engine.load)
         if arrived.peer.connection not in self._probes:
             self.metrics.admitted(now_s() - arrived.at_s, prompt_tokens)
             self._pace.began(key, arrived.at_s)
@@ -474,5 +476,5 @@ class Replica:
 
     def _tell_pulse(self, probe: Peer) -> None:
         now_s = probe.connection.loop.time()
-        barren = self._barren.tell(now_s)
+        barren = self._barren.tell_node(now_s)
         probe.connection.send(Pulse(probe.heard, self._engine.load(), self._draining, now_s - self._token_s, barren))

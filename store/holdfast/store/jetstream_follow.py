@@ -38,7 +38,10 @@ BEHIND_READS_MAX = 3
 """Reads' timeouts for which a stream may end before what was read: a leader that was cut off goes on for some time."""
 
 BEHIND_S = 2.0
-"""What an answer tells to be in the log comes to a reader within this time (seconds), or it takes a new consumer."""
+"""What an answer tells to be in the log comes to a reader within this time (seconds), or it takes a new consumer.
+
+Each next one gets twice the time until an entry came, but no more than heartbeats have: delivery may be slow.
+"""
 
 PULL_EXPIRES_S = 30.0
 PULL_BYTES_MAX = 64 << 20
@@ -78,6 +81,7 @@ class Follower:
         self._position = after
         self._gap_at: int | None = None
         self._behind_since: float | None = None
+        self._allowance_s = BEHIND_S
 
     async def entries(self) -> AsyncGenerator[LogEntry, None]:
         """Every entry after the position. Raises `CorruptLog`; `LogUnavailable` only once the session is closed."""
@@ -100,7 +104,8 @@ class Follower:
     async def _until_renewal(self) -> AsyncGenerator[LogEntry, None]:
         await self._check_range()
         connection = await self._api.session.connection(self._api.settings.read_timeout_s)
-        consumer = await _Consumer.create(self._api, connection, self._position + 1)
+        consumer = await _Consumer.create(self._api, connection, self._position + 1, self._allowance_s)
+        self._allowance_s = min(2 * self._allowance_s, max(BEHIND_S, consumer.silence_max_s))
         try:
             while True:
                 message = await consumer.next()
@@ -110,6 +115,7 @@ class Follower:
                 if sequence > self._position + 1:
                     raise _Gap
                 self._position = sequence
+                self._allowance_s = BEHIND_S
                 headers = message.headers or {}
                 message_id = headers.get(MESSAGE_ID_HEADER, "")
                 yield LogEntry(sequence, self._api.local(message.subject), message.data, message_id, consumer.pending)
@@ -158,19 +164,21 @@ class Follower:
 
 class _Consumer:
     """An ephemeral pull consumer on one connection. `position` is the sequence of the last message that it gave,
-    `pending` how many the server had behind that one.
+    `pending` how many the server had behind that one. Its first message may take `allowance_s` after an answer that
+    tells of it.
     """
 
-    def __init__(self, api: JetStreamApi, connection: Link, name: str, start: int) -> None:
+    def __init__(self, api: JetStreamApi, connection: Link, name: str, start: int, allowance_s: float) -> None:
         settings = api.settings
         self._api = api
         self._connection = connection
         self.position = start - 1
         self.pending = 0
         self._delivered = 0
+        self._allowance_s = allowance_s
         self._heard_s = asyncio.get_running_loop().time()
         self._batch = settings.follow_batch_messages
-        self._silence_max_s = settings.follow_heartbeat_s * HEARTBEATS_MISSED_MAX
+        self.silence_max_s = settings.follow_heartbeat_s * HEARTBEATS_MISSED_MAX
         self._probe_timeout_s = settings.publish_timeout_s
         self._subject = f"{settings.stream}.{name}"
         self._pull = json.dumps(
@@ -189,7 +197,7 @@ class _Consumer:
         self._subscription: Any = None
 
     @classmethod
-    async def create(cls, api: JetStreamApi, connection: Link, start: int) -> _Consumer:
+    async def create(cls, api: JetStreamApi, connection: Link, start: int, allowance_s: float) -> _Consumer:
         """Raises `_Renew`, and what `JetStreamApi.call_once` raises."""
         name = connection.new_inbox().rpartition(".")[2]
         config: dict[str, Any] = {
@@ -209,7 +217,7 @@ class _Consumer:
             )
         except ApiError as error:
             raise _Renew from error
-        consumer = cls(api, connection, name, start)
+        consumer = cls(api, connection, name, start, allowance_s)
         consumer._subscription = await connection.subscribe(consumer._inbox, consumer._deliver)
         api.readers[consumer._told] = None
         return consumer
@@ -227,6 +235,7 @@ class _Consumer:
             if status is None:
                 self._asked -= 1
                 self._delivered += 1
+                self._allowance_s = BEHIND_S
                 self.position, self.pending = _counts(message)
                 self._heard_s = asyncio.get_running_loop().time()
                 return message
@@ -261,7 +270,7 @@ class _Consumer:
     def _told(self, last: int) -> None:
         """An answer says that the log has reached `last`."""
         if last > self.position and self._due is None:
-            self._due = asyncio.get_running_loop().call_later(BEHIND_S, self._is_behind, last, self._delivered)
+            self._due = asyncio.get_running_loop().call_later(self._allowance_s, self._is_behind, last, self._delivered)
 
     def _is_behind(self, last: int, delivered: int) -> None:
         self._due = None
@@ -283,7 +292,7 @@ class _Consumer:
     async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         self._reader = loop.create_future()
-        timer = loop.call_later(self._silence_max_s, self._wake)
+        timer = loop.call_later(self.silence_max_s, self._wake)
         try:
             await self._reader
         finally:
@@ -291,6 +300,7 @@ class _Consumer:
             timer.cancel()
         if not self._arrived:
             await self._connection.probe(self._probe_timeout_s)
+        if not self._arrived:
             raise _Renew
 
     def _wake(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Coroutine
 
+import msgspec
 import pytest
 
 from holdfast.actors import canary as canaries
@@ -16,10 +17,11 @@ from holdfast.actors.engines.mock import MockEngine, MockSettings
 from holdfast.actors.replica import Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
+from holdfast.core.barren import UNSHOWN_S
 from holdfast.core.config import EngineConfig
 from holdfast.core.errors import RequestRefused
 from holdfast.core.frames import PROTOCOL_VERSION, Hello, Start
-from holdfast.core.requests import EngineRequest
+from holdfast.core.requests import EngineLoad, EngineRequest
 from tests.unit.support.memory_network import MemoryNetworkLoop, MemoryServer
 from tests.unit.support.virtual_time import now_s
 
@@ -37,6 +39,11 @@ class Engine(MockEngine):
         self.refusal = ""
         self.barren = False
         self.barren_s = 0.1
+        self.shows = True
+
+    def load(self) -> EngineLoad:
+        load = super().load()
+        return load if self.shows else msgspec.structs.replace(load, prefill_tokens_waiting=0)
 
     async def admit(self, key: int, request: EngineRequest) -> int:
         if self.refusal:
@@ -241,6 +248,27 @@ def test_an_engine_of_slow_steps_is_given_some_of_them() -> None:
             await asyncio.sleep(2.0 * (canaries.BARREN_STEPS - 1))
             assert here.kinds == []
             await asyncio.sleep(2 * 2.0)
+            assert here.kinds[-1] == "canary"
+
+    in_virtual_time(scenario())
+
+
+def test_an_engine_that_never_shows_that_it_reads_prompts_is_given_two_minutes() -> None:
+    """Such as one that asks a server elsewhere for its tokens, which reads the prompt meanwhile."""
+
+    async def scenario() -> None:
+        async with scene() as here:
+            here.engine.barren, here.engine.barren_s, here.engine.shows = True, 0.05, False
+            await here.user(20_000)
+            await asyncio.sleep(UNSHOWN_S - 1.0)
+            assert set(here.kinds) <= {""}
+            here.engine.barren = False
+            await asyncio.sleep(2 * WAIT_S)
+            here.engine.barren = True
+            here.told.clear()
+            await asyncio.sleep(UNSHOWN_S - 1.0)
+            assert set(here.kinds) <= {""}
+            await asyncio.sleep(WAIT_S + TIMEOUT_S)
             assert here.kinds[-1] == "canary"
 
     in_virtual_time(scenario())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from holdfast.simulations.nats import faults
 from holdfast.simulations.world.process import SimProcess
-from holdfast.store.jetstream_follow import BEHIND_S
+from holdfast.store.jetstream_follow import BEHIND_S, _Consumer
+from holdfast.store.nats_link import Message
 from tests.unit.simulations.jetstream_bed import Bed, Body, read, write
 
 SERVERS = pytest.mark.parametrize("servers", [1, 3])
@@ -134,6 +138,61 @@ def test_a_consumer_that_died_with_its_server_is_missed_as_soon_as_an_answer_tel
         assert process.world.now_s - before_s < BEHIND_S + 1
 
     bed.run(body)
+
+
+class Always(Random):
+    """The longest that chance may bring."""
+
+    def random(self) -> float:
+        return 1.0
+
+
+@SERVERS
+def test_a_follower_gets_on_though_deliveries_take_longer_than_answers_that_tell_of_more(servers: int) -> None:
+    bed = Bed(servers, follow_heartbeat_s=2.3)
+    slow_s = 2 * BEHIND_S + 1
+
+    async def body(process: SimProcess) -> None:
+        log = await bed.open(process)
+        window = bed.servers.trouble(faults.SLOW_DELIVERY, 100.0, Always(), max_s=slow_s)
+        reading = asyncio.create_task(read(log, 3))
+        last = 0
+        while not reading.done():
+            assert window.until_s > process.world.now_s
+            last = await log.append("facts.a", b"", message_id=str(last), expected_last=last)
+            await asyncio.sleep(0.5)
+        assert [entry.sequence for entry in await reading] == [1, 2, 3]
+        assert window.struck >= 3
+
+    bed.run(body)
+
+
+def test_what_comes_while_a_silent_connection_is_probed_is_taken() -> None:
+    late = SimpleNamespace(subject="test.facts.a", reply="$JS.ACK.test.c.1.1.1.0.0", data=b"late", headers=None)
+
+    made: list[_Consumer] = []
+
+    class Silent:
+        """Its server's first message comes with the answer to a ping."""
+
+        def new_inbox(self) -> str:
+            return "inbox"
+
+        async def publish(self, *_told: object) -> None:
+            return
+
+        async def probe(self, _timeout_s: float) -> None:
+            await made[0]._deliver(cast(Message, late))
+
+    settings = SimpleNamespace(
+        stream="test", follow_batch_messages=1, follow_heartbeat_s=0.001, publish_timeout_s=1.0, max_message_bytes=1
+    )
+
+    async def take() -> Message:
+        made.append(_Consumer(cast(Any, SimpleNamespace(settings=settings)), cast(Any, Silent()), "c", 1, BEHIND_S))
+        return await made[0].next()
+
+    assert asyncio.run(take()).data == b"late"
 
 
 def test_a_follower_goes_on_where_it_was_after_a_crash_and_a_power_failure() -> None:

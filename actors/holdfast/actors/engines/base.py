@@ -64,7 +64,8 @@ class Engine(Protocol):
         """How busy it is.
 
         An engine that takes many steps to read a prompt shows that by fewer `prefill_tokens_waiting`, or by more
-        `kv_blocks_used`, after each: one that shows nothing of it, and makes no token, is taken for sick.
+        `kv_blocks_used`, after each: one that ever showed it, and then neither reads nor makes a token, is taken for
+        sick within seconds. One that never showed any of it has two minutes.
         """
         ...
 
