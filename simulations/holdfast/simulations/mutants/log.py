@@ -93,7 +93,7 @@ MUTANTS: Final = (
         "a consumer that does not even send heartbeats is given up for a new one, and sooner where an answer tells "
         "that the log goes on: both are out",
         (
-            edit(jetstream_follow._Consumer._wait, ("self._silence_max_s", "1e9")),
+            edit(jetstream_follow._Consumer._wait, ("self.silence_max_s", "1e9")),
             edit(jetstream_follow._Consumer._told, ("last > self.position", "False")),
         ),
         (LIVENESS,),
