@@ -180,10 +180,10 @@ class Exchange:
 
     async def write(self, body: bytes, *, more: bool) -> None:
         """Send a piece of the answer; returns once the client's connection takes more."""
-        while len(body) > WRITE_BYTES:
-            await self._write(body[:WRITE_BYTES], more=True)
-            body = body[WRITE_BYTES:]
-        await self._write(body, more=more)
+        last = max(0, len(body) - 1) // WRITE_BYTES * WRITE_BYTES
+        for begin in range(0, last, WRITE_BYTES):
+            await self._write(body[begin : begin + WRITE_BYTES], more=True)
+        await self._write(body[last:], more=more)
 
     async def _write(self, body: bytes, *, more: bool) -> None:
         self.turn += 1

@@ -35,7 +35,7 @@ def test_what_left_without_a_token_tells_nothing_and_a_canary_is_nobodys() -> No
     meter.stepped([7], 11.0)
     meter.left(7, 12.0)
     assert meter.pace(0, 20.0) == Pace()
-    assert (meter._since_s, meter._barren) == ({}, {})
+    assert (meter._since_s, meter._without_token) == ({}, {})
 
 
 def test_a_burst_of_slow_first_tokens_hardly_counts() -> None:
