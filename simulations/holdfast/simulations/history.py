@@ -210,13 +210,14 @@ class Note(msgspec.Struct, frozen=True, gc=False):
 
 class Try(msgspec.Struct, gc=False):
     """A request as sent once, to a gateway. `resumes` is the `Last-Event-ID` that went with it, `rejected` why it was
-    rejected, if it was.
+    rejected, if it was. `cut`: the connection broke behind the answer's status, before its end.
     """
 
     at_s: float
     gateway: str
     resumes: str = ""
     rejected: str = ""
+    cut: bool = False
 
 
 class Exchange(msgspec.Struct, gc=False):

@@ -64,7 +64,7 @@ class Result(msgspec.Struct, frozen=True):
 def draw_plan(seed: int, scenario: Scenario) -> Plan:
     """Everything that is drawn before a run begins."""
     knobs = draw_knobs(Random(f"{seed}/knobs"), scenario)
-    faults = draw_faults(Random(f"{seed}/faults"), scenario)
+    faults = draw_faults(Random(f"{seed}/faults"), scenario, knobs)
     work = draw_work(Random(f"{seed}/work"), scenario)
     return Plan(seed, scenario, knobs, faults, work, scenario.lasts_s)
 

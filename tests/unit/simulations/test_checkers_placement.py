@@ -7,7 +7,7 @@ import pytest
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.placement import ORPHAN_GRACE_S, SETTLED_S, UNREAD_S
 from holdfast.simulations.history import REPLICA, Settle
-from tests.unit.simulations.recorded import Run, broken, only, well
+from tests.unit.simulations.recorded import INFO, Run, broken, only, well
 from tests.unit.support.history import application
 
 
@@ -169,6 +169,26 @@ def test_an_update_may_start_one_replica_at_a_time() -> None:
     assert "capacity" not in checkers(run)
     run.place(4, "node-2")
     assert "tiny is being updated, and 2 new replicas start at once" in checkers(run)["capacity"]
+
+
+def late_start(run: Run, number: int) -> None:
+    """A replica's start takes too long; it is replaced, and gets ready before the leader reads of that."""
+    run.at_s += 20.0
+    slow = run.place(number, "node-1")
+    run.fact(ev.ReplicaStarted(slow, "node-1", 99), "node.node-1")
+    run.fact(ev.ReplicaUnhealthy(slow, "node-1", "start", "it did not get ready"), "node.node-1")
+
+
+@pytest.mark.parametrize(("after_s", "found"), [(UNREAD_S - 0.1, False), (UNREAD_S + 0.1, True)])
+def test_a_replica_that_gets_ready_late_may_be_replaced_for_a_while(after_s: float, found: bool) -> None:
+    run = well()
+    run.node("node-3", 103, slots=4)
+    deploy(run, 3)
+    late_start(run, 3)
+    run.fact(ev.ReplicaReady("app.tiny.3", "node-1", "node-1:99", INFO), "node.node-1")
+    run.at_s += after_s
+    run.place(4, "node-3")
+    assert ("tiny has 4 replicas, and 3 are wanted" in checkers(run).get("capacity", "")) == found
 
 
 # --- losses ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from holdfast.core import events as ev
-from holdfast.simulations.checkers.sickness import EXPLAINS_S, LOST_EXPLAINS_S
+from holdfast.simulations.checkers.sickness import EXPLAINS_S, LOST_EXPLAINS_S, SICKNESS
 from tests.unit.simulations.recorded import Run, broken, only, well
 
 REPLICA = "app.tiny.1"
@@ -22,6 +22,11 @@ def called_unhealthy(run: Run, said_s: float, appended_s: float, kind: str = "ca
     run.at_s = appended_s
     run.append("facts.node.node-1", event)
     run.fact(ev.ReplicaHealthy(REPLICA, "node-1"), "node.node-1")
+
+
+def said_of(run: Run) -> str:
+    """What this checker says, whatever the others find."""
+    return "\n".join(one.message for one in broken(run) if one.checker == SICKNESS)
 
 
 def test_a_replica_that_is_called_unhealthy_for_nothing_is_found() -> None:
@@ -64,6 +69,16 @@ def test_a_clock_that_is_wrong_says_nothing_about_when_it_was_said() -> None:
     run.append("facts.node.node-1", msgspec.structs.replace(event, time=event.time - timedelta(seconds=9.0)))
     run.fact(ev.ReplicaHealthy(REPLICA, "node-1"), "node.node-1")
     assert only(broken(run), "sickness")
+
+
+def test_of_a_replica_that_ended_it_was_said_before_that_whatever_the_nodes_clock_shows() -> None:
+    run = well()
+    run.history.fault(7.0, "barren engine", REPLICA, until_s=OVER_S)
+    run.history.fault(7.0, "clock jump", "host-node-1", until_s=7.0)
+    called_unhealthy(run, OVER_S, OVER_S + EXPLAINS_S + 1.0)
+    assert "nothing befell it" in said_of(run)
+    run.processes[REPLICA].ended(OVER_S + 2.0, 1)
+    assert "nothing befell it" not in said_of(run)
 
 
 @pytest.mark.parametrize(

@@ -251,12 +251,17 @@ def test_other_errors_are_found(code: str, status: int) -> None:
     assert "ended in error" in only(broken(with_request(request)), "ends")
 
 
-@pytest.mark.parametrize(("early_s", "status", "fine"), [(0, 404, True), (0.001, 404, False), (0, 500, False)])
-def test_a_reason_may_be_missing_only_when_the_clients_own_time_was_over(
-    early_s: float, status: int, fine: bool
+@pytest.mark.parametrize(
+    ("early_s", "cut", "status", "fine"),
+    [(0, False, 404, True), (0.001, False, 404, False), (0, False, 500, False), (3, True, 499, True), (3, True, 500, False)],
+)
+def test_a_reason_may_be_missing_only_when_the_clients_own_time_or_the_connection_was_over(
+    early_s: float, cut: bool, status: int, fine: bool
 ) -> None:
     request = asked(9, response_id="")
     request.asked_s = 1.0
+    request.sent(1.0, "gateway-1")
+    request.tries[-1].cut = cut
     request.ended(request.deadline_s - early_s, ERROR, "", status)
     violations = broken(with_request(request))
     assert violations == [] if fine else "ended in error" in only(violations, "ends")

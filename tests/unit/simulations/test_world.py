@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import pkgutil
 import signal
 import warnings
 from collections.abc import Callable, Coroutine
+from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
+from holdfast import simulations
+from holdfast.simulations.nats.server import Proposal
+from holdfast.simulations.nats.store import Stream
 from holdfast.simulations.world.network import GIVE_UP_S, WINDOW_BYTES, End
 from holdfast.simulations.world.process import SimClock, SimProcess
 from holdfast.simulations.world.world import World
@@ -365,3 +372,38 @@ def test_a_world_ends_without_a_word_from_who_was_killed_before_its_first_turn()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         world.close()
+
+
+# --- what a run leaves behind ---------------------------------------------------------------------------
+
+
+def structs_unseen_by_the_collector() -> list[type[msgspec.Struct]]:
+    """All structs of the simulation that the garbage collector does not look into."""
+    names = [module.name for module in pkgutil.walk_packages(simulations.__path__, f"{simulations.__name__}.")]
+    members = [member for name in names for member in vars(importlib.import_module(name)).values()]
+    structs = {one for one in members if isinstance(one, type) and issubclass(one, msgspec.Struct)}
+    return [one for one in structs if not one.__struct_config__.gc]
+
+
+def held_by(struct: type[msgspec.Struct]) -> set[type]:
+    """The classes of what its fields hold that are not plain data."""
+    found, asked = set[type](), [msgspec.inspect.type_info(struct)]
+    seen = set[int]()
+    while asked:
+        one = asked.pop()
+        if isinstance(one, msgspec.inspect.CustomType):
+            found.add(one.cls)
+        if isinstance(one, list | tuple):
+            asked += one
+        elif isinstance(one, msgspec.inspect.Type | msgspec.inspect.Field) and id(one) not in seen:
+            seen.add(id(one))
+            asked += [getattr(one, name) for name in one.__struct_fields__ if name not in ("default", "default_factory")]
+    return found
+
+
+def test_structs_that_the_collector_does_not_see_hold_plain_data() -> None:
+    # One that holds part of the world, and is held by it, would keep a whole run in memory for ever.
+    structs = structs_unseen_by_the_collector()
+    assert len(structs) > 10
+    assert {one.__name__: held_by(one) - {Random} for one in structs if held_by(one) - {Random}} == {}
+    assert held_by(Proposal) > {Stream}

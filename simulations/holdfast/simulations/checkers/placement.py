@@ -188,12 +188,19 @@ def _holds_slot(replica: ReplicaState) -> bool:
 
 
 def _recoveries(log: FinalLog) -> list[tuple[str, float]]:
-    """The replicas that were unhealthy and got well, and when: the leader may not have read it by its next decision."""
+    """The replicas that were unhealthy and got well, and when: the leader may not have read it by its next decision.
+
+    Whose start takes too long is unhealthy as well, and may yet get ready.
+    """
     found = []
     for place, record in enumerate(log.records):
         payload = record.event.payload
-        before = log.states[place].replicas.get(payload.replica) if isinstance(payload, ev.ReplicaHealthy) else None
-        if before is not None and before.unhealthy:
+        if not isinstance(payload, ev.ReplicaHealthy | ev.ReplicaReady):
+            continue
+        before = log.states[place].replicas.get(payload.replica)
+        if before is None or not before.unhealthy:
+            continue
+        if isinstance(payload, ev.ReplicaHealthy) or before.status is ReplicaStatus.STARTING:
             found.append((before.id, log.times[place]))
     return found
 

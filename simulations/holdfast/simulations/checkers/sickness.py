@@ -64,7 +64,7 @@ def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
         payload = record.event.payload
         if not isinstance(payload, ev.ReplicaUnhealthy):
             continue
-        at_s = _said_s(history, record, log.times[place], payload.node)
+        at_s = _said_s(history, record, log.times[place], payload)
         explained = any(
             befalls(fault, payload.replica)
             and fault.from_s <= at_s
@@ -87,13 +87,14 @@ def _explains_s(fault: str, kind: str) -> float:
     return EXPLAINS_S if fault in SICKENING else -math.inf
 
 
-def _said_s(history: History, record: Record, appended_s: float, node: str) -> float:
+def _said_s(history: History, record: Record, appended_s: float, said: ev.ReplicaUnhealthy) -> float:
     """When the node said it: it waits with that until the log has a leader. Where its clock was wrong, when it was
-    appended.
+    appended, or the replica's process ended: of one that is gone nobody says so.
     """
-    hosts = {process.host for process in history.processes if process.name == node}
+    hosts = {process.host for process in history.processes if process.name == said.node}
     if any(fault.kind in CLOCKS and befalls(fault, *hosts) for fault in history.faults):
-        return appended_s
+        ends = [process.ended_s for process in history.processes if process.replica == said.replica]
+        return min([appended_s, *(end_s for end_s in ends if end_s is not None)])
     return (record.event.time - EPOCH).total_seconds()
 
 

@@ -277,8 +277,8 @@ def _end(history: History, request: Request) -> Iterator[Violation]:
         yield Violation(ENDS, request.deadline_s, f"{name} had to end by {request.deadline_s:.3f} s, and {how}")
     if request.how == ERROR:
         allowed = (request.status, request.code) in ALLOWED_ERRORS
-        if not request.code and ended_s >= request.deadline_s:
-            # The client's time was over when it had read the status, and not yet the reason.
+        if not request.code and (ended_s >= request.deadline_s or (request.tries and request.tries[-1].cut)):
+            # The client had read the status, and not yet the reason, when its time or the connection was over.
             allowed = any(request.status == status for status, _ in ALLOWED_ERRORS)
         if request.status in (0, 200):
             allowed = request.code in ALLOWED_IN_STREAM

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
 from holdfast.simulations.cluster.cluster import Cluster
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica
@@ -35,13 +37,20 @@ class Broken(NamedTuple):
 
 NOTHING = Broken("")
 
+LOOK_S = 0.5
+"""What finds nothing to break looks again after so long (virtual seconds), for as long as faults may begin."""
+
 
 class Kind(NamedTuple):
-    """A kind of fault. `weight`: how often it is drawn; `lasts_s`: between so long and so long, zeros for at once."""
+    """A kind of fault. `weight`: how often it is drawn; `lasts_s`: between so long and so long, zeros for at once.
+
+    `several` names the servers ("log", "leases") that it can only befall where they are several.
+    """
 
     inject: Callable[[Injector, Fault], Broken]
     weight: float = 1.0
     lasts_s: tuple[float, float] = (0.0, 0.0)
+    several: str = ""
 
 
 class Injector:
@@ -53,6 +62,7 @@ class Injector:
         self._faults = faults
         self._mends: dict[Fault, tuple[Mend, Injected]] = {}
         self._open: list[tuple[Callable[[], object], Injected]] = []
+        self._rngs: dict[int, Random] = {}
         self.core = frozenset(cluster.core)
 
     def arm(self) -> None:
@@ -67,12 +77,16 @@ class Injector:
 
     def rng(self, fault: Fault) -> Random:
         """What a fault draws while it lasts."""
-        return self.cluster.world.rng(f"fault {fault.number}")
+        rng = self._rngs.get(fault.number)
+        if rng is None:
+            rng = self._rngs[fault.number] = self.cluster.world.rng(f"fault {fault.number}")
+        return rng
 
     def _inject(self, fault: Fault) -> None:
         kind = self._kinds[fault.kind]
         broken = kind.inject(self, fault)
         if not broken.target:
+            self._look_again(fault)
             return
         now_s = self.cluster.world.now_s
         told = self.cluster.history.fault(now_s, fault.kind, broken.target, broken.details)
@@ -83,6 +97,13 @@ class Injector:
         elif self.cluster.plan.scenario.heals:
             self._mends[fault] = (broken.mend, told)
             self.cluster.world.scheduler.call_at(fault.at_s + fault.lasts_s, self._heal, fault)
+
+    def _look_again(self, fault: Fault) -> None:
+        scenario, at_s = self.cluster.plan.scenario, fault.at_s + LOOK_S
+        if at_s <= scenario.faults_until_s:
+            lasts_s = max(0.0, min(fault.lasts_s, scenario.healed_s - at_s))
+            later = msgspec.structs.replace(fault, at_s=at_s, lasts_s=lasts_s)
+            self.cluster.world.scheduler.call_at(at_s, self._inject, later)
 
     def _heal(self, fault: Fault) -> None:
         mend, told = self._mends.pop(fault)

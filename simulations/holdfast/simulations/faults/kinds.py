@@ -10,8 +10,8 @@ from holdfast.simulations.faults.injection import Kind
 from holdfast.simulations.faults.machines import MACHINE_KINDS
 from holdfast.simulations.faults.network import NETWORK_KINDS
 from holdfast.simulations.faults.processes import PROCESS_KINDS
-from holdfast.simulations.faults.servers import LEASE_KINDS, LOG_KINDS
-from holdfast.simulations.plan import Fault, Scenario
+from holdfast.simulations.faults.servers import LEASE_KINDS, LEASES, LOG, LOG_KINDS
+from holdfast.simulations.plan import Fault, Knobs, Scenario
 
 KINDS: dict[str, Kind] = {**PROCESS_KINDS, **NETWORK_KINDS, **MACHINE_KINDS, **LOG_KINDS, **LEASE_KINDS}
 """All kinds, by name."""
@@ -36,11 +36,18 @@ LASTING = frozenset(
 """Those that can stay for ever beside a healthy core, which must do without the members that they befall."""
 
 
-def draw_faults(rng: Random, scenario: Scenario, among: Sequence[str] = ()) -> tuple[Fault, ...]:
-    """The faults of a run, by their times: of these kinds alone, each as often as it is named, if any are."""
+def draw_faults(rng: Random, scenario: Scenario, knobs: Knobs, among: Sequence[str] = ()) -> tuple[Fault, ...]:
+    """The faults of a run, by their times: of these kinds alone, each as often as it is named, if any are.
+
+    Else of those that can strike servers of which there are as many as `knobs` say.
+    """
     among = among or scenario.kinds
+    single = {LOG: knobs.log_servers == 1, LEASES: knobs.lease_servers == 1}
     names = [
-        name for name in KINDS for _ in range(among.count(name) if among else 1) if scenario.heals or name in LASTING
+        name
+        for name, kind in KINDS.items()
+        for _ in range(among.count(name) if among else not single.get(kind.several, False))
+        if scenario.heals or name in LASTING
     ]
     weights = [1.0 if among else KINDS[name].weight for name in names]
     drawn = []

@@ -109,5 +109,5 @@ PROCESS_KINDS = {
     "freeze": Kind(_freeze, 3.0, (0.2, 15.0)),
     "slow process": Kind(_slow, 1.5, (0.5, 8.0)),
     "power failure": Kind(_lose_power, 1.5, (0.5, 15.0)),
-    "launch failure": Kind(_launches_fail, 1.0, (1.0, 10.0)),
+    "launch failure": Kind(_launches_fail, 0.7, (2.0, 12.0)),
 }

@@ -13,6 +13,10 @@ from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kin
 from holdfast.simulations.nats import faults as jetstream_faults
 from holdfast.simulations.plan import Fault
 
+LOG = "log"
+LEASES = "leases"
+"""The two kinds of servers."""
+
 PART_MIN = 0.1
 """At least this part of requests is struck where a fault strikes some."""
 
@@ -22,7 +26,7 @@ LATE_MAX_S = 6.0
 
 def _hosts(injector: Injector, what: str) -> list[str]:
     servers = injector.cluster.servers
-    return servers.log_hosts if what == "log" else servers.lease_hosts
+    return servers.log_hosts if what == LOG else servers.lease_hosts
 
 
 def _crash(what: str) -> Callable[[Injector, Fault], Broken]:
@@ -147,26 +151,26 @@ def _change_leader(injector: Injector, fault: Fault) -> Broken:
 
 
 LOG_KINDS = {
-    "log server crash": Kind(_crash("log"), 1.5, (0.1, 6.0)),
-    "log server freeze": Kind(_freeze("log"), 1.5, (0.2, 12.0)),
-    "log server power failure": Kind(_lose_power("log"), 1.0, (0.5, 8.0)),
-    "log: acks lost": Kind(_trouble(jetstream_faults.ACK_LOST), 1.5, (0.5, 8.0)),
-    "log: appends late": Kind(_trouble(jetstream_faults.LATE, LATE_MAX_S), 1.5, (0.5, 8.0)),
-    "log: appends twice": Kind(_trouble(jetstream_faults.TWICE, LATE_MAX_S), 1.0, (0.5, 8.0)),
-    "log: appends refused": Kind(_trouble(jetstream_faults.REFUSED), 1.0, (0.5, 8.0)),
-    "log: appends refused, yet landed": Kind(_trouble(jetstream_faults.REFUSED_YET_LANDS), 1.0, (0.5, 8.0)),
+    "log server crash": Kind(_crash(LOG), 1.5, (0.1, 6.0)),
+    "log server freeze": Kind(_freeze(LOG), 1.5, (0.2, 12.0)),
+    "log server power failure": Kind(_lose_power(LOG), 1.0, (0.5, 8.0)),
+    "log: acks lost": Kind(_trouble(jetstream_faults.ACK_LOST), 1.5, (1.0, 8.0)),
+    "log: appends late": Kind(_trouble(jetstream_faults.LATE, LATE_MAX_S), 1.5, (1.0, 8.0)),
+    "log: appends twice": Kind(_trouble(jetstream_faults.TWICE, LATE_MAX_S), 1.0, (1.0, 8.0)),
+    "log: appends refused": Kind(_trouble(jetstream_faults.REFUSED), 1.0, (1.0, 8.0)),
+    "log: appends refused, yet landed": Kind(_trouble(jetstream_faults.REFUSED_YET_LANDS), 1.0, (1.0, 8.0)),
     "log: full": Kind(_trouble(jetstream_faults.FULL), 0.5, (0.5, 4.0)),
-    "log: slow disk": Kind(_trouble(jetstream_faults.SLOW_DISK, 2.0), 1.0, (0.5, 8.0)),
+    "log: slow disk": Kind(_trouble(jetstream_faults.SLOW_DISK, 2.0), 1.0, (1.0, 8.0)),
     "log: slow delivery": Kind(_trouble(jetstream_faults.SLOW_DELIVERY, LATE_MAX_S), 1.0, (0.5, 8.0)),
     "log: API mute": Kind(_trouble(jetstream_faults.MUTE_API), 0.5, (0.5, 6.0)),
     "log: no responders": Kind(_trouble(jetstream_faults.NO_RESPONDERS), 0.5, (0.5, 6.0)),
-    "log: stale reads": Kind(_read_stale, 0.5, (4.0, 15.0)),
+    "log: stale reads": Kind(_read_stale, 0.5, (4.0, 15.0), several=LOG),
     "log: pulls end": Kind(_consumers(_end_pulls), 1.0),
     "log: readers deleted": Kind(_consumers(_delete_consumers), 1.0),
     "log: slow readers stall": Kind(_consumers(_stall_consumers), 1.0, (0.5, 8.0)),
     "log: gaps": Kind(_consumers(_skip_deliveries), 1.0),
     "log: clients thrown out": Kind(_disconnect, 1.0),
-    "log: leader change": Kind(_change_leader, 1.5),
+    "log: leader change": Kind(_change_leader, 1.5, several=LOG),
 }
 
 
@@ -184,9 +188,9 @@ def _etcd(kind: str) -> Callable[[Injector, Fault], Broken]:
 
 
 LEASE_KINDS = {
-    "lease server crash": Kind(_crash("leases"), 1.5, (0.1, 6.0)),
-    "lease server freeze": Kind(_freeze("leases"), 1.5, (0.2, 12.0)),
-    "lease server power failure": Kind(_lose_power("leases"), 1.0, (0.5, 8.0)),
+    "lease server crash": Kind(_crash(LEASES), 1.5, (0.1, 6.0)),
+    "lease server freeze": Kind(_freeze(LEASES), 1.5, (0.2, 12.0)),
+    "lease server power failure": Kind(_lose_power(LEASES), 1.0, (0.5, 8.0)),
     "leases: answers lost": Kind(_etcd(etcd_faults.ANSWERS_LOST), 1.0, (0.5, 8.0)),
     "leases: requests dropped": Kind(_etcd(etcd_faults.REQUESTS_DROPPED), 0.5, (0.5, 8.0)),
     "leases: requests twice": Kind(_etcd(etcd_faults.REQUESTS_REPEATED), 1.0, (0.5, 8.0)),
@@ -194,10 +198,10 @@ LEASE_KINDS = {
     "leases: watches cut": Kind(_etcd(etcd_faults.WATCHES_CUT), 1.0),
     "leases: compacted": Kind(_etcd(etcd_faults.COMPACTED), 0.5),
     "leases: compacted ahead of watches": Kind(_etcd(etcd_faults.COMPACTED_AHEAD), 1.0, (0.5, 4.0)),
-    "leases: expiry late": Kind(_etcd(etcd_faults.EXPIRY_LATE), 1.0, (1.0, 10.0)),
-    "leases: expiry early": Kind(_etcd(etcd_faults.EXPIRY_EARLY), 1.0, (3.0, 8.0)),
-    "leases: leader change": Kind(_etcd(etcd_faults.LEADER_CHANGED), 1.5),
-    "leases: member cut off (stale reads)": Kind(_etcd(etcd_faults.CUT_OFF), 1.0, (1.0, 12.0)),
+    "leases: expiry late": Kind(_etcd(etcd_faults.EXPIRY_LATE), 0.7, (2.0, 10.0)),
+    "leases: expiry early": Kind(_etcd(etcd_faults.EXPIRY_EARLY), 1.0, (3.0, 8.0), several=LEASES),
+    "leases: leader change": Kind(_etcd(etcd_faults.LEADER_CHANGED), 1.5, several=LEASES),
+    "leases: member cut off (stale reads)": Kind(_etcd(etcd_faults.CUT_OFF), 1.0, (1.0, 12.0), several=LEASES),
     "leases: slow disk": Kind(_etcd(etcd_faults.DISK_SLOW), 1.0, (0.5, 8.0)),
     "leases: out of space": Kind(_etcd(etcd_faults.SPACE_OUT), 0.5, (0.5, 6.0)),
 }

@@ -89,8 +89,9 @@ def plan_of(one: Mutant, seed: int) -> Plan:
     setting = one.setting
     scenario = msgspec.structs.replace(SCENARIOS[setting.scenario], **setting.shape)
     plan = draw_plan(seed, scenario)
-    faults = draw_faults(Random(f"{seed}/faults"), scenario, setting.kinds)
-    return msgspec.structs.replace(plan, faults=faults, knobs=msgspec.structs.replace(plan.knobs, **setting.knobs))
+    knobs = msgspec.structs.replace(plan.knobs, **setting.knobs)
+    faults = draw_faults(Random(f"{seed}/faults"), scenario, knobs, setting.kinds)
+    return msgspec.structs.replace(plan, faults=faults, knobs=knobs)
 
 
 def attempt(trial: Trial) -> Outcome:

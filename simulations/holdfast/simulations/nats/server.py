@@ -84,7 +84,7 @@ class Client:
         self._server.forget(self)
 
 
-class Proposal(msgspec.Struct, gc=False):
+class Proposal(msgspec.Struct):
     """An append under way, and who waits for it. `ready_s`: the disk has it then."""
 
     append: Append

@@ -21,6 +21,7 @@ from holdfast.gateway.client.steps import (
     Deliver,
     Delivered,
     Fail,
+    Failed,
     Finish,
     Happening,
     Open,
@@ -160,7 +161,9 @@ class _Call:
             case Open():
                 return await self._open(step)
             case Read(timeout_s):
-                return await self._wire.read(timeout_s)
+                happened = await self._wire.read(timeout_s)
+                self._record.tries[-1].cut = isinstance(happened, Failed)
+                return happened
             case Deliver(events):
                 return await self._deliver(events)
             case Pause(seconds, _why):
