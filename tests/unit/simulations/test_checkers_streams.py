@@ -253,7 +253,13 @@ def test_other_errors_are_found(code: str, status: int) -> None:
 
 @pytest.mark.parametrize(
     ("early_s", "cut", "status", "fine"),
-    [(0, False, 404, True), (0.001, False, 404, False), (0, False, 500, False), (3, True, 499, True), (3, True, 500, False)],
+    [
+        (0, False, 404, True),
+        (0.001, False, 404, False),
+        (0, False, 500, False),
+        (3, True, 499, True),
+        (3, True, 500, False),
+    ],
 )
 def test_a_reason_may_be_missing_only_when_the_clients_own_time_or_the_connection_was_over(
     early_s: float, cut: bool, status: int, fine: bool

@@ -397,7 +397,9 @@ def held_by(struct: type[msgspec.Struct]) -> set[type]:
             asked += one
         elif isinstance(one, msgspec.inspect.Type | msgspec.inspect.Field) and id(one) not in seen:
             seen.add(id(one))
-            asked += [getattr(one, name) for name in one.__struct_fields__ if name not in ("default", "default_factory")]
+            asked += [
+                getattr(one, name) for name in one.__struct_fields__ if name not in ("default", "default_factory")
+            ]
     return found
 
 
