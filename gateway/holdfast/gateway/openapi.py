@@ -35,6 +35,7 @@ _ERRORS = {
     404: "There is no such model, request or route.",
     405: "The route exists, but not with this method.",
     408: "The body took too long to arrive.",
+    409: "Another request goes on with the stream.",
     413: "The body is longer than the gateway takes.",
     415: "The body is said not to be JSON.",
     429: "Rejected; `Retry-After` is in seconds. 503 unless `overload_status` is set to this.",
@@ -44,7 +45,7 @@ _ERRORS = {
     504: "The request's time was over before its first token.",
     529: "Rejected; `Retry-After` is in seconds. 503 unless `overload_status` is set to this.",
 }
-_GENERATE_ERRORS = (400, 401, 403, 404, 408, 413, 415, 499, 500, 503, 504)
+_GENERATE_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 499, 500, 503, 504)
 _TYPES = (
     *(ChatRequest, CompletionRequest, ChatCompletion, Completion),
     *(Model, ModelList, RequestObject, RequestList, HealthReport, ErrorBody),

@@ -23,6 +23,7 @@ from holdfast.core.errors import (
     StreamLost,
     UnknownModel,
 )
+from holdfast.core.frames import TAKEN_OVER
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         case HttpRefusal():
             return error.problem
         case RequestRefused():
-            return Problem(400, error.message, error.code, error.param)
+            return Problem(409 if error.code == TAKEN_OVER else 400, error.message, error.code, error.param)
         case UnknownModel():
             return Problem(404, str(error), "model_not_found", "model")
         case NoReplica():

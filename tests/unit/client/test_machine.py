@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.gateway.client import (
+    ApiError,
     BadAnswer,
     CannotResume,
     ClientError,
@@ -149,6 +150,26 @@ def test_the_first_resume_after_progress_costs_nothing_the_second_does() -> None
     assert isinstance(run.error, StreamBroken)
     assert "budget" in str(run.error)
     assert run.error.last_event_id == run.events[-1].id
+
+
+@pytest.mark.parametrize(("before", "taken_back"), [([], False), ([Fault("cut", 600)], True)])
+def test_a_stream_that_an_earlier_try_took_is_taken_back_and_nobody_elses(
+    before: list[Fault], taken_back: bool
+) -> None:
+    run = Fleet(answer(40), [*before, Fault("error_event", 900, code="taken_over")], []).run(shared_of(POLICY))
+    assert run.finished is taken_back
+    if not taken_back:
+        assert isinstance(run.error, ApiError)
+        assert run.error.code == "taken_over"
+        assert len(run.opens) == 1
+
+
+def test_streams_that_are_taken_again_and_again_are_given_up() -> None:
+    policy = replace(POLICY, tries_max=4)
+    faults = [Fault("cut", 600), *[Fault("error_event", 10, code="taken_over")] * 50]
+    run = Fleet(answer(40), faults, []).run(shared_of(policy))
+    assert isinstance(run.error, StreamBroken)
+    assert len(run.opens) <= policy.tries_max
 
 
 def test_a_server_that_brings_one_event_per_try_is_left_after_tries_max() -> None:

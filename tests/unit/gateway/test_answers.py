@@ -132,6 +132,7 @@ async def test_another_request_id_is_made_for_one_that_is_not_sane(app: App, giv
     ("error", "status", "code", "retry_after"),
     [
         (RequestRefused("too long", code="context_length_exceeded", param="messages"), 400, None, None),
+        (RequestRefused("Another gateway went on with this stream.", code="taken_over"), 409, "taken_over", None),
         (Overloaded("full", 0.2), 503, "overloaded", "1"),
         (NoReplica("none", 1.5), 503, "no_replica", "2"),
         (DeadlineExceeded("late"), 504, "deadline_exceeded", None),

@@ -66,7 +66,7 @@ def test_a_key_is_asked_for_in_the_document_when_there_are_keys() -> None:
 
 def test_every_error_of_the_generating_routes_is_described() -> None:
     responses = document(HttpSettings())["paths"]["/v1/chat/completions"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "401", "403", "404", "408", "413", "415", "499", "500", "503", "504"}
+    assert set(responses) == {"200", "400", "401", "403", "404", "408", "409", "413", "415", "499", "500", "503", "504"}
 
 
 DOCUMENTATION = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text()

@@ -28,6 +28,13 @@ def unblock(etcd: Etcd, *names: str) -> None:
         etcd.world.network.unblock(*way)
 
 
+def unblock_each(etcd: Etcd, one: str, other: str) -> None:
+    """Let two members meet, whatever keeps them from the rest."""
+    for way in ((one, other), (other, one)):
+        etcd.world.network.unblock(*way)
+        etcd.world.network.unblock(*way)  # each of the two may have been cut off
+
+
 def _ways(etcd: Etcd, names: tuple[str, ...]) -> list[tuple[str, str]]:
     others = [name for name in etcd.servers.names if name not in names]
     return [way for name in names for other in others for way in ((name, other), (other, name))]
@@ -158,6 +165,30 @@ def test_what_a_former_leader_took_alone_is_dropped_when_it_hears_of_the_next() 
         await asyncio.sleep(APART_S)
         assert etcd.told("created") == []
         assert etcd.servers.group.disks[former].tail == []
+
+    run(case, 3)
+
+
+def test_a_member_that_lacks_entries_is_not_ahead_by_later_ones_that_nobody_agreed_upon() -> None:
+    async def case(etcd: Etcd) -> None:
+        leases = await etcd.client()
+        lease = (await leases.grant(60)).id
+        leader = etcd.leader
+        behind, other = (name for name in etcd.servers.names if name != leader)
+        block(etcd, behind)
+        await leases.put("agreed", b"", lease)
+        etcd.world.network.unblock(leader, behind)
+        block(etcd, other)
+        alone = await only_at(etcd, leader, request_timeout_s=0.3)
+        for call in [asyncio.create_task(alone.put(f"alone-{number}", b"", lease)) for number in range(3)]:
+            with pytest.raises(LeasesUnavailable):
+                await call
+        assert len(etcd.servers.group.disks[leader].tail) == 3
+        block(etcd, leader)
+        unblock_each(etcd, behind, other)
+        await asyncio.sleep(2 * APART_S)
+        assert etcd.leader == other
+        assert await keys(await only_at(etcd, behind)) == ["agreed"]
 
     run(case, 3)
 

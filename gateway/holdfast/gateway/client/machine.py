@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from holdfast.core.frames import TAKEN_OVER
 from holdfast.gateway.client.bodies import GATEWAY_STOPPING, Body, Done, Found, ProblemBody, body_of
 from holdfast.gateway.client.budget import RetryBudget
 from holdfast.gateway.client.errors import (
@@ -211,6 +212,10 @@ class CallMachine:
                 return Drain(DRAIN_TIMEOUT_S)
             case ConnectionFailed() | Unavailable() as error:
                 return self._try_failed(error, now)
+            case ApiError(code=code) as error if code == TAKEN_OVER and self.tries > 1:
+                # By an earlier try of this call, more likely than not: a gateway that stood still has just read it.
+                ours = Unavailable(error.message, status=error.status, code=code)
+                return self._try_failed(ours, now)
             case error:
                 return self._fail(error)
 

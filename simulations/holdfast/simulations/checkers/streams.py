@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from holdfast.actors.engines.mock import TOKENS_WITHOUT_LIMIT, base_hash, token_at
 from holdfast.actors.engines.words import WORDS
+from holdfast.core.frames import TAKEN_OVER
 from holdfast.core.sampling import derive
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP
 from holdfast.simulations.checkers.cancels import may_be_stopped
@@ -46,14 +47,13 @@ ALLOWED_ERRORS: Final = frozenset(
         (503, "gateway_stopping"),
         (503, "stream_lost"),
         (404, "model_not_found"),
+        (409, TAKEN_OVER),
     }
 )
 """Errors of docs/http-api.md that a request which is right may end in. A 500 or any 400 is a fault of ours: requests of
 runs are right, and the mock engine, being deterministic, can go on with any stream."""
 
-TAKEN_OVER: Final = "taken_over"
-
-ALLOWED_IN_STREAM: Final = frozenset({code for _, code in ALLOWED_ERRORS} | {TAKEN_OVER})
+ALLOWED_IN_STREAM: Final = frozenset(code for _, code in ALLOWED_ERRORS)
 """Those that may come as an event, after the first token."""
 
 _ID: Final = re.compile(r"(?:chatcmpl|cmpl)-[0-9a-f]{16}([0-9a-f]{16})")

@@ -84,6 +84,11 @@ class Disk:
         self.slow_s = 0.0
         self.slowed = 0
 
+    @property
+    def agreed(self) -> int:
+        """How many of the entries that are agreed upon it has, whether it knows that they are or not."""
+        return self.has + sum(1 for entry in self.tail if entry.index)
+
     def position(self) -> tuple[int, int]:
         """Of two logs, the one with the larger position is ahead."""
         return self.term, self.has + len(self.tail)

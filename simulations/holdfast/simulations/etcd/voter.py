@@ -222,8 +222,7 @@ class Voter:
 
     def _lead(self) -> None:
         group, disk = self.group, self.disk
-        missing = len(group.log) > disk.has + sum(1 for entry in disk.tail if entry.index)
-        if missing:
+        if len(group.log) > disk.agreed:
             assert not group.knobs.syncs, "an entry that was agreed upon is on no disk of a quorum"
             group.forget_after(disk.has)
         group.term += 1
@@ -252,7 +251,9 @@ class Voter:
             self._commit_tail()
             return
         for peer in self._peers():
-            if peer.runs and peer.term <= self.term and self.group.through(self, peer):
+            heard = peer.runs and peer.term <= self.term and self.group.through(self, peer)
+            # One that lacks earlier entries takes none of these: what it has would be longer, and not all of it.
+            if heard and peer.disk.agreed == self.disk.agreed:
                 peer.disk.tail += [entry for entry in self.disk.tail if entry not in peer.disk.tail]
 
     def _commit_tail(self) -> None:
