@@ -8,6 +8,8 @@ import pytest
 from holdfast.actors.identity import DECISIONS
 from holdfast.core import events as ev
 from holdfast.core.thresholds import ThresholdChanges, Thresholds
+from holdfast.simulations.checkers.health import LIVENESS
+from holdfast.simulations.history import Settle
 from tests.unit.simulations.recorded import EPOCH_1, Run, broken, only, well
 from tests.unit.support.history import application
 
@@ -38,6 +40,11 @@ def changed(second: Thresholds = BOTH, *, between: ev.Decision | None = None) ->
     run.history.threshold_changed(14.0, "tiny", "requests_in_flight_threshold", 2)
     run.history.threshold_changed(14.0, "tiny", "queue_age_threshold_s", 5.0)
     return run
+
+
+def found(run: Run, checker: str) -> str:
+    """What a checker says."""
+    return "\n".join(violation.message for violation in broken(run) if violation.checker == checker)
 
 
 def test_changes_that_are_made_to_each_other_are_well() -> None:
@@ -89,3 +96,17 @@ def test_a_request_that_is_never_decided_is_found() -> None:
     run = changed()
     asked(run, FEW)
     assert "are not decided" in only(broken(run), "liveness")
+
+
+@pytest.mark.parametrize(("asked_s", "late"), [(4.0, True), (6.0, False)])
+def test_thresholds_that_are_asked_for_late_are_no_goal_that_was_missed_but_have_to_be_decided(
+    asked_s: float, late: bool
+) -> None:
+    run = well()
+    run.history.settle = Settle(5.0, 10.0)
+    run.at_s = asked_s
+    wish = asked(run, FEW)
+    assert "are not decided" in found(run, LIVENESS)
+    run.at_s = 16.0
+    decided(run, wish, Thresholds(requests_in_flight_threshold=8))
+    assert ("the goal was reached after 11.000 s" in found(run, LIVENESS)) == late
