@@ -1,7 +1,7 @@
 """What `bench faults` takes out of use in order: by SIGTERM, and by drains as operators ask for them.
 
-Nothing is lost then, so that streams may pause no longer than for a moment. A fault is over once who was to leave has
-left, and whoever was drained has been taken back.
+Nothing is lost then, so that streams may pause no longer than for a moment: a longer pause makes the bench fail. A
+fault is over once who was to leave has left, and whoever was drained has been taken back.
 """
 
 from __future__ import annotations
@@ -121,23 +121,27 @@ def returned(state: ClusterState, before: NodeState) -> bool:
     return node.incarnation != before.incarnation and node.status is MemberStatus.ALIVE
 
 
+def leaving(name: str, fault: Fault, *, resumes: bool = False, retries: bool = False, tokens_min: int = 0) -> Scenario:
+    """A row that fails where streams paused for longer."""
+    return Scenario(name, fault, LEAVING_MS, resumes=resumes, retries=retries, tokens_min=tokens_min, strict=True)
+
+
 LEAVING = [
-    Scenario("replica SIGTERM", replica_ended, LEAVING_MS),
-    Scenario("node SIGTERM", node_ended, LEAVING_MS),
-    Scenario("node and its replicas SIGTERM", node_ended_with_replicas, LEAVING_MS),
-    Scenario("leader SIGTERM", leader_ended, LEAVING_MS),
-    Scenario("gateway SIGTERM, client resumes", gateway_ended, LEAVING_MS, resumes=True),
-    Scenario("gateway SIGTERM, any client", gateway_ended, LEAVING_MS, retries=True, tokens_min=LONG_TOKENS),
-    Scenario("replica drained, streams finish", replica_drained("finish"), LEAVING_MS),
-    Scenario("replica drained, streams migrate", replica_drained("migrate"), LEAVING_MS),
-    Scenario("node drained, streams finish", node_drained("finish"), LEAVING_MS),
-    Scenario("node drained, streams migrate", node_drained("migrate"), LEAVING_MS),
-    Scenario(
+    leaving("replica SIGTERM", replica_ended),
+    leaving("node SIGTERM", node_ended),
+    leaving("node and its replicas SIGTERM", node_ended_with_replicas),
+    leaving("leader SIGTERM", leader_ended),
+    leaving("gateway SIGTERM, client resumes", gateway_ended, resumes=True),
+    leaving("gateway SIGTERM, any client", gateway_ended, retries=True, tokens_min=LONG_TOKENS),
+    leaving("replica drained, streams finish", replica_drained("finish")),
+    leaving("replica drained, streams migrate", replica_drained("migrate")),
+    leaving("node drained, streams finish", node_drained("finish")),
+    leaving("node drained, streams migrate", node_drained("migrate")),
+    leaving(
         "gateway drained, streams finish, any client",
         gateway_drained("finish"),
-        LEAVING_MS,
         retries=True,
         tokens_min=LONG_TOKENS,
     ),
-    Scenario("gateway drained, streams migrate, client resumes", gateway_drained("migrate"), LEAVING_MS, resumes=True),
+    leaving("gateway drained, streams migrate, client resumes", gateway_drained("migrate"), resumes=True),
 ]

@@ -12,7 +12,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -69,10 +69,13 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All streams, and for how long this process itself was late within the longest pause (seconds)."""
+    """All streams; for how long this process itself was late within the longest pause; and the longest pause of any
+    stream without what this process was late within it (seconds).
+    """
 
     outcomes: list[Outcome]
     lag_s: float
+    own_pause_s: float
 
 
 class Streams:
@@ -197,6 +200,15 @@ class Lag:
         begin_s, end_s = outcome.pause_end_s - outcome.pause_s, outcome.pause_end_s
         return sum(max(0.0, min(end_s, at_s) - max(begin_s, at_s - late_s)) for at_s, late_s in self._seen)
 
+    def longest_without(self, outcomes: Iterable[Outcome]) -> float:
+        """The longest of the streams' longest pauses, each without what this process was late within it (seconds)."""
+        longest_s = 0.0
+        for outcome in sorted(outcomes, key=lambda one: one.pause_s, reverse=True):
+            if outcome.pause_s <= longest_s:
+                break
+            longest_s = max(longest_s, outcome.pause_s - self.within(outcome))
+        return longest_s
+
 
 async def _run() -> None:
     reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
@@ -216,7 +228,8 @@ async def _run() -> None:
         outcomes = await streams.run(over)
         watching.cancel()
         longest = max(outcomes, key=lambda outcome: outcome.pause_s)
-        print(msgspec.json.encode(Report(outcomes, lag.within(longest))).decode(), flush=True)
+        report = Report(outcomes, lag.within(longest), lag.longest_without(outcomes))
+        print(msgspec.json.encode(report).decode(), flush=True)
 
 
 class Load:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 from collections import Counter
@@ -32,7 +33,9 @@ ENGINE_ARGS: Final = {"ttft_ms": 200, "itl_ms": 30, "streams_max": STREAMS}
 
 TIMES: Final = 10
 MIX: Final = (("critical", 0.04), ("default", 0.36), ("batch", 0.60))
-"""The parts of the load. All critical requests together are less than half of what the cluster can do."""
+LOWEST: Final = "batch"
+"""The parts of the load. All critical requests together are less than half of what the cluster can do; what has the
+lowest priority must be shed."""
 
 LIGHT_S: Final = 5.0
 LIGHT_STREAMS: Final = 4
@@ -50,22 +53,31 @@ REJECTED_WITHIN_S: Final = 0.05
 FIRST_TIMES_MAX: Final = 3.0
 THROUGHPUT_MIN: Final = 0.9
 GROWTH_MAX_MIB: Final = 32.0
+OFFERED_MIN: Final = 0.98
 """What is asked for: every rejection in this time, first tokens within so many times the unloaded p99, this part of the
-highest throughput, and no more memory than so much above that of the first second."""
+highest throughput, and no more memory than so much above that of the first second. Of the load that was to be, this
+part must have been sent within the time that it was to take, and nothing left out."""
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What came of it. Times in seconds; p99 over all requests of a kind; memory of the gateway in MiB, by second."""
+    """What came of it. Times in seconds; p99 over all requests of a kind; memory of the gateway in MiB, by second.
+
+    `offered_per_s` is what was sent, `left_out` counts what the bench could not send besides. `shed` is rejections by
+    priority.
+    """
 
     light_first_p99_s: float
     full_per_s: float
+    wanted_per_s: float
     offered_per_s: float
+    left_out: int
     answers: dict[str, int]
     rejections: dict[str, int]
     rejected_p99_s: float
     rejected_max_s: float
     first_p99_s: float
     accepted_per_s: float
+    shed: dict[str, int]
     critical_lost: int
     wrong: list[str]
     memory_mib: list[float]
@@ -79,6 +91,11 @@ class Report(msgspec.Struct, frozen=True):
             found.append(f"first tokens took {self.first_p99_s / self.light_first_p99_s:.1f} times the unloaded time")
         if self.accepted_per_s < THROUGHPUT_MIN * self.full_per_s:
             found.append(f"throughput fell to {self.accepted_per_s / self.full_per_s:.0%}")
+        if self.left_out or self.offered_per_s < OFFERED_MIN * self.wanted_per_s:
+            sent = f"{self.offered_per_s:.0f}/s of {self.wanted_per_s:.0f}/s were sent"
+            found.append(f"the bench itself did not keep up: {sent}, {self.left_out} left out")
+        if self.wanted_per_s > self.full_per_s and not self.shed.get(LOWEST):
+            found.append(f"no {LOWEST} request was shed")
         if self.critical_lost:
             found.append(f"{self.critical_lost} critical requests were lost")
         if self.memory_mib and max(self.memory_mib) - self.memory_mib[0] > GROWTH_MAX_MIB:
@@ -98,6 +115,12 @@ def ended_per_s(shots: list[Shot], seconds: float) -> float:
     ends = [shot.asked_s + shot.whole_s - began_s for shot in shots if shot.status == 200]
     warm_s = min(WARM_S, seconds / 2)
     return sum(warm_s <= end_s < seconds for end_s in ends) / (seconds - warm_s)
+
+
+def sent_per_s(shots: list[Shot], seconds: float) -> float:
+    """Requests per second of the load, or of the time that it took to send them if that was longer."""
+    asked = [shot.asked_s for shot in shots]
+    return len(shots) / max(seconds, max(asked) - min(asked)) if asked else 0.0
 
 
 async def closed(gun: Gun, streams: int, seconds: float) -> list[Shot]:
@@ -120,6 +143,8 @@ async def opened(gun: Gun, per_s: float, seconds: float, rng: random.Random) -> 
     """
     loop = asyncio.get_running_loop()
     began_s, shots, left_out, under_way = loop.time() + LEAD_S, list[Shot](), 0, 0
+    lead = sorted(rng.uniform(-LEAD_S, 0.0) for _ in range(math.ceil(USUAL * per_s / TIMES * LEAD_S)))
+    moments = [*lead, *sorted(rng.uniform(0.0, seconds) for _ in range(math.ceil(per_s * seconds)))]
     names, weights = [name for name, _ in MIX], [weight for _, weight in MIX]
 
     async def one(priority: str) -> None:
@@ -130,11 +155,10 @@ async def opened(gun: Gun, per_s: float, seconds: float, rng: random.Random) -> 
             under_way -= 1
 
     async with asyncio.TaskGroup() as group:
-        at_s = -LEAD_S
-        while (at_s := at_s + rng.expovariate(per_s if at_s >= 0 else USUAL * per_s / TIMES)) < seconds:
+        for at_s in moments:
             await asyncio.sleep(max(0.0, began_s + at_s - loop.time()))
             if under_way >= OPEN_MAX:
-                left_out += 1
+                left_out += at_s >= 0
                 continue
             under_way += 1
             group.create_task(one(rng.choices(names, weights)[0]))
@@ -156,7 +180,8 @@ async def measure(port: int, gateway: psutil.Process, seconds: float, times: flo
     full_per_s = ended_per_s(full, FULL_S)
     memory: list[float] = []
     looking = asyncio.create_task(_memory(gateway, memory))
-    shots, left_out = await opened(gun, times * full_per_s, seconds, random.Random(seed))
+    wanted_per_s = times * full_per_s
+    shots, left_out = await opened(gun, wanted_per_s, seconds, random.Random(seed))
     looking.cancel()
     gun.close()
     accepted = [shot for shot in shots if shot.status == 200]
@@ -166,13 +191,16 @@ async def measure(port: int, gateway: psutil.Process, seconds: float, times: flo
     return Report(
         p99([shot.first_s for shot in light]),
         full_per_s,
-        (len(shots) + left_out) / seconds,
-        dict(answers) | ({"left out": left_out} if left_out else {}),
+        wanted_per_s,
+        sent_per_s(shots, seconds),
+        left_out,
+        dict(answers),
         dict(Counter(shot.reason for shot in rejected)),
         p99([shot.whole_s for shot in rejected]),
         max((shot.whole_s for shot in rejected), default=0.0),
         p99([shot.first_s for shot in accepted]),
         ended_per_s(shots, seconds),
+        dict(Counter(shot.priority for shot in rejected)),
         sum(shot.priority == "critical" and shot.status != 200 for shot in shots),
         wrong,
         memory,
@@ -193,8 +221,10 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     memory = f"{report.memory_mib[0]:.0f} to {max(report.memory_mib):.0f} MiB" if report.memory_mib else "-"
     return [
         ("offered", f"{report.offered_per_s:,.0f}/s, {report.offered_per_s / report.full_per_s:.1f} times the most"),
+        ("left out by the bench", f"{report.left_out:,}"),
         ("answers by status", ", ".join(f"{count:,} x {status}" for status, count in sorted(report.answers.items()))),
         ("rejections by reason", ", ".join(f"{name} {count:,}" for name, count in sorted(report.rejections.items()))),
+        ("rejections by priority", ", ".join(f"{name} {count:,}" for name, count in sorted(report.shed.items()))),
         ("answers that are wrong", str(len(report.wrong))),
         ("rejections, p99 and longest", f"{1e3 * report.rejected_p99_s:.1f} ms, {1e3 * report.rejected_max_s:.1f} ms"),
         ("first token, unloaded p99", f"{1e3 * report.light_first_p99_s:.0f} ms"),

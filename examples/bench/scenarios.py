@@ -65,7 +65,8 @@ class Scenario(msgspec.Struct, frozen=True):
     """One row. `allowed_ms` is the pause that the fault may add; None where `find` says.
 
     `resumes`: streams may break, since their gateway dies, and the client resumes them. `retries`: none may break, as
-    any client sees it, but what had not begun may be sent again. Streams have `tokens_min` tokens at least.
+    any client sees it, but what had not begun may be sent again. Streams have `tokens_min` tokens at least. `strict`:
+    a longer pause makes the command fail.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Scenario(msgspec.Struct, frozen=True):
     resumes: bool = False
     retries: bool = False
     tokens_min: int = 0
+    strict: bool = False
 
 
 # --- faults ---------------------------------------------------------------------------------------------

@@ -222,6 +222,7 @@ NODE_LEADS = NODE.gauge(
 )
 NODE_SLOTS = NODE.gauge("holdfast_node_slots", "Replicas that the node takes.", unit="replicas")
 NODE_REPLICAS = NODE.gauge("holdfast_node_replicas", "Replica processes that it runs.", unit="replicas")
+NODE_TASKS = NODE.gauge("holdfast_tasks", "Tasks of the process's event loop.", unit="tasks")
 REPLICA_EXITS = NODE.counter(
     "holdfast_replica_exits",
     "Replica processes that ended: `stopped` when told to, `failed` with an exit code, `killed` by a signal, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sized
 
 from holdfast.actors.follower import Follower
@@ -16,6 +17,7 @@ from holdfast.actors.metric_families import (
     NODE_LOG_SEQUENCE,
     NODE_REPLICAS,
     NODE_SLOTS,
+    NODE_TASKS,
     REPLICA_EXITS,
     REPLICA_START,
 )
@@ -32,6 +34,7 @@ class NodeMetrics:
         self._unhealthy: set[str] = set()
         self.ledger.read(NODE_INFO, lambda: [((identity.name, version), 1)])
         self.ledger.read(NODE_SLOTS, lambda: [((), slots)])
+        self.ledger.read(NODE_TASKS, lambda: [((), len(asyncio.all_tasks()))])
 
     def show(self, follower: Follower, session: LeaseSession, replicas: Sized) -> None:
         """Have the ledger read what the node knows, its lease, and the replicas that it runs."""
