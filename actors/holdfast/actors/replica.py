@@ -297,7 +297,7 @@ class Replica:
         if self._admitting == (peer, attempt):
             self._admitting = None
         if not self._held.stop(peer, attempt):
-            self._starts = deque(one for one in self._starts if one.peer is not peer or one.start.attempt != attempt)
+            self._withdraw(lambda one: one.peer is peer and one.start.attempt == attempt)
         self._work.set()
 
     def _fence(self, peer: Peer, fence: Fence) -> None:
@@ -306,7 +306,7 @@ class Replica:
         waiting = set(fence.attempts)
         if self._admitting is not None and self._admitting[0] is peer and self._admitting[1] in waiting:
             self._admitting = None
-        self._starts = deque(one for one in self._starts if one.peer is not peer or one.start.attempt not in waiting)
+        self._withdraw(lambda one: one.peer is peer and one.start.attempt in waiting)
         if running:
             self._fenced[peer.gateway] += running
         self._work.set()
@@ -320,10 +320,19 @@ class Replica:
         self._held.lost(peer, connection.loop.time())
         if self._draining:
             self._held.drop_detached()
-        self._starts = deque(one for one in self._starts if one.peer is not peer)
+        self._withdraw(lambda one: one.peer is peer)
         self._work.set()
         if not self._peers:
             self._deserted.set()
+
+    def _withdraw(self, unwanted: Callable[[_Arrived], bool]) -> None:
+        """Forget these of the attempts that wait."""
+        arrived, self._starts = self._starts, deque()
+        for one in arrived:
+            if not unwanted(one):
+                self._starts.append(one)
+            elif self._traces is not None and one.span is not None:
+                self._traces.withdrawn(one.span)
 
     # --- the engine -------------------------------------------------------------------------------------
 

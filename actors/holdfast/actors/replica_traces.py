@@ -17,6 +17,9 @@ from holdfast.actors.specification import ReplicaSpecification
 from holdfast.core.errors import InvalidConfig
 from holdfast.core.frames import Start
 
+DROPPED = "dropped"
+"""How an attempt ended that nobody wanted any more."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +74,8 @@ class ReplicaTraces:
             "holdfast.attempt.ordinal": start.ordinal,
             "holdfast.attempt.accepted_tokens": len(start.request.accepted),
         }
-        span = self._tracing.begin(f"generate {self._model}", SpanKind.SERVER, {"traceparent": start.trace}, attributes)
+        parent = {"traceparent": start.trace, "tracestate": start.trace_state}
+        span = self._tracing.begin(f"generate {self._model}", SpanKind.SERVER, parent, attributes)
         span.add_event("queued")
         return span if span.is_recording() else None
 
@@ -82,6 +86,11 @@ class ReplicaTraces:
     def refused(self, span: Span, code: str) -> None:
         """The engine did not take it."""
         failed(span, code)
+        span.end()
+
+    def withdrawn(self, span: Span) -> None:
+        """Nobody wants it any more, before the engine was asked."""
+        span.set_attribute("holdfast.attempt.outcome", DROPPED)
         span.end()
 
     def admitted(self, key: int, span: Span, prompt_tokens: int, waited_s: float) -> None:
@@ -130,5 +139,5 @@ class ReplicaTraces:
         if reason:
             span.set_attribute("gen_ai.response.finish_reasons", [reason])
         else:
-            span.set_attribute("holdfast.attempt.outcome", "dropped")
+            span.set_attribute("holdfast.attempt.outcome", DROPPED)
         span.end(now_ns)

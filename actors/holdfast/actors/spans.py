@@ -82,6 +82,11 @@ def traceparent(span: Span) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
+def tracestate(span: Span) -> str:
+    """What others noted of the span's trace along the way, as W3C Trace Context writes it."""
+    return span.get_span_context().trace_state.to_header()
+
+
 def failed(span: Span, error: str) -> None:
     """Note that what the span is about failed, by a word for why."""
     span.set_attribute("error.type", error)

@@ -34,6 +34,9 @@ FIRST_FRAME_BYTES_MAX = 64 * 1024
 UNKNOWN_STREAM = "unknown_stream"
 """The code of a refusal: the replica does not hold the stream that was to be attached to."""
 
+TRACE_STATE_CHARS_MAX = 512
+"""As much of a `tracestate` as W3C Trace Context has everybody pass on at least."""
+
 TAKEN_OVER = "taken_over"
 """The code of a refusal: another gateway attached to the stream."""
 
@@ -63,7 +66,8 @@ class Start(Frame, frozen=True):
 
     `stream` is the name by which it can be found and attached to; one without a name ends with its connection.
     `ordinal` counts the stream's attempts from 1, over all gateways: of two copies the higher one is right.
-    `trace` is the attempt's place in a trace (W3C `traceparent`), empty if nobody traces it.
+    `trace` is the attempt's place in a trace (W3C `traceparent`), empty if nobody traces it; `trace_state` what others
+    noted along the way (W3C `tracestate`), at most `TRACE_STATE_CHARS_MAX` of it.
     After `timeout_s` seconds nobody waits for the stream any more, whatever became of its gateway; 0 is no limit.
     """
 
@@ -73,6 +77,7 @@ class Start(Frame, frozen=True):
     ordinal: int = 1
     trace: str = ""
     timeout_s: float = 0.0
+    trace_state: str = ""
 
 
 class Stop(Frame, frozen=True):

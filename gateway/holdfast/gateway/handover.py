@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.core.requests import EngineRequest
 from holdfast.core.stream import StreamStatus
+from holdfast.gateway.tracing import Place, Prepared
 
 if TYPE_CHECKING:
     from holdfast.gateway.link import ReplicaLink
@@ -33,7 +34,7 @@ DRAINED = "drained"
 class Handover:
     """One stream on its way: `attempt` on `source` goes on until the other replica has taken it in."""
 
-    __slots__ = ("_attempt", "_left", "_source", "ordinal", "request", "run")
+    __slots__ = ("_attempt", "_left", "_source", "_trace", "ordinal", "request", "run")
 
     def __init__(self, run: StreamRun, source: ReplicaLink, left: Callable[[Handover, bool], None]) -> None:
         self.run = run
@@ -43,6 +44,12 @@ class Handover:
         self._source = source
         self._attempt = run.attempt
         self._left = left
+        self._trace = Prepared()
+
+    def prepared(self, target: ReplicaLink) -> Place:
+        """It is being sent there; the place in the trace that goes with it."""
+        self._trace = self.run.trace.prepared(self.run, target, self.ordinal, len(self.request.accepted))
+        return self._trace.place
 
     def admitted(self, target: ReplicaLink, attempt: int, prompt_tokens: int) -> None:
         """The other replica has it; unless it ended or broke off meanwhile, it goes on there."""
@@ -55,9 +62,14 @@ class Handover:
         else:
             target.decline(self, attempt)
         self._left(self, goes_on)
+        if goes_on:
+            self._trace.adopted()
+        else:
+            self._trace.declined()
 
     def failed(self) -> None:
         """The other replica won't have it, or is gone."""
+        self._trace.declined()
         self._left(self, False)
 
 

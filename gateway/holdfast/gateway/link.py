@@ -213,7 +213,7 @@ class ReplicaLink:
         if run.stream.suspect:
             self._on_probation = run
         place = run.trace.begun(run, self)
-        self._connection.send(Start(attempt, request, run.name, run.ordinal, place, run.left_s))
+        self._connection.send(Start(attempt, request, run.name, run.ordinal, place.parent, run.left_s, place.state))
 
     def runs(self) -> list[StreamRun]:
         """The streams that run here, the oldest attempts first."""
@@ -224,9 +224,9 @@ class ReplicaLink:
         assert self._connection is not None
         attempt = next(self._numbers)
         self._incoming.add(attempt, handover)
-        run = handover.run
+        run, place = handover.run, handover.prepared(self)
         self._connection.send(
-            Start(attempt, handover.request, run.name, handover.ordinal, run.trace.place(), run.left_s)
+            Start(attempt, handover.request, run.name, handover.ordinal, place.parent, run.left_s, place.state)
         )
 
     def adopt(self, run: StreamRun, attempt: int) -> None:

@@ -11,12 +11,25 @@ from typing import Final
 
 from opentelemetry.util.types import AttributeValue
 
-from holdfast.actors.spans import PROVIDER, Span, SpanKind, Tracing, exporting, failed, traceparent
+from holdfast.actors.spans import PROVIDER, Span, SpanKind, Tracing, exporting, failed, traceparent, tracestate
 from holdfast.gateway.asking import Asked
+from holdfast.gateway.handover import DRAINED
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.openai import Usage
 from holdfast.gateway.session import StreamRun
-from holdfast.gateway.tracing import FINISHED, LOST, TRACEPARENT, TRACESTATE, RequestTrace, StreamTrace, Tracer
+from holdfast.gateway.tracing import (
+    DECLINED,
+    FINISHED,
+    LOST,
+    TRACEPARENT,
+    TRACESTATE,
+    Place,
+    Prepared,
+    RequestTrace,
+    StreamTrace,
+    Tracer,
+    bounded_state,
+)
 from holdfast.gateway.version import VERSION
 
 OPERATIONS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
@@ -119,29 +132,36 @@ class RecordedStream(StreamTrace):
         self._cause = ""
         self._attempt: tuple[Span, StreamRun, int] | None = None
 
-    def begun(self, run: StreamRun, link: ReplicaLink) -> str:
+    def begun(self, run: StreamRun, link: ReplicaLink) -> Place:
         """As `StreamTrace.begun`."""
+        accepted = len(run.stream.accepted)
+        span = self._span(link, run.ordinal, accepted, self._cause)
+        self._attempt = (span, run, accepted)
+        return _place(span)
+
+    def prepared(self, run: StreamRun, link: ReplicaLink, ordinal: int, accepted: int) -> Prepared:
+        """As `StreamTrace.prepared`."""
+        return RecordedPreparation(self._span(link, ordinal, accepted, DRAINED), self, run)
+
+    def adopted(self, span: Span, run: StreamRun) -> None:
+        """What was prepared is the attempt under way: what the stream has by now was brought by others."""
+        self._attempt = (span, run, len(run.stream.accepted))
+
+    def _span(self, link: ReplicaLink, ordinal: int, accepted: int, cause: str) -> Span:
         self._number += 1
         host, _, port = link.address.rpartition(":")
-        accepted = len(run.stream.accepted)
         attributes: dict[str, AttributeValue] = {
             **self._attributes,
             "server.address": host.strip("[]"),
             "server.port": int(port),
             "holdfast.replica": link.replica,
             "holdfast.attempt.number": self._number,
-            "holdfast.attempt.ordinal": run.ordinal,
+            "holdfast.attempt.ordinal": ordinal,
             "holdfast.attempt.accepted_tokens": accepted,
         }
-        if self._cause:
-            attributes["holdfast.migration.cause"] = self._cause
-        span = self._tracing.begin("attempt", SpanKind.CLIENT, self._request, attributes)
-        self._attempt = (span, run, accepted)
-        return traceparent(span)
-
-    def place(self) -> str:
-        """As `StreamTrace.place`."""
-        return traceparent(self._request)
+        if cause:
+            attributes["holdfast.migration.cause"] = cause
+        return self._tracing.begin("attempt", SpanKind.CLIENT, self._request, attributes)
 
     def ended(self, outcome: str, error: str = "") -> None:
         """As `StreamTrace.ended`."""
@@ -156,3 +176,26 @@ class RecordedStream(StreamTrace):
         if error:
             failed(span, error)
         span.end()
+
+
+class RecordedPreparation(Prepared):
+    """As `Prepared`."""
+
+    def __init__(self, span: Span, trace: RecordedStream, run: StreamRun) -> None:
+        super().__init__(_place(span))
+        self._span = span
+        self._trace = trace
+        self._run = run
+
+    def adopted(self) -> None:
+        """As `Prepared.adopted`."""
+        self._trace.adopted(self._span, self._run)
+
+    def declined(self) -> None:
+        """As `Prepared.declined`."""
+        self._span.set_attribute("holdfast.attempt.outcome", DECLINED)
+        self._span.end()
+
+
+def _place(span: Span) -> Place:
+    return Place(traceparent(span), bounded_state(tracestate(span)))

@@ -530,8 +530,6 @@ class Serving:
         """A stream left a replica that asked for it."""
         model = self._pool_of[run].config.name
         run.trace.ended(LOST, DRAINED)
-        if run.link is not None and run.link is not source:
-            run.trace.begun(run, run.link)
         run.end_move(LOST_AGAIN)
         run.move = Move(self.ledger, model, DRAINED, source.stepped_s)
         self.migrations[model, DRAINED] += 1

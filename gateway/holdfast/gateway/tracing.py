@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from holdfast.core.frames import TRACE_STATE_CHARS_MAX
 from holdfast.gateway.tracing_settings import TracingSettings
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 TRACEPARENT: Final = b"traceparent"
 TRACESTATE: Final = b"tracestate"
 
+_STATE_MEMBER: Final = re.compile(r"[\t\x20-\x7e]*=[\t\x20-\x7e]*")
 _TRACEPARENT: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 FINISHED: Final = "finished"
@@ -28,23 +30,47 @@ LOST: Final = "lost"
 POSTPONED: Final = "postponed"
 REFUSED: Final = "refused"
 ENDED: Final = "ended"
-"""How an attempt ended: with its last token, with its replica, for want of room there, by the engine's refusal, or
-because its stream ended here (it was cancelled, or failed)."""
+DECLINED: Final = "declined"
+"""How an attempt ended: with its last token, with its replica, for want of room there, by the engine's refusal, because
+its stream ended here (it was cancelled, or failed), or before it began, since the stream did not move after all."""
+
+
+class Place(NamedTuple):
+    """A place in a trace, as W3C Trace Context writes it: empty if nobody traces."""
+
+    parent: str = ""
+    state: str = ""
+
+
+NOWHERE: Final = Place()
+
+
+class Prepared:
+    """An attempt that is prepared on a replica while the stream goes on elsewhere. `place` goes there."""
+
+    def __init__(self, place: Place = NOWHERE) -> None:
+        self.place = place
+
+    def adopted(self) -> None:
+        """It is the stream's attempt from now on."""
+
+    def declined(self) -> None:
+        """It came to nothing: the stream stays where it is, or has ended."""
 
 
 class StreamTrace:
     """One stream's attempts, one after the other."""
 
-    def __init__(self, traceparent: str = "") -> None:
-        self._traceparent = traceparent
+    def __init__(self, place: Place = NOWHERE) -> None:
+        self._place = place
 
-    def begun(self, run: StreamRun, link: ReplicaLink) -> str:
+    def begun(self, run: StreamRun, link: ReplicaLink) -> Place:
         """The run's next attempt begins on this replica; the place in the trace that goes there."""
-        return self._traceparent
+        return self._place
 
-    def place(self) -> str:
-        """The request's own place in the trace: for what is prepared before it is known to be an attempt."""
-        return self._traceparent
+    def prepared(self, run: StreamRun, link: ReplicaLink, ordinal: int, accepted: int) -> Prepared:
+        """What may become the run's next attempt begins on this replica, with so many tokens."""
+        return Prepared(self._place)
 
     def ended(self, outcome: str, error: str = "") -> None:
         """The attempt under way ended, if there is one; `error` is a word for what went wrong."""
@@ -53,8 +79,8 @@ class StreamTrace:
 class RequestTrace:
     """One request."""
 
-    def __init__(self, traceparent: str = "") -> None:
-        self._stream = StreamTrace(traceparent)
+    def __init__(self, place: Place = NOWHERE) -> None:
+        self._stream = StreamTrace(place)
 
     def asked(self, asked: Asked, response_id: str) -> None:
         """It was understood."""
@@ -78,6 +104,19 @@ UNTRACED: Final = RequestTrace()
 """A request that no client traces, at a gateway that doesn't."""
 
 
+def bounded_state(state: str) -> str:
+    """As much of a `tracestate` as goes over the wire: whole members from its begin, none where it is no such thing."""
+    kept, chars = list[str](), -1
+    for member in state.split(","):
+        chars += len(member) + 1
+        if chars > TRACE_STATE_CHARS_MAX:
+            break
+        if member.strip(" \t") and _STATE_MEMBER.fullmatch(member) is None:
+            return ""
+        kept.append(member)
+    return ",".join(kept)
+
+
 class Tracer:
     """Begins the traces of requests."""
 
@@ -86,7 +125,7 @@ class Tracer:
         given = headers.get(TRACEPARENT)
         if given is None or _TRACEPARENT.fullmatch(given) is None:
             return UNTRACED
-        return RequestTrace(given.decode())
+        return RequestTrace(Place(given.decode(), bounded_state(headers.get(TRACESTATE, b"").decode("latin-1"))))
 
     async def close(self) -> None:
         """Hand out what is left, for a bounded time."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from holdfast.core import frames
 from holdfast.core.errors import FrameError, PeerViolation
+from holdfast.core.requests import EngineRequest
 from tests.unit.support.strategies import MANY, SOME, of_type
 
 FROM_GATEWAY = get_args(frames.FromGateway)
@@ -39,6 +40,15 @@ def test_a_gateways_frame_comes_back_as_it_was(frame: frames.FromGateway) -> Non
 @given(st.one_of(*map(of_type, FROM_REPLICA)))
 def test_a_replicas_frame_comes_back_as_it_was(frame: frames.FromReplica) -> None:
     assert frames.decode_from_replica(body_of(frame)) == frame
+
+
+def test_a_start_of_before_there_were_trace_states_is_read_and_one_with_more_than_is_known_too() -> None:
+    start = frames.Start(1, EngineRequest(prompt="x"), "s", 2, "t", 3.0, "a=1")
+    fields = msgspec.msgpack.decode(body_of(start))
+    assert fields[-1] == "a=1"
+    before = frames.decode_from_gateway(msgspec.msgpack.encode(fields[:-1]))
+    assert before == msgspec.structs.replace(start, trace_state="")
+    assert frames.decode_from_gateway(msgspec.msgpack.encode([*fields, "more"])) == start
 
 
 @MANY

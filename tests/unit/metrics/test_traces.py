@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import subprocess
@@ -20,14 +21,17 @@ from opentelemetry.trace import StatusCode
 from holdfast.actors.engines.mock import MockEngine, parse_settings
 from holdfast.actors.replica_traces import ReplicaTraces
 from holdfast.actors.spans import Reporting, Tracing
+from holdfast.actors.wire import Connection
 from holdfast.core.errors import RequestRefused
+from holdfast.core.frames import PROTOCOL_VERSION, Fence, Hello, Start, Stop
 from holdfast.core.requests import EngineRequest
 from holdfast.gateway.app import App, create_app
 from holdfast.gateway.recording import RecordingTracer
 from holdfast.gateway.serving import Serving
-from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion
+from holdfast.gateway.tracing import bounded_state
+from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion, converse
 from tests.unit.support.history import application
-from tests.unit.support.replicas import LocalReplica, Site, eventually
+from tests.unit.support.replicas import CLUSTER, LocalReplica, Site, eventually
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
@@ -172,6 +176,115 @@ async def test_a_stream_that_leaves_a_replica_takes_its_trace_along(site: Site, 
         first, second = traced.spans("generate tiny")
         assert trace_of(first) == trace_of(second) == int(TRACE, 16)
         assert attributes(first)["holdfast.replica"] != attributes(second)["holdfast.replica"]
+        if gateway_traces:
+            left, joined = traced.spans("attempt")
+            assert (is_below(first, left), is_below(second, joined)) == (True, True)
+            assert attributes(left)["error.type"] == attributes(joined)["holdfast.migration.cause"] == "drained"
+            assert attributes(joined)["holdfast.replica"] == attributes(second)["holdfast.replica"]
+            brought = [int(str(attributes(span)["gen_ai.usage.output_tokens"])) for span in (left, joined)]
+            assert sum(brought) == 200
+            assert min(brought) > 0
+
+
+class Slow(MockEngine):
+    """Takes nothing in until it may."""
+
+    def __init__(self, error: RequestRefused | None = None) -> None:
+        super().__init__(parse_settings({}), "tiny", random.Random(1))
+        self.may, self.asked, self.error = asyncio.Event(), 0, error
+
+    async def admit(self, key: int, request: EngineRequest) -> int:
+        self.asked += 1
+        await self.may.wait()
+        if self.error is not None:
+            raise self.error
+        return await super().admit(key, request)
+
+
+@pytest.mark.parametrize("why", ["refused", "the client is gone"])
+async def test_a_move_that_comes_to_nothing_ends_its_span_and_the_stream_keeps_its_own(site: Site, why: str) -> None:
+    async with site:
+        traced = Traced(site)
+        source = await traced.replica(itl_ms=2)
+        slow = Slow(RequestRefused("no", code="no") if why == "refused" else None)
+        app = await traced.open()
+        leaves = asyncio.Event()
+        body = [json.dumps(chat(max_tokens=200, stream=True)).encode()]
+        asking = asyncio.create_task(converse(app, CHAT, body, TRACEPARENT, leaves=leaves))
+        await eventually(lambda: source.replica._steps > 5)
+        await traced.replica(engine=slow)
+        source.replica.dismiss()
+        await eventually(lambda: slow.asked > 0)
+        if why != "refused":
+            leaves.set()
+            await eventually(lambda: bool(traced.spans("chat tiny")))
+        slow.may.set()
+        await asking
+        await eventually(lambda: "declined" in outcomes(traced))
+        assert set(outcomes(traced)) == {"declined", "finished" if why == "refused" else "ended"}
+        for attempt in traced.spans("attempt"):
+            assert is_below(attempt, traced.one("chat tiny"))
+
+
+def outcomes(traced: Traced) -> list[object]:
+    return [attributes(span)["holdfast.attempt.outcome"] for span in traced.spans("attempt")]
+
+
+@pytest.mark.parametrize("why", ["stop", "fence", "lost"])
+async def test_an_attempt_that_nobody_wants_while_it_waits_for_the_engine_ends_its_span(site: Site, why: str) -> None:
+    async with site:
+        traced, engine = Traced(site), Slow()
+        replica = await traced.replica(engine=engine)
+        host, port = replica.address.rsplit(":", 1)
+        bodies: list[bytes] = []
+        _, gateway = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(lambda _one, body: bodies.append(body), lambda _one: None), host, int(port)
+        )
+        gateway.send(Hello(PROTOCOL_VERSION, CLUSTER, "g", replica.name))
+        for attempt in (1, 2, 3):
+            gateway.send(Start(attempt, EngineRequest(prompt="x"), trace=TRACEPARENT["traceparent"]))
+        await eventually(lambda: engine.asked == 1 and len(replica.replica._starts) == 2)
+        match why:
+            case "stop":
+                gateway.send(Stop(2))
+            case "fence":
+                gateway.send(Fence([2], []))
+            case _:
+                gateway.abort()
+        wanted = 0 if why == "lost" else 1
+        await eventually(lambda: len(replica.replica._starts) == wanted)
+        spans = traced.spans("generate tiny")
+        assert [attributes(span)["holdfast.attempt.outcome"] for span in spans] == ["dropped"] * (2 - wanted)
+        assert {events(span)[-1] for span in spans} == {"queued"}
+        assert engine.asked == 1
+        engine.may.set()
+        gateway.abort()
+
+
+STATE = "vendor=a:b,other=1"
+
+
+@pytest.mark.parametrize("gateway_traces", [True, False])
+async def test_what_others_noted_in_the_trace_reaches_the_engine(site: Site, gateway_traces: bool) -> None:
+    async with site:
+        traced = Traced(site, gateway_traces=gateway_traces)
+        await traced.replica()
+        app = await traced.open()
+        answer = await ask(app, CHAT, chat(max_tokens=2), {**TRACEPARENT, "tracestate": STATE})
+        assert answer.status == 200
+        context = traced.one("generate tiny").get_span_context()
+        assert context is not None
+        assert context.trace_state.to_header() == STATE
+
+
+def test_a_trace_state_is_bounded_by_whole_members_and_what_is_none_is_passed_over() -> None:
+    members = [f"vendor{number}=" + "x" * 100 for number in range(10)]
+    assert bounded_state(",".join(members)) == ",".join(members[:4])
+    assert bounded_state("a=" + "x" * 510) == "a=" + "x" * 510
+    assert bounded_state("a=" + "x" * 511) == ""
+    assert bounded_state("a=1, b=2,") == "a=1, b=2,"
+    for nothing in ("", "nonsense", "a=1,\n", "a=\x00", "a=\xff"):
+        assert bounded_state(nothing) == ""
 
 
 async def test_a_gateway_that_does_not_trace_passes_its_clients_place_on_and_nothing_else(site: Site) -> None:
