@@ -120,13 +120,15 @@ class UnknownModel(Misuse):
 class Overloaded(WorldFailure):
     """The gateway's bounds are reached: rejected before any work was done. Try again after `retry_after_s`.
 
-    `reason` is one of `holdfast.core.admission.Reason`, or empty where it is none of them.
+    `reason` is one of `holdfast.core.admission.Reason`, or empty where it is none of them. `model` is the deployed
+    model that was asked for, empty where it was not looked for.
     """
 
-    def __init__(self, message: str, retry_after_s: float, reason: str = "") -> None:
+    def __init__(self, message: str, retry_after_s: float, reason: str = "", model: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.reason = reason
+        self.model = model
 
 
 class GatewayStopping(Overloaded):

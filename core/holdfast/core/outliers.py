@@ -3,13 +3,16 @@
 A replica that answers health checks and heartbeats may still fail its requests, or take far longer over them. It is
 compared with the others of its deployment, never with a fixed number: what all of them suffer from is no reason to
 have fewer of them. Never more than a tenth is passed over at a time, but one always may be, and never the last.
+
+A replica is judged when it has shown enough, however long that took, by what the others showed last: replicas that get
+few requests come to have shown enough at different times.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -17,7 +20,10 @@ EJECTED_FRACTION_MAX = 0.1
 """At most this part of a deployment's replicas is passed over, but at least one may be."""
 
 ATTEMPTS_MIN = 10
-"""With fewer attempts in an interval nothing is said about a replica."""
+"""Nothing is said about a replica's failures with fewer attempts, nor about its first tokens with fewer of these."""
+
+RECORD_S = 60.0
+"""What was shown longer ago than this (seconds) says nothing any more."""
 
 FAILED_FRACTION_MIN = 0.3
 FAILED_FACTOR = 3.0
@@ -29,11 +35,28 @@ FIRST_MORE_S = 0.25
 
 
 class Showing(msgspec.Struct, frozen=True):
-    """What a replica showed in one interval: attempts that ended well or not, and its mean time to a first token."""
+    """What a replica showed since it was last judged: attempts that ended well or not, and how many first tokens there
+    were to go by, with the median of the times to them (seconds; None where there were none)."""
 
     well: int
     failed: int
+    first_count: int
     first_s: float | None
+
+    @property
+    def attempts(self) -> int:
+        """How many there were whose end says something."""
+        return self.well + self.failed
+
+    @property
+    def tells_failures(self) -> bool:
+        """Whether there were enough attempts to go by."""
+        return self.attempts >= ATTEMPTS_MIN
+
+    @property
+    def tells_firsts(self) -> bool:
+        """Whether there were enough first tokens to go by."""
+        return self.first_s is not None and self.first_count >= ATTEMPTS_MIN
 
 
 class Ejection(msgspec.Struct, frozen=True):
@@ -44,14 +67,37 @@ class Ejection(msgspec.Struct, frozen=True):
     until_s: float
 
 
+class _Known:
+    """What each replica showed last, of one kind, while that is no older than `RECORD_S`."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, tuple[Showing, float]] = {}
+
+    def showed(self, replica: str, showing: Showing, now_s: float) -> None:
+        """It showed enough just now."""
+        self._shown[replica] = showing, now_s
+
+    def keep(self, replicas: Collection[str], now_s: float) -> None:
+        """Forget what is too old, and all others."""
+        self._shown = {
+            name: shown for name, shown in self._shown.items() if name in replicas and now_s - shown[1] <= RECORD_S
+        }
+
+    def all(self) -> list[Showing]:
+        """What is known."""
+        return [showing for showing, _at_s in self._shown.values()]
+
+
 class Outliers:
-    """One deployment's replicas at one gateway. Call `look` once an interval, with all its replicas."""
+    """One deployment's replicas at one gateway. Call `look` every so often, with all its replicas."""
 
     def __init__(self, first_s: float, longest_s: float) -> None:
         """A replica is passed over for `first_s` seconds, and twice as long each time again, up to `longest_s`."""
         self._first_s = first_s
         self._longest_s = longest_s
         self._times: dict[str, int] = {}
+        self._failures = _Known()
+        self._firsts = _Known()
         self.ejected: dict[str, Ejection] = {}
 
     def look(self, showings: Mapping[str, Showing], now_s: float) -> tuple[list[Ejection], list[str]]:
@@ -60,6 +106,7 @@ class Outliers:
         for replica in back:
             del self.ejected[replica]
         self._forgive(showings)
+        self._learn(showings, now_s)
         out = []
         for replica, reason in self._worst(showings):
             if len(self.ejected) >= ejected_max(len(showings)):
@@ -76,7 +123,7 @@ class Outliers:
         return gone or now_s >= ejection.until_s or len(self.ejected) > ejected_max(len(showings))
 
     def _forgive(self, showings: Mapping[str, Showing]) -> None:
-        """An interval in which it served well makes up for one time that it was passed over."""
+        """Enough attempts of which none failed make up for one time that it was passed over."""
         for replica in list(self._times):
             showing = showings.get(replica)
             if showing is None:
@@ -86,21 +133,43 @@ class Outliers:
                 if not self._times[replica]:
                     del self._times[replica]
 
+    def _learn(self, showings: Mapping[str, Showing], now_s: float) -> None:
+        """What others are compared with: never with who is passed over."""
+        used = showings.keys() - self.ejected.keys()
+        for known in (self._failures, self._firsts):
+            known.keep(used, now_s)
+        for replica in sorted(used):
+            showing = showings[replica]
+            if showing.tells_failures:
+                self._failures.showed(replica, showing, now_s)
+            if showing.tells_firsts:
+                self._firsts.showed(replica, showing, now_s)
+
     def _worst(self, showings: Mapping[str, Showing]) -> list[tuple[str, str]]:
         """The outliers with the reason, the worst first."""
-        judged = {
-            replica: showing
-            for replica, showing in showings.items()
-            if replica not in self.ejected and showing.well + showing.failed >= ATTEMPTS_MIN
-        }
+        used = {replica: showing for replica, showing in showings.items() if replica not in self.ejected}
+        known = self._failures.all()
+        attempts = [*known, *(showing for showing in used.values() if not showing.tells_failures)]
+        failed, total = sum(one.failed for one in attempts), sum(one.attempts for one in attempts)
+        usual_s = self._usual_s(used.values())
         found = []
-        for replica, showing in judged.items():
-            others = [other for name, other in judged.items() if name != replica]
-            if others:
-                reason, badness = _compared(showing, others)
-                if reason:
-                    found.append((-badness, replica, reason))
+        for replica, showing in used.items():
+            reason, badness = "", 0.0
+            if showing.tells_failures and len(known) > 1:
+                reason, badness = _failing(showing, failed - showing.failed, total - showing.attempts)
+            if not reason and showing.tells_firsts and usual_s is not None:
+                reason, badness = _slow(showing, usual_s)
+            if reason:
+                found.append((-badness, replica, reason))
         return [(replica, reason) for _badness, replica, reason in sorted(found)]
+
+    def _usual_s(self, showings: Collection[Showing]) -> float | None:
+        """The others' time to a first token, whichever of the slow ones is judged by it; None if there are no others.
+
+        What they begin to show counts where it is longer: the load may have grown for all.
+        """
+        known_s = _others_median(self._firsts.all())
+        return None if known_s is None else max(known_s, _others_median(showings) or 0.0)
 
 
 def ejected_max(replicas: int) -> int:
@@ -108,16 +177,23 @@ def ejected_max(replicas: int) -> int:
     return min(max(1, math.floor(EJECTED_FRACTION_MAX * replicas)), max(0, replicas - 1))
 
 
-def _compared(showing: Showing, others: list[Showing]) -> tuple[str, float]:
-    """Why it is an outlier, and how far; an empty reason if it is none."""
-    failed = showing.failed / (showing.well + showing.failed)
-    theirs = sum(one.failed for one in others) / sum(one.well + one.failed for one in others)
+def _others_median(showings: Collection[Showing]) -> float | None:
+    """The median of all but one, which is among the slower half: it is the same whichever that is."""
+    times_s = sorted(one.first_s for one in showings if one.first_s is not None)[:-1]
+    return statistics.median(times_s) if times_s else None
+
+
+def _failing(showing: Showing, others_failed: int, others_attempts: int) -> tuple[str, float]:
+    """Why it is an outlier by its failures, and how far; an empty reason if it is none."""
+    failed, theirs = showing.failed / showing.attempts, others_failed / others_attempts
     if failed >= FAILED_FRACTION_MIN and failed > FAILED_FACTOR * theirs:
         return f"it failed {failed:.0%} of its requests, the others {theirs:.0%}", 1_000.0 + failed
-    firsts = [one.first_s for one in others if one.first_s is not None]
-    if showing.first_s is not None and firsts:
-        usual_s = statistics.median(firsts)
-        if showing.first_s > FIRST_FACTOR * usual_s and showing.first_s > usual_s + FIRST_MORE_S:
-            text = f"its first tokens took {showing.first_s:.3f} s, the others' {usual_s:.3f} s"
-            return text, showing.first_s / max(usual_s, 1e-6)
+    return "", 0.0
+
+
+def _slow(showing: Showing, usual_s: float) -> tuple[str, float]:
+    """As `_failing`, by its first tokens."""
+    took_s = showing.first_s or 0.0
+    if took_s > FIRST_FACTOR * usual_s and took_s > usual_s + FIRST_MORE_S:
+        return f"its first tokens took {took_s:.3f} s, the others' {usual_s:.3f} s", took_s / max(usual_s, 1e-6)
     return "", 0.0

@@ -103,7 +103,7 @@ class Admission:
             self._rejected_s = now_s
         self._rejected(pool.config.name, reason)
         message = f"The request to `{pool.config.name}` was rejected ({reason}): {TEXTS[reason]}."
-        return Overloaded(message, self.retry_after_s(now_s), reason)
+        return Overloaded(message, self.retry_after_s(now_s), reason, pool.config.name)
 
     def retry_after_s(self, now_s: float) -> float:
         """When who is rejected now should come again (seconds): once what waits has drained, or there is a replica."""

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable
 from holdfast.actors.metric_families import HEALTH_TRANSITIONS
 from holdfast.actors.metrics import Ledger
 from holdfast.core.events import Fact, ReplicaEjected, ReplicaReinstated
-from holdfast.core.outliers import Outliers, Showing
+from holdfast.core.outliers import Outliers
 from holdfast.gateway.admission_settings import AdmissionSettings
-from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.pool import Pool
 
 
@@ -52,30 +51,24 @@ class Ejector:
             outliers = Outliers(settings.outlier_ejection_s, settings.outlier_ejection_max_s)
             self._outliers[name] = outliers
         links = {link.replica: link for link in pool.links}
-        showings = {replica: _showing(link) for replica, link in links.items() if link.ready}
-        out, back = outliers.look(showings, asyncio.get_running_loop().time())
+        now_s = asyncio.get_running_loop().time()
+        showings = {replica: link.record.show(now_s) for replica, link in links.items() if link.ready}
+        out, back = outliers.look(showings, now_s)
         # One whose time is over may be the worst again by what it showed meanwhile: then it is passed over in the end.
         for replica in back:
             cause = self._told.pop(replica, None)
             link = links.get(replica)
             if link is not None:
                 link.passed_over = False
+                link.record.reset()
                 self._ledger.add(HEALTH_TRANSITIONS, name, "reinstated", "time")
                 self._report(ReplicaReinstated(self._gateway, replica), cause)
         for ejection in out:
-            seconds = round(ejection.until_s - asyncio.get_running_loop().time(), 3)
+            seconds = round(ejection.until_s - now_s, 3)
             fact = ReplicaEjected(self._gateway, ejection.replica, ejection.reason, seconds)
             self._told[ejection.replica] = self._report(fact, None)
             self._ledger.add(HEALTH_TRANSITIONS, name, "ejected", "outlier")
             links[ejection.replica].passed_over = True
+            links[ejection.replica].record.reset()
         if back:
             self._pump(pool)
-
-
-def _showing(link: ReplicaLink) -> Showing:
-    """What the replica showed since the last look. Counts anew."""
-    record = link.record
-    first_s = record.first_sum_s / record.first_count if record.first_count else None
-    showing = Showing(record.well, record.failed, first_s)
-    record.reset()
-    return showing

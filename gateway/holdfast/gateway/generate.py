@@ -177,8 +177,8 @@ class Generator:
                 trace=trace,
                 claim=claim,
             )
-            self._requests.opened(request, answer, asked.model, session)
             model = asked.model
+            self._requests.opened(request, answer, model, session)
             meter.accepted(self._metrics.model(model))
             async with DisconnectWatch(receive, exchange, self._settings.write_timeout_s) as watch:
                 await self._run(form, answer, asked, resume, session, exchange, meter)
@@ -190,6 +190,10 @@ class Generator:
         except ClientGone:
             meter.outcome = CANCELLED
         except Exception as error:
+            if isinstance(error, Overloaded) and error.model:
+                # Clients may name what they like, so only deployed models are counted by name.
+                model = error.model
+                trace.found(model)
             meter.outcome = await self._fail(exchange, error)
         except BaseException:
             meter.outcome = CANCELLED

@@ -233,6 +233,7 @@ class ReplicaLink:
         """What was prepared goes on here."""
         self._attempts[attempt] = run
         run.link, run.attempt, run.began_s = self, attempt, asyncio.get_running_loop().time()
+        run.awaits_first = False  # it may have read the prompt already
 
     def decline(self, handover: Handover, attempt: int) -> None:
         """What was prepared is not wanted any more."""
@@ -277,7 +278,7 @@ class ReplicaLink:
     def end(self, run: StreamRun) -> None:
         """Tell the replica to forget the run's attempt, if it is still there."""
         if self._attempts.pop(run.attempt, None) is not None:
-            self.record.ended(run)
+            self.record.left(run)
             if self._connection is not None:
                 self._connection.send(Stop(run.attempt))
                 if run.name:
@@ -494,7 +495,7 @@ class ReplicaLink:
         for attempt, reason in step.finished:
             run = attempts.pop(attempt, None)
             if run is not None:
-                self.record.ended(run)
+                self.record.finished(run)
                 run.finished(reason)
         if self._on_probation is not None:
             self._end_probation(self._on_probation)

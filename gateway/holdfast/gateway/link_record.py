@@ -1,29 +1,55 @@
-"""What became of the attempts on one replica, as far as others must know: the deployment's rates, and its outliers."""
+"""What became of the attempts on one replica, as far as others must know: the deployment's rates, and its outliers.
+
+A replica may get few requests, so what it showed is kept until it is enough to judge by, or too old (`show`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import statistics
+from collections import deque
 from typing import TYPE_CHECKING
 
 from holdfast.core.admission import Service
+from holdfast.core.outliers import RECORD_S, Showing
 
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
 
+FIRSTS_MAX = 100
+"""Of so many first tokens at most, the last ones, it is known how long they took: the median needs no more."""
+
 
 class LinkRecord:
-    """Counts since `reset`: attempts that ended well or not, and the time to their first tokens (seconds)."""
+    """Attempts that ended well or not, and the times to first tokens (seconds), since they were last judged by."""
 
-    __slots__ = ("_service", "failed", "first_count", "first_sum_s", "well")
+    __slots__ = ("_attempts_end_s", "_firsts_end_s", "_firsts_s", "_service", "failed", "well")
 
     def __init__(self, service: Service | None = None) -> None:
         self._service = service or Service()
-        self.reset()
+        self._firsts_s = deque[float](maxlen=FIRSTS_MAX)
+        self.well = self.failed = 0
+        self._attempts_end_s = self._firsts_end_s = math.inf
 
     def reset(self) -> None:
-        """Count anew."""
-        self.well = self.failed = self.first_count = 0
-        self.first_sum_s = 0.0
+        """Forget everything."""
+        self._forget_attempts(math.inf)
+        self._forget_firsts(math.inf)
+
+    def show(self, now_s: float) -> Showing:
+        """What there is to judge by. What is enough for that is counted anew from now on, and what is too old."""
+        firsts_s = self._firsts_s
+        median_s = statistics.median(firsts_s) if firsts_s else None
+        showing = Showing(self.well, self.failed, len(firsts_s), median_s)
+        end_s = now_s + RECORD_S
+        if showing.tells_failures or now_s >= self._attempts_end_s:
+            self._forget_attempts(end_s)
+        if showing.tells_firsts or now_s >= self._firsts_end_s:
+            self._forget_firsts(end_s)
+        self._attempts_end_s = min(self._attempts_end_s, end_s)
+        self._firsts_end_s = min(self._firsts_end_s, end_s)
+        return showing
 
     def began(self, run: StreamRun) -> None:
         """The run's attempt is sent to the replica."""
@@ -33,17 +59,45 @@ class LinkRecord:
     def first_token(self, run: StreamRun) -> None:
         """The attempt's first token came."""
         run.awaits_first = False
-        took_s = asyncio.get_running_loop().time() - run.began_s
+        if len(run.stream.accepted) > 1:
+            # It read what was generated elsewhere as well: that it took longer is no fault of who took it over.
+            return
+        took_s = _age_s(run)
         self._service.first_token(took_s)
-        self.first_count += 1
-        self.first_sum_s += took_s
+        self._firsts_s.append(took_s)
 
-    def ended(self, run: StreamRun) -> None:
-        """The attempt left its place to others: it was finished, or nobody wants more."""
+    def finished(self, run: StreamRun) -> None:
+        """The attempt was finished."""
         self.well += 1
         if not run.awaits_first:
-            self._service.stayed(asyncio.get_running_loop().time() - run.began_s)
+            self._service.stayed(_age_s(run))
+
+    def left(self, run: StreamRun) -> None:
+        """Nobody wants more of the attempt.
+
+        One that has brought nothing went neither well nor wrong: who leaves at once says nothing. But who waited for
+        longer than first tokens take would have waited for longer still, so that counts as one that took so long:
+        nobody may ever see a first token of a replica that is slow enough.
+        """
+        if not run.awaits_first:
+            self.finished(run)
+        elif not run.stream.accepted:
+            age_s, usual_s = _age_s(run), self._service.first_s
+            if usual_s is not None and age_s > usual_s:
+                self._firsts_s.append(age_s)
 
     def broke(self, attempts: int = 1) -> None:
         """The replica lost so many attempts. One that it has no room for just now is none of them."""
         self.failed += attempts
+
+    def _forget_attempts(self, end_s: float) -> None:
+        self.well = self.failed = 0
+        self._attempts_end_s = end_s
+
+    def _forget_firsts(self, end_s: float) -> None:
+        self._firsts_s.clear()
+        self._firsts_end_s = end_s
+
+
+def _age_s(run: StreamRun) -> float:
+    return asyncio.get_running_loop().time() - run.began_s

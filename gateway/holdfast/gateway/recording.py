@@ -84,11 +84,9 @@ class RecordedRequest(RequestTrace):
 
     def asked(self, asked: Asked, response_id: str) -> None:
         """As `RequestTrace.asked`."""
-        self._model = asked.model[:MODEL_CHARS_MAX]
-        self._span.update_name(f"{self._operation} {self._model}")
+        self.found(asked.model)
         self._span.set_attributes(
             {
-                "gen_ai.request.model": self._model,
                 "gen_ai.request.choice.count": len(asked.choices),
                 "gen_ai.request.max_tokens": asked.choices[0].max_tokens,
                 "gen_ai.request.temperature": asked.choices[0].sampling.temperature,
@@ -96,6 +94,12 @@ class RecordedRequest(RequestTrace):
                 "gen_ai.response.id": response_id,
             }
         )
+
+    def found(self, model: str) -> None:
+        """As `RequestTrace.found`."""
+        self._model = model[:MODEL_CHARS_MAX]
+        self._span.update_name(f"{self._operation} {self._model}")
+        self._span.set_attribute("gen_ai.request.model", self._model)
 
     def stream(self, choice: int) -> StreamTrace:
         """As `RequestTrace.stream`."""

@@ -213,7 +213,7 @@ class Serving:
         if pool is None:
             raise UnknownModel(model)
         if self.standing.draining:
-            raise stopping()
+            raise stopping(model)
         return pool
 
     def health(self) -> Health:

@@ -14,10 +14,13 @@ STARTING_S = 5.0
 """A gateway that has joined is starting for so long at most, in seconds, and until it can serve for the first time."""
 
 
-def stopping() -> GatewayStopping:
-    """503: the gateway takes no requests, or ends before the answer does. Another gateway can serve the request."""
+def stopping(model: str = "") -> GatewayStopping:
+    """503: the gateway takes no requests, or ends before the answer does. Another gateway can serve the request.
+
+    `model` is as in `Overloaded`.
+    """
     message = "This gateway is stopping; send the request again, to another gateway if there is one."
-    return GatewayStopping(message, RETRY_AFTER_S)
+    return GatewayStopping(message, RETRY_AFTER_S, model=model)
 
 
 class Standing:

@@ -85,6 +85,9 @@ class RequestTrace:
     def asked(self, asked: Asked, response_id: str) -> None:
         """It was understood."""
 
+    def found(self, model: str) -> None:
+        """The model that it asks for is deployed: it may be rejected before it is understood."""
+
     def stream(self, choice: int) -> StreamTrace:
         """The trace of one of its streams."""
         return self._stream

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.budget import BURST_MIN, RetryBudget
-from holdfast.core.outliers import ATTEMPTS_MIN, Outliers, Showing, ejected_max
+from holdfast.core.outliers import ATTEMPTS_MIN, FIRST_FACTOR, FIRST_MORE_S, RECORD_S, Outliers, Showing, ejected_max
 
-WELL = Showing(20, 0, 0.1)
-FAILS = Showing(5, 15, 0.1)
-SLOW = Showing(20, 0, 2.0)
+WELL = Showing(20, 0, 20, 0.1)
+FAILS = Showing(5, 15, 20, 0.1)
+SLOW = Showing(20, 0, 20, 2.0)
+NOTHING = Showing(0, 0, 0, None)
 
 
 def judge() -> Outliers:
@@ -37,8 +40,60 @@ def test_what_all_suffer_from_is_no_reason() -> None:
     assert judge().look({"a": SLOW, "b": SLOW, "c": SLOW}, 0.0) == ([], [])
 
 
-def test_few_attempts_say_nothing() -> None:
-    assert judge().look(replicas(2, bad=Showing(0, ATTEMPTS_MIN - 1, None)), 0.0) == ([], [])
+@pytest.mark.parametrize("few", [Showing(0, ATTEMPTS_MIN - 1, 0, None), Showing(20, 0, ATTEMPTS_MIN - 1, 3.0)])
+def test_few_attempts_and_few_first_tokens_say_nothing(few: Showing) -> None:
+    assert judge().look(replicas(2, bad=few), 0.0) == ([], [])
+
+
+@pytest.mark.parametrize("few", [Showing(ATTEMPTS_MIN - 1, 0, 0, None), Showing(0, 0, ATTEMPTS_MIN - 1, 0.1)])
+def test_nor_does_it_say_anything_to_be_compared_with_few(few: Showing) -> None:
+    assert judge().look({"a": few, "b": few, "fails": FAILS, "slow": NOTHING}, 0.0) == ([], [])
+    assert judge().look({"a": few, "b": few, "fails": NOTHING, "slow": SLOW}, 0.0) == ([], [])
+
+
+def test_a_replica_that_nobody_waits_for_is_judged_by_its_first_tokens_alone() -> None:
+    ((ejection,), _) = judge().look(replicas(2, bad=Showing(0, 0, 12, 30.0)), 0.0)
+    assert ejection.replica == "bad"
+
+
+@pytest.mark.parametrize("bad", [FAILS, SLOW])
+def test_replicas_that_show_enough_at_different_times_are_compared_with_what_others_showed_last(bad: Showing) -> None:
+    outliers = judge()
+    assert outliers.look({"a": WELL, "b": WELL, "bad": NOTHING}, 0.0) == ([], [])
+    ((ejection,), _) = outliers.look({"a": NOTHING, "b": NOTHING, "bad": bad}, RECORD_S)
+    assert ejection.replica == "bad"
+
+
+@pytest.mark.parametrize("bad", [FAILS, SLOW])
+def test_what_others_showed_too_long_ago_or_while_they_were_passed_over_is_nothing_to_go_by(bad: Showing) -> None:
+    outliers = judge()
+    outliers.look({"a": WELL, "bad": NOTHING}, 0.0)
+    assert outliers.look({"a": NOTHING, "bad": bad}, RECORD_S + 1) == ([], [])
+    outliers = judge()
+    outliers.look({"out": FAILS, "b": WELL}, 0.0)
+    outliers.look({"out": WELL, "b": NOTHING}, 5.0)
+    assert outliers.look({"out": NOTHING, "b": bad}, 10.0) == ([], ["out"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "theirs"), [(FAILS, Showing(0, ATTEMPTS_MIN - 2, 0, None)), (SLOW, Showing(0, 0, ATTEMPTS_MIN - 2, 1.9))]
+)
+def test_what_all_begin_to_suffer_from_is_no_reason_against_the_first_who_shows_it(
+    bad: Showing, theirs: Showing
+) -> None:
+    outliers = judge()
+    outliers.look(replicas(3, bad=WELL), 0.0)
+    assert outliers.look({**dict.fromkeys(replicas(3), theirs), "bad": bad}, 5.0) == ([], [])
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=9))
+def test_each_is_compared_with_the_median_of_all_others(times_s: list[float]) -> None:
+    outliers, slowest = judge(), max(times_s)
+    others = sorted(times_s)[:-1]
+    usual_s = statistics.median(others)
+    out, _ = outliers.look({f"r{n}": Showing(20, 0, 20, took_s) for n, took_s in enumerate(times_s)}, 0.0)
+    outlier = slowest > FIRST_FACTOR * usual_s and slowest > usual_s + FIRST_MORE_S
+    assert [times_s[int(one.replica[1:])] for one in out] == ([slowest] if outlier else [])
 
 
 def test_the_only_one_is_never_passed_over() -> None:
@@ -51,8 +106,8 @@ def test_it_is_back_after_a_while_and_passed_over_for_longer_the_next_time_up_to
     for _ in range(4):
         ((ejection,), _) = outliers.look(replicas(3, bad=FAILS), now_s)
         lasted.append(ejection.until_s - now_s)
-        assert outliers.look(replicas(3, bad=Showing(0, 0, None)), ejection.until_s - 0.1) == ([], [])
-        assert outliers.look(replicas(3, bad=Showing(0, 0, None)), ejection.until_s) == ([], ["bad"])
+        assert outliers.look(replicas(3, bad=NOTHING), ejection.until_s - 0.1) == ([], [])
+        assert outliers.look(replicas(3, bad=NOTHING), ejection.until_s) == ([], ["bad"])
         now_s = ejection.until_s + 1
     assert lasted == [10.0, 20.0, 40.0, 40.0]
 
@@ -67,7 +122,7 @@ def test_serving_well_makes_up_for_having_been_passed_over() -> None:
 
 
 def test_the_worst_are_passed_over_first() -> None:
-    out, _ = judge().look(replicas(20, slow=SLOW, fails=FAILS, fails_more=Showing(0, 20, None)), 0.0)
+    out, _ = judge().look(replicas(20, slow=SLOW, fails=FAILS, fails_more=Showing(0, 20, 0, None)), 0.0)
     assert [one.replica for one in out] == ["fails_more", "fails"]
 
 
@@ -77,7 +132,7 @@ def test_who_was_passed_over_is_back_where_others_have_gone() -> None:
     assert outliers.look({"bad": WELL}, 1.0) == ([], ["bad"])
 
 
-SHOWINGS = st.builds(Showing, st.integers(0, 50), st.integers(0, 50), st.none() | st.floats(0, 100))
+SHOWINGS = st.builds(Showing, st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.none() | st.floats(0, 100))
 
 
 @given(st.lists(st.dictionaries(st.sampled_from([f"r{n}" for n in range(30)]), SHOWINGS), max_size=12))

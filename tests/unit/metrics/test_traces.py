@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from holdfast.actors.engines.mock import MockEngine, parse_settings
+from holdfast.actors.metric_families import REQUESTS
 from holdfast.actors.replica_traces import ReplicaTraces
 from holdfast.actors.spans import Reporting, Tracing
 from holdfast.actors.wire import Connection
@@ -32,6 +34,7 @@ from holdfast.gateway.tracing import bounded_state
 from tests.unit.gateway.client import CHAT, COMPLETIONS, ask, chat, completion, converse
 from tests.unit.support.history import application
 from tests.unit.support.replicas import CLUSTER, LocalReplica, Site, eventually
+from tests.unit.support.replicas import ask as engine_request
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
@@ -371,6 +374,32 @@ def test_who_does_not_trace_does_not_even_load_opentelemetry() -> None:
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+async def test_a_rejection_has_the_model_that_it_is_about_in_metrics_and_in_its_span() -> None:
+    site = Site()
+    site.deploy(application(replicas=1, max_ongoing_requests=1, max_queued_requests=1))
+    async with site, AsyncExitStack() as stack:
+        traced = Traced(site)
+        replica = await traced.replica()
+        replica.engine.hang()
+        app = await traced.open()
+        serving = traced.serving
+        assert serving is not None
+        for _ in range(2):
+            await stack.enter_async_context(serving.open("tiny", [engine_request()], stops=[]))
+        ledger = app.metrics.ledger
+        # The first is understood before it is rejected; from then on that comes first.
+        for rejected in (1, 2):
+            assert (await ask(app, CHAT, chat(model="tiny"))).status == 503
+            assert ledger.value(REQUESTS, CHAT, "tiny", "overloaded", "false") == rejected
+        assert serving.crowded()
+        assert (await ask(app, CHAT, chat(model="none"))).status == 404
+        assert ledger.value(REQUESTS, CHAT, "", "refused", "false") == 1
+        serving.standing.draining = True
+        assert (await ask(app, CHAT, chat(model="tiny"))).error["code"] == "gateway_stopping"
+        assert ledger.value(REQUESTS, CHAT, "tiny", "overloaded", "false") == 3
+        assert [attributes(span)["gen_ai.request.model"] for span in traced.spans("chat tiny")] == ["tiny"] * 3
 
 
 async def test_a_model_that_there_is_not_takes_no_more_room_in_a_span_than_a_name(site: Site) -> None:

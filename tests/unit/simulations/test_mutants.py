@@ -356,7 +356,7 @@ def _link() -> ReplicaLink:
 
 
 class _Run:
-    link, attempt, claim, awaits_first, began_s = None, 0, DEFAULT_CLAIM, True, 0.0
+    link, attempt, claim, awaits_first, began_s = None, 0, DEFAULT_CLAIM, False, 0.0
 
 
 def _run() -> StreamRun:
