@@ -2,6 +2,9 @@
 
 An engine notices that late or never: its next call may hang. A replica whose device fails ends at once with the reason.
 CUDA errors and a lack of memory come as exceptions out of the engine's steps, and end the replica by themselves.
+
+They are heard from NVML where the engine is on a GPU, from the engine itself if it has a way of its own, and, to try
+out what follows, from a file that a setting names: that works for every engine, and on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -48,6 +51,12 @@ INJECTED_MAX: Final = 64
 OPEN_TIMEOUT_S: Final = 30.0
 """NVML is waited for so long when it is first asked (seconds): a driver that hangs does so for ever."""
 
+LOOK_S: Final = WAIT_MS / 1000
+"""The file of injected errors is looked at as often (seconds)."""
+
+FILE_BYTES_MAX: Final = 256
+"""No more of it is read than that."""
+
 RETRY_S: Final = 5.0
 """After an error of NVML's it is asked again so much later (seconds)."""
 
@@ -89,6 +98,46 @@ class InjectedEvents:
         return await self._events.get()
 
 
+class FileEvents:
+    """As `DeviceEvents`: the error whose number is written into a file, once each time it is written.
+
+    Behind the number may stand a replica's name, which is then the only one whose device fails. What was in the file
+    before this was made is none, so that a replica's replacement does not fail too. Made in a thread, as it reads.
+    """
+
+    def __init__(self, path: str, replica: str) -> None:
+        self._path = path
+        self._replica = replica
+        self._seen = self._read()
+
+    async def next(self) -> DeviceEvent:
+        """As `DeviceEvents.next`. Raises `OSError` where the file can't be read."""
+        while True:
+            event = await in_thread(self._look)
+            if event is not None:
+                return event
+            await asyncio.sleep(LOOK_S)
+
+    def _read(self) -> tuple[int, bytes]:
+        """When the file was written (nanoseconds), and what; 0 and nothing while there is none."""
+        try:
+            with open(self._path, "rb") as file:
+                return os.fstat(file.fileno()).st_mtime_ns, file.read(FILE_BYTES_MAX)
+        except FileNotFoundError:
+            return 0, b""
+
+    def _look(self) -> DeviceEvent | None:
+        """In a thread: the error that was written since the last look."""
+        seen, self._seen = self._seen, self._read()
+        words = self._seen[1].decode(errors="replace").split()
+        if self._seen == seen or not words or words[1:] not in ([], [self._replica]):
+            return None
+        if not (words[0].isascii() and words[0].isdecimal()):
+            logger.warning("%s has no XID: %.20r", self._path, words[0])
+            return None
+        return DeviceEvent(f"device 0 (injected by {self._path})", int(words[0]))
+
+
 class NvmlEvents:
     """As `DeviceEvents`, by NVML. `devices` are UUIDs, or indices among all GPUs; none for all of them.
 
@@ -125,25 +174,33 @@ class NvmlEvents:
         return DeviceEvent(uuid.decode() if isinstance(uuid, bytes) else str(uuid), int(data.eventData))
 
 
-async def events_for(engine: Engine) -> DeviceEvents | None:
-    """Where the errors of an engine's devices are heard; None where it has none, or nobody tells in time.
+async def events_for(engine: Engine, xid_file: str = "", replica: str = "") -> list[DeviceEvents]:
+    """Where the errors of an engine's devices are heard; nowhere if it has none, or nobody tells in time.
 
-    An engine may bring its own (`device_events`).
+    An engine may bring its own (`device_events`), and `xid_file` is where the replica's are injected, unless it is
+    empty.
     """
     own: DeviceEvents | None = getattr(engine, "device_events", None)
-    if own is not None or not engine.info.device.startswith("cuda"):
-        return own
-    devices = visible(engine.info.device, os.environ)
+    found = [] if own is None else [own]
+    if xid_file:
+        found.append(await in_thread(lambda: FileEvents(xid_file, replica)))
+    if engine.info.device.startswith("cuda"):
+        found += await _nvml(visible(engine.info.device, os.environ))
+    return found
+
+
+async def _nvml(devices: list[str]) -> list[DeviceEvents]:
+    """NVML, if it can be had in time."""
     try:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
-            return await in_thread(lambda: NvmlEvents(importlib.import_module("pynvml"), devices))
+            return [await in_thread(lambda: NvmlEvents(importlib.import_module("pynvml"), devices))]
     except TimeoutError:
         logger.warning("XID errors are not watched for: NVML did not answer within %g s", OPEN_TIMEOUT_S)
     except ImportError:
         logger.warning("XID errors are not watched for: pip install 'holdfast[gpu]' for that")
     except Exception as error:  # whatever NVML has against it: it is no reason not to serve
         logger.warning("XID errors are not watched for: %s: %s", type(error).__name__, error)
-    return None
+    return []
 
 
 def visible(device: str, environment: Any) -> list[str]:
@@ -155,10 +212,23 @@ def visible(device: str, environment: Any) -> list[str]:
     return shown[int(index) : int(index) + 1] if shown else [index]
 
 
-async def watch_devices(engine: Engine) -> None:
-    """Raise `DeviceFailed` when a device of the engine's fails; return at once where nobody tells."""
-    events = await events_for(engine)
-    while events is not None:
+async def watch_devices(engine: Engine, xid_file: str = "", replica: str = "") -> None:
+    """Raise `DeviceFailed` when a device of the engine's fails, as `events_for` hears it; return where nobody tells."""
+    sources = await events_for(engine, xid_file, replica)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for events in sources[1:]:
+                group.create_task(_watch(events))
+            if sources:
+                await _watch(sources[0])
+    except BaseExceptionGroup as failures:
+        # Whichever was heard first is the reason; the replica tells one.
+        raise failures.exceptions[0] from None
+
+
+async def _watch(events: DeviceEvents) -> None:
+    """Raise `DeviceFailed` when this source tells that a device failed."""
+    while True:
         try:
             event = await events.next()
         except Exception as error:

@@ -82,7 +82,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     `advertise_host` is the host that gateways reach replicas by; without one it is what they bind. The node and each of
     its replicas have the first free port from `system_port_first` upwards as their system port; 0 for none.
     `cut_off_timeout_s` is how long it may be without the log (`reach.py`); for `drain_timeout_s` a node that is told to
-    stop waits for others to take over its replicas.
+    stop waits for others to take over its replicas. `xid_file` injects errors of replicas' devices (`devices.py`).
     """
 
     version: str
@@ -95,6 +95,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     cut_off_timeout_s: float = 30.0
     drain_timeout_s: float = 20.0
     otlp_endpoint: str = ""
+    xid_file: str = ""
 
 
 class _Child:
@@ -309,6 +310,7 @@ class Node:
             heartbeat_interval_s=settings.heartbeat_interval_s,
             system_port_first=settings.system_port_first,
             otlp_endpoint=settings.otlp_endpoint,
+            xid_file=settings.xid_file,
         )
         watch = ReplicaWatch(
             identity.cluster,

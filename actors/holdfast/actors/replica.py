@@ -188,7 +188,7 @@ class Replica:
             group.create_task(self._heartbeat_loop())
             group.create_task(self._watch_engine())
             group.create_task(self._checks.run())
-            group.create_task(watch_devices(self._engine))
+            group.create_task(watch_devices(self._engine, self._specification.xid_file, self._specification.replica))
 
     async def drain(self) -> None:
         """Take nothing new, and wait until all streams ended or went elsewhere.

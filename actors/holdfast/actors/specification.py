@@ -12,7 +12,8 @@ class ReplicaSpecification(msgspec.Struct, frozen=True):
     """Everything that a replica process needs to know. Times in seconds; without a prompt it does not warm up.
 
     Its system port is the first free one from `system_port_first` upwards; 0 for none. Spans of
-    what gateways trace are sent to `otlp_endpoint`, unless that is empty.
+    what gateways trace are sent to `otlp_endpoint`, unless that is empty. Errors of its device are injected by
+    `xid_file`, unless that is.
     """
 
     cluster: str
@@ -32,6 +33,7 @@ class ReplicaSpecification(msgspec.Struct, frozen=True):
     system_port_first: int = 0
     drain: DrainMode = "finish"
     otlp_endpoint: str = ""
+    xid_file: str = ""
 
 
 class StopOrder(msgspec.Struct, frozen=True):
@@ -50,6 +52,7 @@ def specify(
     heartbeat_interval_s: float,
     system_port_first: int,
     otlp_endpoint: str,
+    xid_file: str,
 ) -> ReplicaSpecification:
     """What a replica of this deployment is told."""
     return ReplicaSpecification(
@@ -69,6 +72,7 @@ def specify(
         system_port_first=system_port_first,
         drain=config.drain,
         otlp_endpoint=otlp_endpoint,
+        xid_file=xid_file,
     )
 
 

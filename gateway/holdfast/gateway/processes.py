@@ -178,6 +178,7 @@ async def be_node(
         cut_off_timeout_s=settings.node.cut_off_timeout_s,
         drain_timeout_s=settings.node.drain_timeout_s,
         otlp_endpoint=settings.tracing.otlp_endpoint or "",
+        xid_file=settings.node.xid_file or "",
     )
     async with coming_leases(settings, stores) as leases, await_log(settings, stop, stores) as log:
         if log is None:

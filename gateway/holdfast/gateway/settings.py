@@ -67,6 +67,12 @@ class NodeProcessSettings(BaseModel):
         description="A node that is told to stop waits this long for other nodes to take over its replicas, unless "
         "there is no other node; then they get their `graceful_shutdown_timeout_s` (seconds).",
     )
+    xid_file: str | None = Field(
+        None,
+        description="File by which errors of devices are injected, to try out what follows, with any engine and "
+        "without a GPU: once `79` is written into it, say, each replica of the node finds within 5 s that its device "
+        "reported XID 79; after `79 default.tiny.1` only that one. Off by default.",
+    )
 
 
 class GatewayProcessSettings(BaseModel):
