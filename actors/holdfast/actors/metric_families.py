@@ -49,6 +49,13 @@ CANCELLATIONS = GATEWAY.counter(
     "model", "cause",
     unit="requests",
 )  # fmt: skip
+UNTOLD = GATEWAY.counter(
+    "holdfast_untold_cancellations",
+    "Cancellations that another gateway was not told of: it did not answer in time (`unreached`), or too many waited "
+    "for it (`full`). What they should have ended there goes on until its deadline.",
+    "reason",
+    unit="cancellations",
+)  # fmt: skip
 INFLIGHT = GATEWAY.gauge("holdfast_inflight_requests", "Requests for tokens that have no end yet.", unit="requests")
 TASKS = GATEWAY.gauge("holdfast_tasks", "Tasks of the process's event loop.", unit="tasks")
 TTFT = GATEWAY.histogram(

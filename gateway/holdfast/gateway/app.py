@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from starlette.types import Message, Receive, Scope, Send
 
-from holdfast.actors.metric_families import CANCELLATIONS
+from holdfast.actors.metric_families import CANCELLATIONS, UNTOLD
 from holdfast.actors.metrics import Ledger
 from holdfast.gateway.backend import Backend
 from holdfast.gateway.exchange import KeyRing, request_id_of
@@ -33,7 +33,8 @@ __all__ = ["App", "HttpSettings", "create_app"]
 class App:
     """The ASGI application. `metrics.in_flight` tells a drain how many requests have no end yet.
 
-    `requests` are those that are open. `kinship.run()` tells other gateways of those that were cancelled.
+    `requests` are those that are open. `kinship.run()` asks other gateways for the parents of those, and tells them of
+    what was cancelled.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class App:
         self.kinship = Kinship(self.requests, peers)
         self.metrics = Metrics(gateway, ledger)
         self.metrics.ledger.read(CANCELLATIONS, self.requests.cancellations.items)
+        self.metrics.ledger.read(UNTOLD, self.kinship.tellings.untold.items)
         keys = KeyRing(settings)
         self._stamp = (b"x-holdfast-gateway", gateway.encode())
         pages = RequestPages(self.requests, self.kinship, peers, keys)

@@ -166,21 +166,21 @@ class Generator:
                 asked = resumed(asked, resume)
             answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed, entropy)
             trace.asked(asked, answer)
-            await self._kinship.adopt(request)
-            session = self._backend.open(
-                asked.model,
-                asked.choices,
-                stops=asked.stops,
-                timeout_s=request.left_s(),
-                name=answer if asked.stream else "",
-                resumption=resumption_of(asked, resume) if resume is not None else None,
-                trace=trace,
-                claim=claim,
-            )
-            model = asked.model
-            self._requests.opened(request, answer, model, session)
-            meter.accepted(self._metrics.model(model))
             async with DisconnectWatch(receive, exchange, self._settings.write_timeout_s) as watch:
+                await self._kinship.adopt(request)
+                session = self._backend.open(
+                    asked.model,
+                    asked.choices,
+                    stops=asked.stops,
+                    timeout_s=request.left_s(),
+                    name=answer if asked.stream else "",
+                    resumption=resumption_of(asked, resume) if resume is not None else None,
+                    trace=trace,
+                    claim=claim,
+                )
+                model = asked.model
+                self._requests.opened(request, answer, model, session)
+                meter.accepted(self._metrics.model(model))
                 await self._run(form, answer, asked, resume, session, exchange, meter)
             if watch.gone:
                 meter.outcome = CANCELLED

@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from holdfast.gateway.exchange import SANE_ID, KeyRing
-from holdfast.gateway.kinship import Kinship, path_of
+from holdfast.gateway.kinship import Kinship
 from holdfast.gateway.peers import FORWARDED, Answer, Peers
 from holdfast.gateway.problems import HttpRefusal, Problem, invalid
 from holdfast.gateway.requests import KILL, MODES, RETRY_AFTER_S, Mode, RequestList, RequestObject, Requests
+from holdfast.gateway.telling import path_of
 
 LIMIT: Final = 1_000
 LIMIT_MAX: Final = 10_000
@@ -53,7 +54,9 @@ class RequestPages:
         is_here, is_forwarded = bool(self._requests.find(sees, id_)), FORWARDED in request.headers
         told = request.query_params.get("told") if is_forwarded else None
         if told is not None:
-            found = self._requests.told(self._keys.owner(authorization), id_, mode, whole=told == "request")
+            owner, whole = self._keys.owner(authorization), told == "request"
+            ends = [self._requests.told(owner, one, mode, whole=whole) for one in (id_, *_also(request))]
+            found = next((end for end in ends if end is not None), None)
         else:
             found = self._requests.cancel(sees, id_, mode)
         if is_here or is_forwarded:
@@ -104,6 +107,12 @@ def _id(request: Request) -> str:
     if SANE_ID.fullmatch(id_.encode()) is None:
         raise _unknown(id_[:128])
     return id_
+
+
+def _also(request: Request) -> list[str]:
+    """Another id that a request which was cancelled elsewhere is known by, if there is one."""
+    given = request.query_params.get("also", "")
+    return [given] if SANE_ID.fullmatch(given.encode()) is not None else []
 
 
 def _mode(request: Request) -> Mode:

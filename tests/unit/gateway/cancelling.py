@@ -21,7 +21,10 @@ LONG = 4_000
 
 
 class Gateways:
-    """Gateways by name. What one asks another goes straight into its app, and is noted in `asked`."""
+    """Gateways by name. What one asks another goes straight into its app, and is noted in `asked`.
+
+    `deaf` ones fail a call at once, `hung` ones never answer it.
+    """
 
     def __init__(self, site: Site, **http: Any) -> None:
         self._site = site
@@ -30,6 +33,7 @@ class Gateways:
         self.apps: dict[str, App] = {}
         self.asked: list[tuple[str, str, str, str]] = []
         self.deaf: set[str] = set()
+        self.hung: set[str] = set()
 
     async def __aenter__(self) -> Gateways:
         return self
@@ -56,6 +60,8 @@ class Gateways:
             self.asked.append((who, name, method, f"/{path}"))
             if name in self.deaf:
                 raise TimeoutError
+            if name in self.hung:
+                await asyncio.Event().wait()
             answer = await ask(self.apps[name], f"/{path}", headers=headers, method=method)
             return PeerAnswer(answer.status, answer.body)
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast.gateway.kinship import path_of
 from holdfast.gateway.peers import FORWARDED, Answer, Peers, ask_by_httpx
 from holdfast.gateway.requests import RequestList
+from holdfast.gateway.telling import path_of
 from tests.unit.gateway.cancelling import Gateways, begin, cancelled, listed, running, site_of
 from tests.unit.gateway.client import ask
 from tests.unit.support.replicas import Site, eventually

@@ -118,7 +118,7 @@ async def _list(asking: _Asking, as_json: bool) -> None:
 
 async def _cancel(asking: _Asking, request: str, mode: Mode, as_json: bool) -> None:
     from holdfast.gateway.cli.tables import print_json
-    from holdfast.gateway.kinship import path_of
+    from holdfast.gateway.telling import path_of
 
     answer = await _asked(asking, "DELETE", path_of(request, f"mode={mode}"))
     if as_json:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast.gateway.fences import Fences
-from holdfast.gateway.kinship import Kinship
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.requests import Requests
+from holdfast.gateway.telling import Tellings
 from holdfast.simulations.checkers.cancels import CANCELS
 from holdfast.simulations.mutants.edits import edit
 from holdfast.simulations.mutants.mutant import CROWDED, Mutant, Setting
@@ -40,7 +40,7 @@ MUTANTS: Final = (
     Mutant(
         "children-elsewhere",
         "gateways that have children of a request hear of its end",
-        (edit(Kinship._tell, ("self._arrived.set()", "self._waiting.clear()")),),
+        (edit(Tellings.add, ("line.waiting.append(telling)", "pass")),),
         (CANCELS,),
         _LONG,
     ),
