@@ -138,7 +138,7 @@ REJECTIONS = GATEWAY.counter(
     "holdfast_rejections",
     "Requests turned away, by the first reason that holds: `kv_blocks`, `prefill_tokens`, `requests_in_flight`, "
     "`queue_age`, `queue_full`, `displaced` by one that goes first, `priority` of others, `retry_budget`, or "
-    "`no_replica` came in time; `gateway_full`, without a model, before a request is read.",
+    "`no_replica` came in time; `gateway_full`, without a model, before a request is understood.",
     "model", "reason",
     unit="requests",
     alert="sum by (model, reason) (rate(holdfast_rejections_total[5m])) > 1",

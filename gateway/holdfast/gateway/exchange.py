@@ -13,6 +13,7 @@ from typing import Final
 from starlette.types import Message, Receive, Scope, Send
 
 from holdfast.core.admission import Priority
+from holdfast.gateway.bodies import Bodies
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.machine import Entropy
 from holdfast.gateway.problems import (
@@ -104,7 +105,19 @@ def tenant_of(authorization: bytes | None) -> str:
 class Exchange:
     """A request and its answer. `started` tells whether the answer's status has been sent; `turn` is as in `Writer`."""
 
-    __slots__ = ("_receive", "_send", "_settings", "_stamp", "headers", "request_id", "started", "turn", "unread")
+    __slots__ = (
+        "_bodies",
+        "_held",
+        "_receive",
+        "_send",
+        "_settings",
+        "_stamp",
+        "headers",
+        "request_id",
+        "started",
+        "turn",
+        "unread",
+    )
 
     def __init__(
         self,
@@ -114,7 +127,9 @@ class Exchange:
         settings: HttpSettings,
         stamp: tuple[bytes, bytes],
         entropy: Entropy,
+        bodies: Bodies,
     ) -> None:
+        """What is read of the body counts in `bodies` until the answer begins, or `let_go`."""
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = request_id_of(self.headers.get(b"x-request-id"), entropy)
         self.started = False
@@ -124,11 +139,13 @@ class Exchange:
         self._send = send
         self._settings = settings
         self._stamp = stamp
+        self._bodies = bodies
+        self._held = 0
 
     async def body(self, left_s: float = math.inf) -> bytes:
         """The whole body, within `left_s` seconds at most.
 
-        Raises `HttpRefusal` if it is too long, too slow or not JSON; `ClientGone`.
+        Raises `HttpRefusal` if it is too long, too slow or not JSON; `Overloaded` as `Bodies.take`; `ClientGone`.
         """
         content_type = self.headers.get(b"content-type")
         if content_type is not None and not _is_json(content_type):
@@ -146,17 +163,27 @@ class Exchange:
     async def _read(self, message: Message) -> bytes:
         parts: list[bytes] = []
         left = self._settings.body_bytes_max
-        while message["type"] == "http.request":
-            part: bytes = message.get("body", b"")
-            left -= len(part)
-            self.unread = message.get("more_body", False)
-            if left < 0:
-                raise body_too_large(self._settings.body_bytes_max)
-            parts.append(part)
-            if not self.unread:
-                return part if len(parts) == 1 else b"".join(parts)
-            message = await self._receive()
-        raise ClientGone
+        try:
+            while message["type"] == "http.request":
+                part: bytes = message.get("body", b"")
+                left -= len(part)
+                self.unread = message.get("more_body", False)
+                if left < 0:
+                    raise body_too_large(self._settings.body_bytes_max)
+                self._bodies.take(len(part))
+                self._held += len(part)
+                parts.append(part)
+                if not self.unread:
+                    return part if len(parts) == 1 else b"".join(parts)
+                message = await self._receive()
+            raise ClientGone
+        finally:
+            parts.clear()  # an error holds them as long as its client is told of it
+
+    def let_go(self) -> None:
+        """The body is not needed any more."""
+        self._bodies.give(self._held)
+        self._held = 0
 
     async def answer(self, status: int, body: bytes, extra: list[tuple[bytes, bytes]] | None = None) -> None:
         """Send a whole answer in JSON."""
@@ -192,6 +219,7 @@ class Exchange:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
+        self.let_go()
         headers += ((b"x-request-id", self.request_id), self._stamp)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 

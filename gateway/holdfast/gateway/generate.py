@@ -18,6 +18,7 @@ from holdfast.core.errors import GatewayStopping, Overloaded
 from holdfast.gateway.answers import Collected, chat_answer, completion_answer
 from holdfast.gateway.asking import Asked, ask_chat, ask_completion
 from holdfast.gateway.backend import Backend, Claim, Delta, Session
+from holdfast.gateway.bodies import Bodies
 from holdfast.gateway.claims import claim_of, model_of
 from holdfast.gateway.exchange import ClientGone, Exchange, KeyRing
 from holdfast.gateway.http_settings import HttpSettings
@@ -142,11 +143,12 @@ class Generator:
         self._kinship = kinship
         self._tracer = tracer
         self._service = Service()
+        self._bodies = Bodies(settings.bodies_bytes_max, self._full)
 
     async def serve(self, form: Form, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange from beginning to end; whatever goes wrong becomes an answer, or an event."""
         entropy = self._machine.entropy
-        exchange = Exchange(scope, receive, send, self._settings, self._stamp, entropy)
+        exchange = Exchange(scope, receive, send, self._settings, self._stamp, entropy, self._bodies)
         trace = self._tracer.request(form.route, exchange.headers)
         meter = Meter(self._machine.monotonic_s, trace)
         model, request = "", None
@@ -158,12 +160,7 @@ class Generator:
             self._enter(meter)
             resume = resume_of(exchange.headers, form.id_prefix)
             meter.had = sum(resume.counts) if resume is not None else None
-            body = await exchange.body(request.left_s())
-            if resume is None:
-                self._shed(body, claim)
-            asked = form.ask(body, self._settings, entropy)
-            if resume is not None:
-                asked = resumed(asked, resume)
+            asked = await self._asked(form, exchange, request.left_s(), claim, resume)
             answer = resume.response_id if resume is not None else response_id(form.id_prefix, asked.seed, entropy)
             trace.asked(asked, answer)
             async with DisconnectWatch(receive, exchange, self._settings.write_timeout_s) as watch:
@@ -199,6 +196,7 @@ class Generator:
             meter.outcome = CANCELLED
             raise
         finally:
+            exchange.let_go()
             self._leave(meter)
             if request is not None:
                 meter.outcome = self._requests.ended(request, meter.outcome)
@@ -207,21 +205,35 @@ class Generator:
 
     def _enter(self, meter: Meter) -> None:
         """Raises `Overloaded` where as many requests are open as may be, of all models together."""
-        now_s, open_max = self._machine.monotonic_s(), self._settings.requests_max
+        open_max = self._settings.requests_max
         if self._metrics.in_flight > open_max:
-            self._metrics.ledger.add(REJECTIONS, "", Reason.GATEWAY_FULL)
-            self._service.rejected(now_s)
-            after_s = self._service.retry_after_s(0, open_max, now_s, self._machine.rng.random())
-            message = f"The request was rejected ({Reason.GATEWAY_FULL}): {open_max} are open at this gateway."
-            raise Overloaded(message, after_s, Reason.GATEWAY_FULL)
-        meter.entered_s = now_s
-        self._service.began(Priority.DEFAULT, now_s)
+            raise self._full(f"{open_max} are open at this gateway")
+        meter.entered_s = self._machine.monotonic_s()
+        self._service.began(Priority.DEFAULT, meter.entered_s)
+
+    def _full(self, what: str) -> Overloaded:
+        """Count a rejection for all models together; the error for it."""
+        now_s = self._machine.monotonic_s()
+        self._metrics.ledger.add(REJECTIONS, "", Reason.GATEWAY_FULL)
+        self._service.rejected(now_s)
+        in_flight = min(self._metrics.in_flight, self._settings.requests_max)
+        after_s = self._service.retry_after_s(0, in_flight, now_s, self._machine.rng.random())
+        message = f"The request was rejected ({Reason.GATEWAY_FULL}): {what}."
+        return Overloaded(message, after_s, Reason.GATEWAY_FULL)
 
     def _leave(self, meter: Meter) -> None:
         """The request is open no longer, if it was let in."""
         self._metrics.in_flight -= 1
         if meter.entered_s is not None:
             self._service.stayed(self._machine.monotonic_s() - meter.entered_s)
+
+    async def _asked(self, form: Form, exchange: Exchange, left_s: float, claim: Claim, resume: Resume | None) -> Asked:
+        """What the request asks for. Its body, which may be long, is needed no longer than here."""
+        body = await exchange.body(left_s)
+        if resume is None:
+            self._shed(body, claim)
+        asked = form.ask(body, self._settings, self._machine.entropy)
+        return asked if resume is None else resumed(asked, resume)
 
     def _shed(self, body: bytes, claim: Claim) -> None:
         """Reject what would be rejected anyway before the work of reading it. Raises `Overloaded`, `UnknownModel`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 
 class HttpSettings(BaseModel):
@@ -36,6 +36,11 @@ class HttpSettings(BaseModel):
     body_bytes_max: Annotated[int, Field(ge=1)] = Field(
         default=4 * 1024 * 1024, description="The longest request body, in bytes. A longer one gets 413."
     )
+    bodies_bytes_max: Annotated[int, Field(ge=1)] = Field(
+        default=1024 * 1024 * 1024,
+        description="So much of all requests' bodies is held at once, in bytes, each until its answer begins. Requests "
+        "for tokens that bring more are rejected. Not below `body_bytes_max`.",
+    )
     body_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=30.0, description="How long a client may take to send its body, in seconds. A slower one gets 408."
     )
@@ -56,3 +61,9 @@ class HttpSettings(BaseModel):
     stop_chars_max: Annotated[int, Field(ge=1)] = Field(
         default=256, description="The longest stop sequence, in characters. Text that may begin one is held back."
     )
+
+    @model_validator(mode="after")
+    def _one_body_has_room(self) -> HttpSettings:
+        if self.bodies_bytes_max < self.body_bytes_max:
+            raise ValueError("bodies_bytes_max must not be below body_bytes_max: the longest body has to fit")
+        return self

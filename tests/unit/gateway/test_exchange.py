@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from holdfast.core.errors import Overloaded
+from holdfast.gateway.bodies import Bodies
 from holdfast.gateway.exchange import WRITE_BYTES, Exchange
 from holdfast.gateway.http_settings import HttpSettings
 
@@ -22,8 +24,9 @@ async def test_a_long_body_is_written_whole_in_bounded_pieces(length: int, more:
     async def receive() -> Any:
         raise AssertionError("nothing is read")
 
+    bodies = Bodies(1, lambda what: Overloaded(what, 1.0))
     exchange = Exchange(
-        {"headers": []}, receive, send, HttpSettings(), (b"server", b"test"), random.Random(1).randbytes
+        {"headers": []}, receive, send, HttpSettings(), (b"server", b"test"), random.Random(1).randbytes, bodies
     )
     body = random.Random(2).randbytes(length)
     await exchange.write(body, more=more)

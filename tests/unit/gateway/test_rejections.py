@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from typing import Any
+
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from holdfast.core.admission import Priority, Reason
 from holdfast.core.errors import NoReplica, Overloaded, StreamLost
 from holdfast.core.thresholds import NONE_SET
-from holdfast.gateway.app import HttpSettings, create_app
+from holdfast.gateway.app import App, HttpSettings, create_app
 from holdfast.gateway.backend import Claim
+from holdfast.gateway.bodies import Bodies
 from holdfast.gateway.claims import model_of
 from holdfast.gateway.generate import Meter
 from holdfast.gateway.machine import Machine
 from holdfast.gateway.tracing import UNTRACED
-from tests.unit.gateway.client import CHAT, ask, chat
+from tests.unit.gateway.client import CHAT, ask, chat, converse
 from tests.unit.gateway.fakes import FakeBackend
+from tests.unit.support.replicas import eventually
 
 FULL = Overloaded("no room", 7.25, Reason.KV_BLOCKS)
 
@@ -103,6 +109,68 @@ async def test_a_full_gateway_says_when_to_come_again_and_counts_it() -> None:
     assert int(answer.headers["retry-after"]) >= 1
     metrics = await ask(app, "/metrics", method="GET")
     assert b'holdfast_rejections_total{model="",reason="gateway_full"} 1' in metrics.body
+
+
+def with_small_bodies(backend: FakeBackend) -> tuple[App, Bodies]:
+    app = create_app(backend, HttpSettings(body_bytes_max=1_000, bodies_bytes_max=1_000))
+    return app, app._generator._bodies
+
+
+async def test_bodies_in_hand_are_bounded_together_and_more_is_not_kept() -> None:
+    app, bodies = with_small_bodies(FakeBackend())
+    bodies.take(900)
+    parts = [b"{" + b" " * 59] * 5
+    answer = await converse(app, CHAT, parts)
+    assert (answer.status, answer.headers["x-holdfast-reason"]) == (503, "gateway_full")
+    assert "1000 bytes of request bodies" in answer.error["message"]
+    assert int(answer.headers["retry-after"]) >= 1
+    assert bodies.held == 900
+    metrics = await ask(app, "/metrics", method="GET")
+    assert b'holdfast_rejections_total{model="",reason="gateway_full"} 1' in metrics.body
+    bodies.give(900)
+    assert (await ask(app, CHAT, chat())).status == 200
+
+
+@pytest.mark.parametrize(("stream", "held"), [(False, len(json.dumps(chat(stream=False)))), (True, 0)])
+async def test_a_body_counts_until_its_answer_begins(stream: bool, held: int) -> None:
+    backend = FakeBackend(gate=asyncio.Event())
+    app, bodies = with_small_bodies(backend)
+    assert backend.gate is not None
+    asking = asyncio.create_task(ask(app, CHAT, chat(stream=stream)))
+    await eventually(lambda: backend.chunks > 0 and bodies.held == held)
+    assert not asking.done()
+    backend.gate.set()
+    assert (await asking).status == 200
+    assert bodies.held == 0
+
+
+@pytest.mark.parametrize("body", [b"{", b" " * 1_001, json.dumps(chat(model="none")).encode()])
+async def test_a_body_that_brings_nothing_counts_no_longer(body: bytes) -> None:
+    app, bodies = with_small_bodies(FakeBackend())
+    assert (await ask(app, CHAT, body)).status >= 400
+    assert bodies.held == 0
+
+
+async def test_a_client_that_leaves_amid_its_body_counts_no_longer() -> None:
+    app, bodies = with_small_bodies(FakeBackend())
+    held = []
+
+    async def receive() -> dict[str, Any]:
+        held.append(bodies.held)
+        if len(held) < 3:
+            return {"type": "http.request", "body": b" " * 10, "more_body": True}
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        raise AssertionError("nobody is there to be told")
+
+    await app({"type": "http", "path": CHAT, "method": "POST", "headers": []}, receive, send)
+    assert (held, bodies.held) == ([0, 10, 20], 0)
+
+
+def test_the_longest_body_fits_among_those_in_hand() -> None:
+    with pytest.raises(ValidationError, match="the longest body has to fit"):
+        HttpSettings(body_bytes_max=1_001, bodies_bytes_max=1_000)
 
 
 async def test_a_full_gateway_of_long_requests_is_to_be_asked_again_when_one_will_have_ended() -> None:
