@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from holdfast.simulations.cli import app
 from holdfast.simulations.faults.kinds import KINDS
 from holdfast.simulations.history import History
 from holdfast.simulations.plan import Plan
-from holdfast.simulations.running import commands, output
+from holdfast.simulations.running import campaign, commands, output
 from holdfast.simulations.running.output import brief
 from holdfast.simulations.simulation import Result
 from tests.unit.simulations import fake_runs
@@ -74,6 +75,22 @@ def test_a_table_tells_in_how_many_seeds_each_kind_of_fault_was_injected(sim: In
     assert ["clogging", "0", "0"] in rows
     assert ended.stdout.rstrip().endswith(": none failed")
     assert "never injected: " in ended.stdout
+
+
+def test_many_seeds_of_which_none_had_a_kind_of_fault_are_a_failure(
+    sim: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "ALL_INJECTED_SEEDS", 2)
+    assert sim("run", "--seeds", "1", "--jobs", "1").exit_code == 0
+    ended = sim("run", "--seeds", "2", "--jobs", "1")
+    assert ended.exit_code == 1
+    last = ended.stdout.rstrip().splitlines()[-1]
+    assert last.endswith(": none failed, but not every kind of fault was injected, as it must be in 2 seeds or more")
+    assert "\nnever injected: node crash, " in ended.stdout
+    told = sim("run", "--seeds", "2", "--jobs", "1", "--json")
+    assert (told.exit_code, json.loads(told.stdout)["failed"]) == (1, 0)
+    monkeypatch.setattr(campaign, "kinds_of", lambda _scenario: ["freeze"])
+    assert sim("run", "--seeds", "2", "--jobs", "1").exit_code == 0
 
 
 def test_machines_get_one_object(sim: Invoke) -> None:
@@ -142,7 +159,13 @@ def test_of_many_failed_seeds_each_has_at_least_its_line(sim: Invoke, monkeypatc
         (["replay", "lost", "--scenario", "core"], "--scenario goes with a seed; lost has its own"),
         (["replay", "1", "--only-faults", "1,99"], "--only-faults 1,99: seed 1 has no 99 there; it has 0, 1, 2"),
         (["replay", "1", "--only-work", "x"], "--only-work x: seed 1 has no x there; it has op"),
-        (["replay", "1", "--report", "/nowhere/x.html"], "/nowhere/x.html can't be written: /nowhere is no directory"),
+        (
+            ["replay", "1", "--report", "/nowhere/x.html"],
+            "/nowhere/x.html can't be written: /nowhere is no directory; make it",
+        ),
+        (["replay", "1", "--report", "/"], "/ can't be written: it is a directory; name a file"),
+        (["replay", "1", "--report", "/dev/full"], "/dev/full can't be written: No space left on device; name a file"),
+        (["shrink", "1", "--save", "/"], "/ can't be written: it is a directory; name a file"),
         (["shrink", "1", "--jobs", "1"], "seed 1 of standard breaks no invariant: there is nothing to shrink"),
         (["shrink", "1", "--save", "/nowhere/x.json"], "/nowhere/x.json can't be written: /nowhere is no directory"),
     ],
@@ -172,6 +195,29 @@ def test_a_replay_is_drawn_in_a_file_and_in_the_terminal(sim: Invoke, tmp_path: 
     assert "broken" in ended.stdout
     assert f"drawn in {page}" in ended.stdout
     assert "exactly-once" in page.read_text()
+
+
+@pytest.mark.parametrize("command", [("replay", "3", "--report"), ("shrink", "3", "--save")])
+def test_what_may_not_be_written_is_told_before_anything_runs(
+    sim: Invoke, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = tmp_path / "there.json"
+    there.write_text("mine")
+    monkeypatch.setattr(os, "access", lambda _place, how: how != os.W_OK)
+    for path, place in ((there, there), (tmp_path / "new.json", tmp_path)):
+        ended = sim(*command, str(path))
+        told = f"holdfast: {path} can't be written: {place} is not yours to write; name a file elsewhere"
+        assert (ended.exit_code, ended.stdout, ended.stderr) == (2, "", f"{told}\n")
+    assert there.read_text() == "mine"
+
+
+def test_what_was_shrunk_is_told_though_it_can_t_be_kept(sim: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "attempt", fake_runs.attempt)
+    for as_json in ((), ("--json",)):
+        ended = sim("shrink", "3", "--jobs", "1", "--save", "/dev/full", *as_json)
+        assert ended.exit_code == 2
+        assert "holdfast sim replay 3 --scenario standard --only-faults 2" in ended.stdout
+        assert ended.stderr.endswith("/dev/full can't be written: No space left on device; name a file elsewhere\n")
 
 
 def test_of_a_traceback_only_the_end_is_told_among_other_seeds() -> None:

@@ -287,6 +287,38 @@ def test_nobody_listens_and_nobody_answers() -> None:
     assert outcomes == ["refused", "timed out"]
 
 
+def test_two_delays_of_one_way_add_up_and_each_ends_by_itself() -> None:
+    pair = Pair()
+    network, (a, b) = pair.world.network, (pair.world.host("a"), pair.world.host("b"))
+
+    def longest_s() -> float:
+        return max(network._way_s(a, b) for _ in range(300))
+
+    usual_s = longest_s()
+    network.delay("a", "b", 10.0)
+    network.delay("a", "b", 5.0)
+    assert 13.0 < longest_s() < 15.1
+    network.undelay("a", "b", 10.0)
+    assert 4.0 < longest_s() < 5.1
+    network.undelay("a", "b", 5.0)
+    assert longest_s() < 2 * usual_s < 0.1
+
+
+def test_what_is_clogged_twice_is_held_up_until_both_are_over() -> None:
+    pair = Pair()
+    network, end = pair.world.network, pair.ends[0]
+    network.clog(end)
+    network.clog(end)
+    pair.send("late")
+    pair.run(1)
+    network.unclog(end)
+    pair.run(1)
+    assert pair.got == []
+    network.unclog(end)
+    pair.run(1)
+    assert pair.got == ["late"]
+
+
 def test_wall_clocks_are_skewed_by_host() -> None:
     shown: list[float] = []
 

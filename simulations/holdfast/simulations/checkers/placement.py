@@ -298,9 +298,11 @@ _ENDS: Final = (ev.ReplicaExited, ev.NodeJoined, ev.NodeLeft, ev.NodeLost)
 
 
 def updates(history: History) -> list[Violation]:
-    """An update never stops an old replica while fewer than are wanted would remain: old ones, and new ones that run.
+    """An update stops an old replica only while at least one fewer than are wanted would remain: old ones, and new ones
+    that run.
 
-    One fewer may be, and those that ended of themselves a short while before may be missing as well.
+    One fewer always passes, since a place is made in this way where no node has room; that there was none is not looked
+    at. Those that ended of themselves within `UNREAD_S` before may be missing as well.
     """
     log = final_log(history)
     found = []

@@ -113,7 +113,7 @@ class Cluster:
         self.over = False
         self.restarts = world.rng("restarts")
         self._lives: dict[SimProcess, Life] = {}
-        self.servers = Servers(world, NAME, plan.knobs, history, self.began)
+        self.servers = Servers(world, NAME, plan.knobs, history, self.began, plan.scenario.healed_s)
         scenario = plan.scenario
         self.nodes = [Member(self, NODE, f"n{number + 1}", self._be_node) for number in range(scenario.nodes)]
         self.gateways = [

@@ -36,6 +36,7 @@ class BreakableEngine:
         self._replica = replica
         self._history = history
         self._attempts: dict[int, Attempt] = {}
+        self.hangs = False
         self.slow_s = 0.0
         self.out_of_memory = False
         self.cuts_answers = False
@@ -146,10 +147,12 @@ class BreakableEngine:
 
     def hang(self) -> None:
         """Stand still from the next step on."""
+        self.hangs = True
         self._engine.hang()
 
     def resume(self) -> None:
         """Go on."""
+        self.hangs = False
         self._engine.resume()
 
 

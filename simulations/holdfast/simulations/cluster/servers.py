@@ -28,9 +28,14 @@ Began = Callable[[SimProcess, str], object]
 
 
 class Servers:
-    """The servers of both kinds, by their hosts. `began(process, role)` hears of each process."""
+    """The servers of both kinds, by their hosts. `began(process, role)` hears of each process.
 
-    def __init__(self, world: World, cluster: str, knobs: Knobs, history: History, began: Began) -> None:
+    By `healed_s` (true time) all that faults do to the leases' servers is over.
+    """
+
+    def __init__(
+        self, world: World, cluster: str, knobs: Knobs, history: History, began: Began, healed_s: float
+    ) -> None:
         self.log_hosts = [f"nats{number + 1}" for number in range(knobs.log_servers)]
         self.lease_hosts = [f"etcd{number + 1}" for number in range(knobs.lease_servers)]
         self.jetstream = JetStream(
@@ -41,7 +46,7 @@ class Servers:
             subject_prefix=subject_prefix(cluster),
         )
         self.etcd = EtcdServers(world, history, self.lease_hosts, draw_etcd_knobs(world.rng("etcd knobs")))
-        self.etcd_faults = EtcdFaults(self.etcd)
+        self.etcd_faults = EtcdFaults(self.etcd, healed_s)
         self.processes: dict[str, SimProcess] = {}
         self.log_settings = JetStreamSettings(
             urls=self.jetstream.urls,

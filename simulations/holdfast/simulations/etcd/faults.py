@@ -2,11 +2,13 @@
 
 Each fault is begun with a generator, from which it draws what it hits, and a time for which it lasts (virtual seconds;
 infinity: for good), after which it heals by itself. It gives what it hit, or None where it can't happen: with one
-member nobody else can lead. Whether it did anything shows later: nobody may have asked for what would have failed.
+member nobody else can lead. All that any of them does is over by one time, which is given beforehand. Whether it did
+anything shows later: nobody may have asked for what would have failed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Final, NamedTuple
@@ -42,20 +44,25 @@ FROZEN_LEADER_S = 2 * ELECTION_S + 2 * TICK_S
 
 
 class Hit(NamedTuple):
-    """What a fault hit: a member, or several. `struck()` tells how often it has done something until now."""
+    """What a fault hit: a member, or several. `struck()` tells how often it has done something until now.
+
+    `lasts_s` is for how long it really lasts, 0 where it was over at once.
+    """
 
     name: str
     struck: Callable[[], int]
+    lasts_s: float = 0.0
 
 
 Begin = Callable[[Random, float], Hit | None]
 
 
 class EtcdFaults:
-    """Faults of one etcd. `kinds` has what begins each."""
+    """Faults of one etcd. `kinds` has what begins each. By `over_s` (true time) all that they do is over."""
 
-    def __init__(self, servers: EtcdServers) -> None:
+    def __init__(self, servers: EtcdServers, over_s: float = math.inf) -> None:
         self._servers = servers
+        self._over_s = over_s
         self._world = servers.world
         self._group = servers.group
         self.kinds: dict[str, Begin] = {
@@ -84,7 +91,7 @@ class EtcdFaults:
         def begin(rng: Random, lasts_s: float) -> Hit:
             name = rng.choice(self._servers.names)
             trouble = self._servers.troubles[name]
-            heal = trouble.begin(kind, rng.uniform(0.2, 1.0))
+            heal = trouble.begin(kind, rng.uniform(0.2, 1.0), self._over_s)
             return self._window(name, lasts_s, lambda: trouble.befell[kind], heal)
 
         return begin
@@ -125,7 +132,7 @@ class EtcdFaults:
                 trouble.holds_watches -= 1
 
         kept = lambda: sum(trouble.kept_changes for trouble in troubles)  # noqa: E731
-        return self._window(members[0].name, behind_s + TICK_S, kept, release)
+        return self._window(members[0].name, min(behind_s + TICK_S, self._left_s), kept, release)
 
     # --- leases and leaders -----------------------------------------------------------------------------
 
@@ -148,10 +155,12 @@ class EtcdFaults:
             return None
         ttls_s = [lease.ttl_s for lease in self._group.state.leases.values() if lease.ttl_s <= MEMBER_TTL_MAX_S]
         longest_s = max(ttls_s, default=0)
-        leader.process.freeze()
         frozen_s = max(lasts_s, FROZEN_LEADER_S, longest_s + TICK_S)
+        if frozen_s > self._left_s:
+            return None
+        leader.process.freeze()
         self._world.scheduler.call_later(frozen_s, leader.process.thaw)
-        return _done(leader.disk.name)
+        return Hit(leader.disk.name, lambda: 1, frozen_s)
 
     def _change_leader(self, _rng: Random, _lasts_s: float) -> Hit | None:
         leader = self._group.leader()
@@ -191,7 +200,8 @@ class EtcdFaults:
         def heal() -> None:
             disk.slow_s = max(0.0, disk.slow_s - slow_s)
 
-        return self._window(name, lasts_s, lambda: disk.slowed, heal)
+        # What it writes at last takes longer as well.
+        return self._window(name, min(lasts_s, self._left_s - slow_s), lambda: disk.slowed, heal)
 
     def _run_out_of_space(self, _rng: Random, lasts_s: float) -> Hit:
         self._group.state.full += 1
@@ -203,12 +213,18 @@ class EtcdFaults:
 
     # --- helpers ----------------------------------------------------------------------------------------
 
+    @property
+    def _left_s(self) -> float:
+        """For how long (seconds) a fault that begins now may last."""
+        return self._over_s - self._world.now_s
+
     def _quorum_without(self, name: str) -> bool:
         others = [member for member in self._servers.running() if member.name != name and member.voter.runs]
         return len(others) >= self._group.quorum
 
     def _window(self, name: str, lasts_s: float, count: Callable[[], int], heal: Callable[[], object]) -> Hit:
         """A fault that heals after a while. It strikes as often as `count` grows until then."""
+        lasts_s = max(0.0, lasts_s)
         before, at_end = count(), list[int]()
 
         def over() -> None:
@@ -216,7 +232,7 @@ class EtcdFaults:
             at_end.append(count())
 
         self._world.scheduler.call_later(lasts_s, over)
-        return Hit(name, lambda: (at_end[0] if at_end else count()) - before)
+        return Hit(name, lambda: (at_end[0] if at_end else count()) - before, lasts_s)
 
 
 def _done(name: str) -> Hit:

@@ -161,8 +161,10 @@ class Member:
     def _receive(self, end: End, message: Message) -> None:
         call = Call(self, end)
         self.trouble.asked += 1
-        if self.trouble.now and not self.trouble.lets_in(call, lambda after_s: self._again(after_s, end, message)):
-            return
+        if self.trouble.now:
+            now_s = self._group.world.now_s
+            if not self.trouble.lets_in(call, now_s, lambda after_s: self._again(after_s, end, message)):
+                return
         self._handle(call, end, message)
 
     def _again(self, after_s: float, end: End, message: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from random import Random
@@ -32,7 +33,7 @@ class Trouble:
     """
 
     def __init__(self, rng: Random) -> None:
-        self.now: list[tuple[str, float]] = []
+        self.now: list[tuple[str, float, float]] = []
         self.holds_expiry = 0
         self.holds_watches = 0
         self.asked = 0
@@ -41,15 +42,15 @@ class Trouble:
         self.kept_changes = 0
         self._rng = rng
 
-    def begin(self, kind: str, part: float) -> Callable[[], None]:
-        """Let this happen to a part (0 to 1) of the requests; gives what ends it."""
-        spell = (kind, part)
+    def begin(self, kind: str, part: float, over_s: float = math.inf) -> Callable[[], None]:
+        """Let this happen to a part (0 to 1) of the requests; gives what ends it. None comes again after `over_s`."""
+        spell = (kind, part, over_s)
         self.now.append(spell)
         return lambda: self.now.remove(spell)
 
-    def lets_in(self, call: Call, later: Callable[[float], None]) -> bool:
-        """Whether a request gets to its member. `later(delay_s)` has it come once more."""
-        for kind, part in self.now:
+    def lets_in(self, call: Call, now_s: float, later: Callable[[float], None]) -> bool:
+        """Whether a request that comes now gets to its member. `later(delay_s)` has it come once more."""
+        for kind, part, over_s in self.now:
             if self._rng.random() >= part:
                 continue
             self.befell[kind] += 1
@@ -58,7 +59,7 @@ class Trouble:
             if kind == UNANSWERED:
                 call.mute = True
             elif kind == REPEATED:
-                later(REPEATED_MAX_S * self._rng.random())
+                later(max(0.0, min(REPEATED_MAX_S, over_s - now_s)) * self._rng.random())
             elif self._rng.random() < 0.5:
                 call.instead = TIMEOUT
             else:

@@ -26,13 +26,15 @@ Mend = Callable[[], object]
 class Broken(NamedTuple):
     """What a fault did. `mend` is None where it was over at once; `target` empty where there was nothing to break.
 
-    `struck` tells at the end of the run whether it ever did anything, where that is open when it is injected.
+    `struck` tells at the end of the run whether it ever did anything, where that is open when it is injected. `lasts_s`
+    is for how long it breaks something, where that is not what was drawn.
     """
 
     target: str
     mend: Mend | None = None
     details: str = ""
     struck: Callable[[], object] | None = None
+    lasts_s: float | None = None
 
 
 NOTHING = Broken("")
@@ -96,7 +98,8 @@ class Injector:
             told.until_s = now_s
         elif self.cluster.plan.scenario.heals:
             self._mends[fault] = (broken.mend, told)
-            self.cluster.world.scheduler.call_at(fault.at_s + fault.lasts_s, self._heal, fault)
+            until_s = fault.at_s + fault.lasts_s if broken.lasts_s is None else now_s + broken.lasts_s
+            self.cluster.world.scheduler.call_at(until_s, self._heal, fault)
 
     def _look_again(self, fault: Fault) -> None:
         scenario, at_s = self.cluster.plan.scenario, fault.at_s + LOOK_S
@@ -131,6 +134,10 @@ class Injector:
         if not self.core:
             names += self.cluster.servers.hosts
         return [name for name in names if name not in self.core]
+
+
+def over() -> None:
+    """What mends a fault that ends by itself."""
 
 
 def pick(among: Sequence[T], fault: Fault) -> T | None:

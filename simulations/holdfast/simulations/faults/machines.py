@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from holdfast.simulations.cluster.engines import BreakableEngine
 from holdfast.simulations.cluster.replicas import RunningReplica
 from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kind, pick
 from holdfast.simulations.plan import Fault
@@ -37,30 +40,37 @@ def _jump(injector: Injector, fault: Fault) -> Broken:
 # --- engines --------------------------------------------------------------------------------------------
 
 
-def _loaded(injector: Injector, fault: Fault) -> RunningReplica | None:
-    return pick([replica for replica in injector.replicas() if replica.engine is not None], fault)
+def _loaded(
+    injector: Injector, fault: Fault, befallen: Callable[[BreakableEngine], object] = lambda _engine: False
+) -> tuple[RunningReplica, BreakableEngine] | None:
+    """One that has its engine, unless this fault has befallen that already: its first end would be that of both."""
+    loaded = [(replica, engine) for replica in injector.replicas() if (engine := replica.engine) is not None]
+    return pick([one for one in loaded if not befallen(one[1])], fault)
 
 
 def _hang(injector: Injector, fault: Fault) -> Broken:
-    replica = _loaded(injector, fault)
-    if replica is None or (engine := replica.engine) is None:
+    found = _loaded(injector, fault, lambda engine: engine.hangs)
+    if found is None:
         return NOTHING
+    replica, engine = found
     engine.hang()
     return Broken(replica.name, lambda: replica.process.call(engine.resume))
 
 
 def _out_of_memory(injector: Injector, fault: Fault) -> Broken:
-    replica = _loaded(injector, fault)
-    if replica is None or (engine := replica.engine) is None:
+    found = _loaded(injector, fault, lambda engine: engine.out_of_memory)
+    if found is None:
         return NOTHING
+    replica, engine = found
     engine.out_of_memory = True
     return Broken(replica.name, struck=lambda: engine.ran_out)
 
 
 def _slow_engine(injector: Injector, fault: Fault) -> Broken:
-    replica = _loaded(injector, fault)
-    if replica is None or (engine := replica.engine) is None:
+    found = _loaded(injector, fault, lambda engine: engine.slow_s)
+    if found is None:
         return NOTHING
+    replica, engine = found
     engine.slow_s = 0.05 * 20**fault.amount
 
     def mend() -> None:
@@ -70,46 +80,50 @@ def _slow_engine(injector: Injector, fault: Fault) -> Broken:
 
 
 def _cut_answer(injector: Injector, fault: Fault) -> Broken:
-    replica = _loaded(injector, fault)
-    if replica is None or (engine := replica.engine) is None:
+    found = _loaded(injector, fault, lambda engine: engine.cuts_answers)
+    if found is None:
         return NOTHING
+    replica, engine = found
     engine.cuts_answers = True
     return Broken(replica.name, struck=lambda: engine.cut)
 
 
 def _lose_stream(injector: Injector, fault: Fault) -> Broken:
     engines = [(replica, engine) for replica in injector.replicas() if (engine := replica.engine) and engine.begun]
-    chosen = pick(engines, fault)
-    if chosen is None:
+    found = pick(engines, fault)
+    if found is None:
         return NOTHING
-    replica, engine = chosen
+    replica, engine = found
     engine.lose_stream(fault.amount)
     return Broken(replica.name)
 
 
 def _sicken(injector: Injector, fault: Fault) -> Broken:
     """Its own health check raises from now on, though it makes tokens."""
-    replica = _loaded(injector, fault)
-    if replica is None or (engine := replica.engine) is None:
+    found = _loaded(injector, fault, lambda engine: engine.sick)
+    if found is None:
         return NOTHING
+    replica, engine = found
     engine.sick = True
     return Broken(replica.name, lambda: setattr(engine, "sick", False))
 
 
 def _make_barren(injector: Injector, fault: Fault) -> Broken:
     """It steps, and nothing comes of it."""
-    replica = _loaded(injector, fault)
-    if replica is None or (engine := replica.engine) is None:
+    found = _loaded(injector, fault, lambda engine: engine.barren)
+    if found is None:
         return NOTHING
+    replica, engine = found
     engine.barren = True
     return Broken(replica.name, lambda: setattr(engine, "barren", False))
 
 
 def _fail_device(injector: Injector, fault: Fault) -> Broken:
     """The driver reports that a GPU is gone."""
-    replica = _loaded(injector, fault)
-    if replica is None or (engine := replica.engine) is None:
+    found = _loaded(injector, fault)
+    if found is None:
         return NOTHING
+    replica, engine = found
     replica.process.call(engine.device_events.inject, XID_GPU_GONE)
     return Broken(replica.name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kind, Mend, pick
+from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kind, Mend, over, pick
 from holdfast.simulations.plan import Fault
 
 
@@ -56,7 +56,7 @@ def _delay(injector: Injector, fault: Fault) -> Broken:
 
     def mend() -> None:
         for way in ways:
-            network.delay(*way, 0.0)
+            network.undelay(*way, delay_s)
 
     return Broken(
         f"{one}>{','.join(others)}",
@@ -76,14 +76,9 @@ def _clog(injector: Injector, fault: Fault) -> Broken:
         return NOTHING
     for end in ends:
         scheduler.call_later(fault.lasts_s * 0.3 * rng.random(), network.clog, end)
-
-    def mend() -> None:
-        for end in ends:
-            network.unclog(end)
-
     for end in ends:
         scheduler.call_later(fault.lasts_s * (0.4 + 0.6 * rng.random()), network.unclog, end)
-    return Broken("network", mend, f"{len(ends)} ends of connections")
+    return Broken("network", over, f"{len(ends)} ends of connections")
 
 
 def _cut(injector: Injector, fault: Fault) -> Broken:

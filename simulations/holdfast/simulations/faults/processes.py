@@ -48,15 +48,15 @@ def _tell_replica(injector: Injector, fault: Fault) -> Broken:
     return Broken(replica.name, details="twice" if twice else "")
 
 
-def _process(injector: Injector, fault: Fault) -> SimProcess | None:
-    """Any process of a node, a gateway or a replica."""
+def _processes(injector: Injector) -> list[SimProcess]:
+    """The processes of nodes, gateways and replicas."""
     members = [member.process for member in injector.members() if member.process is not None]
-    return pick([*members, *(replica.process for replica in injector.replicas())], fault)
+    return [*members, *(replica.process for replica in injector.replicas())]
 
 
 def _freeze(injector: Injector, fault: Fault) -> Broken:
-    process = _process(injector, fault)
-    if process is None or process.frozen:
+    process = pick([process for process in _processes(injector) if not process.frozen], fault)
+    if process is None:
         return NOTHING
     injector.cluster.froze(process)
     return Broken(process.name, lambda: injector.cluster.thawed(process))
@@ -67,7 +67,7 @@ SLOW_S = (0.0002, 0.01)
 
 
 def _slow(injector: Injector, fault: Fault) -> Broken:
-    process = _process(injector, fault)
+    process = pick([process for process in _processes(injector) if not process.slowed], fault)
     if process is None:
         return NOTHING
     low_s, high_s = SLOW_S
@@ -91,10 +91,10 @@ def _lose_power(injector: Injector, fault: Fault) -> Broken:
 
 
 def _launches_fail(injector: Injector, fault: Fault) -> Broken:
-    member = pick(injector.members("node"), fault)
+    failing = injector.cluster.launch_failures if fault.amount < 0.5 else injector.cluster.load_failures
+    member = pick([node for node in injector.members("node") if node.host not in failing], fault)
     if member is None:
         return NOTHING
-    failing = injector.cluster.launch_failures if fault.amount < 0.5 else injector.cluster.load_failures
     failing.add(member.host)
     starts = injector.cluster.failed_starts
     before = starts[member.host]

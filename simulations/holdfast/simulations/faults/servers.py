@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.simulations.etcd import faults as etcd_faults
-from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kind, pick
+from holdfast.simulations.faults.injection import NOTHING, Broken, Injector, Kind, over, pick
 from holdfast.simulations.nats import faults as jetstream_faults
 from holdfast.simulations.plan import Fault
 
@@ -63,6 +63,8 @@ def _lose_power(what: str) -> Callable[[Injector, Fault], Broken]:
         if fault.amount > ALL_PART:
             hosts = [hosts[int(fault.pick * len(hosts))]]
         hosts = [host for host in hosts if cluster.world.host(host).up]
+        if not any(cluster.servers.processes[host].alive for host in hosts):
+            return NOTHING
         for host in hosts:
             cluster.power_off(host, fault.kind)
 
@@ -85,8 +87,11 @@ def _trouble(kind: str, max_s: float = 0.0) -> Callable[[Injector, Fault], Broke
     def inject(injector: Injector, fault: Fault) -> Broken:
         jetstream = injector.cluster.servers.jetstream
         part = PART_MIN + (1 - PART_MIN) * fault.amount
-        window = jetstream.trouble(kind, fault.lasts_s, injector.rng(fault), part=part, max_s=max_s * fault.pick)
-        return Broken("log", _over, f"{part:.0%}", lambda: window.struck)
+        over_s = injector.cluster.plan.scenario.healed_s
+        window = jetstream.trouble(
+            kind, fault.lasts_s, injector.rng(fault), part=part, max_s=max_s * fault.pick, over_s=over_s
+        )
+        return Broken("log", over, f"{part:.0%}", lambda: window.struck)
 
     return inject
 
@@ -100,12 +105,9 @@ def _read_stale(injector: Injector, fault: Fault) -> Broken:
     jetstream, rng = injector.cluster.servers.jetstream, injector.rng(fault)
     if not jetstream.change_leader(rng):
         return NOTHING
-    window = jetstream.trouble(jetstream_faults.STALE_READ, fault.lasts_s, rng, max_s=STALE_MAX_S)
-    return Broken("log", _over, "the leader steps down", lambda: window.struck)
-
-
-def _over() -> None:
-    """It is over by itself."""
+    over_s = injector.cluster.plan.scenario.healed_s
+    window = jetstream.trouble(jetstream_faults.STALE_READ, fault.lasts_s, rng, max_s=STALE_MAX_S, over_s=over_s)
+    return Broken("log", over, "the leader steps down", lambda: window.struck)
 
 
 def _consumers(do: Callable[[Injector, Fault], int]) -> Callable[[Injector, Fault], Broken]:
@@ -141,8 +143,8 @@ def _skip_deliveries(injector: Injector, fault: Fault) -> int:
 def _disconnect(injector: Injector, fault: Fault) -> Broken:
     servers = injector.cluster.servers
     index = int(fault.pick * len(servers.log_hosts))
-    servers.jetstream.disconnect_clients(index)
-    return Broken(servers.log_hosts[index])
+    clients = servers.jetstream.disconnect_clients(index)
+    return Broken(servers.log_hosts[index], None, f"{clients} clients") if clients else NOTHING
 
 
 def _change_leader(injector: Injector, fault: Fault) -> Broken:
@@ -182,7 +184,7 @@ def _etcd(kind: str) -> Callable[[Injector, Fault], Broken]:
         hit = injector.cluster.servers.etcd_faults.begin(kind, injector.rng(fault), fault.lasts_s)
         if hit is None:
             return NOTHING
-        return Broken(hit.name, _over if fault.lasts_s else None, struck=hit.struck)
+        return Broken(hit.name, over if hit.lasts_s else None, struck=hit.struck, lasts_s=hit.lasts_s)
 
     return inject
 

@@ -122,7 +122,7 @@ class Consumer:
 
     def stall(self, for_s: float) -> None:
         """Say nothing for a while, not even heartbeats."""
-        self._stalled_until_s = self._server.now_s + for_s
+        self._stalled_until_s = max(self._stalled_until_s, self._server.now_s + for_s)
         self._server.later(for_s, self.pump)
 
     def skip(self, count: int) -> None:
@@ -139,7 +139,7 @@ class Consumer:
         if window is None:
             self._deliver()
         else:
-            self._held = self._server.later(window.max_s * window.rng.random(), self._release)
+            self._held = self._server.later(window.held_up_s(self._server.now_s), self._release)
 
     def _release(self) -> None:
         self._held = None

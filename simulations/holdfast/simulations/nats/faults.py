@@ -6,6 +6,7 @@ befell a request or a delivery: a window in which nothing was asked has injected
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import msgspec
@@ -38,7 +39,7 @@ KINDS = (
 class Window(msgspec.Struct, gc=False):
     """Until `until_s` (true time) it strikes `part` of what it could, and then takes up to `max_s`.
 
-    `struck` is how often it did.
+    `struck` is how often it did. What it holds up is there by `over_s` (true time).
     """
 
     until_s: float
@@ -46,6 +47,11 @@ class Window(msgspec.Struct, gc=False):
     part: float = 1.0
     max_s: float = 0.0
     struck: int = 0
+    over_s: float = math.inf
+
+    def held_up_s(self, now_s: float) -> float:
+        """Draw for how long (seconds) it holds up what comes now."""
+        return max(0.0, min(self.max_s, self.over_s - now_s)) * self.rng.random()
 
 
 class Troubles:

@@ -11,6 +11,7 @@ its server ended may have landed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -126,15 +127,18 @@ class JetStream:
 
     # --- what goes wrong --------------------------------------------------------------------------------
 
-    def trouble(self, kind: str, for_s: float, rng: Random, *, part: float = 1.0, max_s: float = 0.0) -> Window:
+    def trouble(
+        self, kind: str, for_s: float, rng: Random, *, part: float = 1.0, max_s: float = 0.0, over_s: float = math.inf
+    ) -> Window:
         """Let something go wrong from now on, for so long (seconds): a kind of `nats.faults` with a window.
 
         `ACK_LOST`, `REFUSED`, `REFUSED_YET_LANDS`, `FULL`, `NO_RESPONDERS`, `MUTE_API` (requests unanswered) strike
         `part` of appends or requests. `LATE` (taken in late), `TWICE` (and again, so much later), `SLOW_DISK` and
         `SLOW_DELIVERY` take up to `max_s`. `STALE_READ`: a leader elected meanwhile answers reads as of before its
-        election for up to `max_s`, which must be less than the log's `read_timeout_s`.
+        election for up to `max_s`, which must be less than the log's `read_timeout_s`. By `over_s` (true time) all of
+        it is over, also what was held up.
         """
-        window = Window(self.world.now_s + for_s, rng, part, max_s)
+        window = Window(self.world.now_s + for_s, rng, part, max_s, over_s=over_s)
         self.troubles.open(kind, window)
         return window
 
@@ -169,11 +173,10 @@ class JetStream:
 
         return self._strike("", rng, part, skip)
 
-    def disconnect_clients(self, index: int = 0) -> None:
-        """Let a server throw its clients out, as it does with slow ones."""
-        server = self.members[index].server
-        if server is not None:
-            server.disconnect_all()
+    def disconnect_clients(self, index: int = 0) -> int:
+        """Let a server throw its clients out, as it does with slow ones; how many: none unless it is up and runs."""
+        server = self.members[index].serving
+        return server.disconnect_all() if server is not None else 0
 
     def change_leader(self, rng: Random) -> bool:
         """Let the leader step down, and another member lead within a second; whether there is a group with a leader."""
@@ -282,7 +285,7 @@ class JetStream:
             for peer in self._peers(server):
                 peer.alone_since_s = now_s
             if (window := self.troubles.strikes(faults.STALE_READ, now_s)) is not None:
-                server.member.stale_until_s = now_s + window.max_s * window.rng.random()
+                server.member.stale_until_s = now_s + window.held_up_s(now_s)
         orphans, self._orphans = self._orphans, []
         for proposal in orphans:
             stream, append = proposal.stream, proposal.append

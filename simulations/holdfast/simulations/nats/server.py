@@ -152,10 +152,12 @@ class Server:
         """The connection is over."""
         self._clients.pop(client, None)
 
-    def disconnect_all(self) -> None:
-        """Throw all clients out, as a server does with those who read too slowly."""
-        for client in list(self._clients):
+    def disconnect_all(self) -> int:
+        """Throw all clients out, as a server does with those who read too slowly; how many."""
+        clients = list(self._clients)
+        for client in clients:
             client.close()
+        return len(clients)
 
     def take(self, client: Client, subject: str, reply: str, data: bytes, headers: dict[str, str] | None) -> None:
         """A client publishes: an append, or a request to the API."""
@@ -169,7 +171,7 @@ class Server:
             return
         append = store.append_of(subject, data, headers or {})
         window = self.strikes(faults.LATE)
-        delay_s = 0.0 if window is None else window.max_s * window.rng.random()
+        delay_s = 0.0 if window is None else window.held_up_s(self.now_s)
         if delay_s or client.held_until_s > self.now_s:
             # What one connection carries stays in order, also where it is late.
             client.held_until_s = max(client.held_until_s, self.now_s + delay_s) + APART_S
@@ -177,7 +179,7 @@ class Server:
         sink = self.group.routes.sink(self, leader, client)
         self.group.route(self, leader, delay_s, leader.append, append, stream, sink, reply)
         if (window := self.strikes(faults.TWICE)) is not None:
-            delay_s += window.max_s * window.rng.random()
+            delay_s += window.held_up_s(self.now_s + delay_s)
             self.group.route(self, leader, delay_s, leader.append, append, stream, sink, reply)
 
     def _take_request(self, client: Client, subject: str, reply: str, data: bytes) -> None:
@@ -234,7 +236,7 @@ class Server:
 
     def _propose(self, proposal: Proposal) -> None:
         window = self.strikes(faults.SLOW_DISK)
-        delay_s = self.group.commit_s() if window is None else window.max_s * window.rng.random()
+        delay_s = self.group.commit_s() if window is None else window.held_up_s(self.now_s)
         proposal.ready_s = self.now_s + delay_s
         self.queue.append(proposal)
         assert len(self.queue) <= BACKLOG_MAX

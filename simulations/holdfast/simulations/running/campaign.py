@@ -23,6 +23,9 @@ VIOLATIONS_KEPT = 20
 """Violations that are kept of a seed."""
 
 
+ALL_INJECTED_SEEDS = 1_000
+"""Of so many seeds at least one has each kind of fault, or that kind can't strike any more."""
+
 TRACES = 1 << 128
 """There are so many traces, of a run and of many."""
 
@@ -107,6 +110,11 @@ class Tally(msgspec.Struct):
     def never_injected(self) -> list[str]:
         """Kinds of faults that no seed had."""
         return [kind for kind, coverage in self.coverage.items() if not coverage.seeds]
+
+    @property
+    def missed(self) -> list[str]:
+        """Kinds of faults that no seed had, though so many ran that one should: what they show is not shown."""
+        return self.never_injected if self.ran >= ALL_INJECTED_SEEDS else []
 
     def _count(self, result: Result) -> None:
         for kind, number in result.faults.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 from collections.abc import Iterator
@@ -106,7 +107,10 @@ def scenario_named(name: str) -> Scenario:
 
 
 def run(name: str, first_seed: int, seeds: int, jobs: int, *, as_json: bool) -> int:
-    """Run many seeds. 0 when none failed, 1 when one did, 130 when it was interrupted before one did."""
+    """Run many seeds. 0 when none failed, 1 when one did, 130 when it was interrupted before one did.
+
+    1 as well when a kind of fault was injected in none, though they were many.
+    """
     scenario = scenario_named(name)
     asked = Asked(name, first_seed, seeds, min(jobs, seeds), commit())
     tally, interrupted = new_tally(scenario), False
@@ -119,7 +123,7 @@ def run(name: str, first_seed: int, seeds: int, jobs: int, *, as_json: bool) -> 
         except KeyboardInterrupt:
             interrupted = True
     view.summary(tally, interrupted=interrupted)
-    if tally.failed:
+    if tally.failed or tally.missed:
         return EXIT_FAILED
     return EXIT_INTERRUPTED if interrupted else 0
 
@@ -146,15 +150,18 @@ def replay(chosen: Chosen, report: Path | None, *, draws: bool, as_json: bool) -
         print_timeline(history, result.violations)
     else:
         print_narration(narrate(history, result.violations), as_json=as_json)
-    if report is not None:
-        from holdfast.simulations.report import render
-
-        command = f"{chosen.command()}  # at {commit()}"
-        report.write_text(render(history, result, command), encoding="utf-8")
     if as_json:
         print_json(result, indent=0)
     else:
-        _print_result(plan, result, report)
+        _print_result(plan, result)
+    if report is not None:
+        from holdfast.simulations.report import render
+
+        page = render(history, result, f"{chosen.command()}  # at {commit()}")
+        with _told_if_unwritten(report):
+            report.write_text(page, encoding="utf-8")
+        if not as_json:
+            console().print(f"drawn in {escape(str(report))}", soft_wrap=True)
     return EXIT_FAILED if result.violations else 0
 
 
@@ -176,18 +183,20 @@ def shrink(chosen: Chosen, jobs: int, save: Path | None, *, as_json: bool) -> in
         seed=plan.seed,
         plan=shrunk.plan,
     )
-    if save is not None:
-        bugs.save(bug, save)
+    out = console()
+    # Told before it is saved: it may have taken hours, and a disk may be full.
     if as_json:
         print_json({"command": command, "runs": shrunk.runs, "violation": shrunk.violation, "bug": bug})
-        return EXIT_FAILED
-    out = console()
-    out.print(f"{parts.size(plan)} became {parts.size(shrunk.plan)} in {shrunk.runs} runs:")
-    print_violations(out, [shrunk.violation])
-    _print_parts(out, shrunk.plan)
-    out.print(f"  {escape(command)}", soft_wrap=True)
+    else:
+        out.print(f"{parts.size(plan)} became {parts.size(shrunk.plan)} in {shrunk.runs} runs:")
+        print_violations(out, [shrunk.violation])
+        _print_parts(out, shrunk.plan)
+        out.print(f"  {escape(command)}", soft_wrap=True)
     if save is not None:
-        out.print(f"  holdfast sim replay {escape(str(save))}", soft_wrap=True)
+        with _told_if_unwritten(save):
+            bugs.save(bug, save)
+        if not as_json:
+            out.print(f"  holdfast sim replay {escape(str(save))}", soft_wrap=True)
     return EXIT_FAILED
 
 
@@ -225,8 +234,24 @@ def _scenario_row(scenario: Scenario) -> tuple[object, ...]:
 
 def _writable(path: Path | None) -> None:
     """Raises `Misuse` before a run whose result could not be written."""
-    if path is not None and not path.parent.is_dir():
-        raise Misuse(f"{path} can't be written: {path.parent} is no directory")
+    if path is None:
+        return
+    if path.is_dir():
+        raise Misuse(f"{path} can't be written: it is a directory; name a file")
+    if not path.parent.is_dir():
+        raise Misuse(f"{path} can't be written: {path.parent} is no directory; make it, or name a file elsewhere")
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK):
+        raise Misuse(f"{path} can't be written: {place} is not yours to write; name a file elsewhere")
+
+
+@contextmanager
+def _told_if_unwritten(path: Path) -> Iterator[None]:
+    """Raises `Misuse` where a result can't be written after all."""
+    try:
+        yield
+    except OSError as error:
+        raise Misuse(f"{path} can't be written: {error.strerror}; name a file elsewhere") from error
 
 
 def _print_parts(out: Console, plan: Plan) -> None:
@@ -234,7 +259,7 @@ def _print_parts(out: Console, plan: Plan) -> None:
         out.print(f"  {escape(parts.described(item))}", soft_wrap=True)
 
 
-def _print_result(plan: Plan, result: Result, report: Path | None) -> None:
+def _print_result(plan: Plan, result: Result) -> None:
     out = console()
     out.print(f"seed {plan.seed} of {escape(plan.scenario.name)} ({escape(commit())}), trace {result.trace}")
     counts = ", ".join(f"{number:,} {name}" for name, number in result.counts.items())
@@ -244,5 +269,3 @@ def _print_result(plan: Plan, result: Result, report: Path | None) -> None:
         print_violations(out, result.violations)
     else:
         out.print("[bold green]it breaks no invariant[/]")
-    if report is not None:
-        out.print(f"drawn in {escape(str(report))}", soft_wrap=True)

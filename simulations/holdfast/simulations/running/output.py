@@ -17,6 +17,7 @@ from holdfast.gateway.cli.tables import console, print_json, table
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.report.terminal import timeline
+from holdfast.simulations.running import campaign
 from holdfast.simulations.running.campaign import FAILURES_KEPT, Coverage, Failure, Fewest, Tally
 from holdfast.simulations.running.narrate import Line
 
@@ -137,7 +138,8 @@ class CampaignView:
             fewest = f"No seed had fewer faults than seed {tally.fewest.seed}: {tally.fewest.faults}."
             out.print(fewest, soft_wrap=True)
         if tally.never_injected:
-            out.print(f"[yellow]never injected: {', '.join(tally.never_injected)}[/]", soft_wrap=True)
+            colour = "bold red" if tally.missed else "yellow"
+            out.print(f"[{colour}]never injected: {', '.join(tally.never_injected)}[/]", soft_wrap=True)
         if tally.counts:
             out.print(
                 table("\nIn all runs", ("WHAT", "NUMBER"), [(name, f"{n:,}") for name, n in tally.counts.items()])
@@ -170,6 +172,9 @@ class CampaignView:
         how = f"{tally.ran:,} seeds" if not interrupted else f"stopped after {tally.ran:,} of {asked.seeds:,} seeds"
         pace = f"{tally.ran / wall_s:.1f} seeds a second, {tally.virtual_s / wall_s:,.0f} times real time"
         result = f"[bold red]{tally.failed:,} failed[/]" if tally.failed else "[bold green]none failed[/]"
+        if tally.missed:
+            must = f"as it must be in {campaign.ALL_INJECTED_SEEDS:,} seeds or more"
+            result += f", [bold red]but not every kind of fault was injected, {must}[/]"
         ran = f"{how} of {asked.scenario} at {asked.commit} in {wall_s:.1f} s ({pace})"
         return f"{escape(ran)}, trace {tally.trace:032x}: {result}"
 

@@ -76,7 +76,7 @@ class End:
         self.other: End = self
         self.open = True
         self.half_open = False
-        self.clogged = False
+        self.clogged = 0
         self.unread_bytes = 0
         self.arrives_s = 0.0
         self.held: list[tuple[Callable[..., object], Any, int]] = []
@@ -207,7 +207,7 @@ class Network:
         self._random = self._rng.random
         self._listeners: dict[tuple[str, int], Listener] = {}
         self._blocked: dict[tuple[str, str], int] = {}
-        self._delays_s: dict[tuple[str, str], float] = {}
+        self._delays_s: dict[tuple[str, str], list[float]] = {}
         self._ports: dict[str, int] = {}
         self._numbers = 0
         self._ends: dict[SimProcess, dict[int, End]] = {}
@@ -259,11 +259,15 @@ class Network:
                     self._flush(end)
 
     def delay(self, source: str, target: str, extra_s: float) -> None:
-        """Let all packets of this way take up to so much longer, each as drawn (0: as usual)."""
-        if extra_s:
-            self._delays_s[source, target] = extra_s
-        else:
-            self._delays_s.pop((source, target), None)
+        """Let all packets of this way take up to so much longer, each as drawn, until `undelay`. Delays add up."""
+        self._delays_s.setdefault((source, target), []).append(extra_s)
+
+    def undelay(self, source: str, target: str, extra_s: float) -> None:
+        """Take back one such delay."""
+        delays_s = self._delays_s[source, target]
+        delays_s.remove(extra_s)
+        if not delays_s:
+            del self._delays_s[source, target]
 
     def passes(self, source: str, target: str) -> bool:
         """Whether packets get from one host to another now, as far as no single connection is clogged."""
@@ -273,11 +277,11 @@ class Network:
         return hosts[source].up and hosts[target].up and (source, target) not in self._blocked
 
     def clog(self, end: End) -> None:
-        """Hold up what this end sends, until `unclog`."""
-        end.clogged = True
+        """Hold up what this end sends, until `unclog` was called as often."""
+        end.clogged += 1
 
     def unclog(self, end: End) -> None:
-        end.clogged = False
+        end.clogged -= 1
         self._flush(end)
 
     def crossing(self, source: str, target: str) -> list[End]:
@@ -358,7 +362,7 @@ class Network:
             if draw < SLOW_PACKET_PART:
                 way_s = high_s * SLOW_PACKET_FACTOR * self._random()
             if self._delays_s:
-                way_s += self._delays_s.get((source.name, target.name), 0.0) * self._random()
+                way_s += sum(self._delays_s.get((source.name, target.name), ())) * self._random()
         return way_s
 
     def _flush(self, end: End) -> None:

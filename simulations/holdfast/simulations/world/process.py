@@ -96,6 +96,11 @@ class SimProcess:
         """Let each callback take so long (seconds, 0: none), as on a machine that has too much to do."""
         self.lane.cost_s = cost_s
 
+    @property
+    def slowed(self) -> bool:
+        """Whether its callbacks take time."""
+        return self.lane.cost_s > 0
+
     def forget(self) -> None:
         """The world ends: nobody is told, and nothing is kept."""
         self._on_exit.clear()
