@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import random
@@ -251,6 +252,8 @@ def main() -> None:
     """Run the process; see the module's text."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # An engine that crashes in native code says nothing: where it was stands in the log then.
+    faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     code = uvloop.run(_main(NodeChannel(output)))
     logging.shutdown()

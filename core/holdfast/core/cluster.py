@@ -134,7 +134,9 @@ class DeploymentState(msgspec.Struct, frozen=True):
 
     A breakdown (`breakdowns.py`) is the end of a replica that was ready and then failed by itself, or was found
     unhealthy. `breakdowns` counts those in a row, the last with `breakdown_message`: of replicas later than number
-    `broken_after`, until one has been well for long enough. `ran` says whether one of this revision ever was ready.
+    `broken_after`, until one has been well for long enough. `kills` counts replicas in a row that a signal from outside
+    ended soon after they were ready, the last when number `killed_after` had been placed. `ran` says whether one of
+    this revision ever was ready.
 
     `thresholds` were set at run time, and go before those of `config` until others are deployed.
     """
@@ -153,6 +155,8 @@ class DeploymentState(msgspec.Struct, frozen=True):
     breakdowns: int = 0
     broken_after: int = 0
     breakdown_message: str = ""
+    kills: int = 0
+    killed_after: int = 0
     ran: bool = False
     thresholds: Thresholds = NONE_SET
 

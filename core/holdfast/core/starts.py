@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from holdfast.core.cluster import ClusterState, DeploymentState, FailedStarts, ReplicaState, ReplicaStatus
+from holdfast.core.endings import ended_by_itself
 from holdfast.core.events import ReplicaExited
 from holdfast.core.sharing import with_entry, without_entry
 
@@ -43,12 +44,12 @@ def overdue(replica: ReplicaState) -> bool:
 def start_failed(replica: ReplicaState, fact: ReplicaExited, now: datetime) -> bool:
     """Whether this end makes a failed start of the replica's.
 
-    A signal to a replica that runs comes from outside: its engine is none the worse for it. Of one that took too long
-    it was counted before.
+    A signal from outside to a replica that runs is none; `breakdowns.py` counts those. Of one that took too long it
+    was counted before.
     """
     if fact.expected or was_stable(replica, now) or overdue(replica):
         return False
-    return replica.status is ReplicaStatus.STARTING or fact.exit_code is not None
+    return replica.status is ReplicaStatus.STARTING or ended_by_itself(fact)
 
 
 def failed_since(failed_at: datetime, failed_after: datetime | None, now: datetime) -> datetime | None:

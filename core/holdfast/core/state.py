@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core import events as ev
-from holdfast.core.breakdowns import broke_down, count_breakdown
+from holdfast.core.breakdowns import broke_down, count_breakdown, count_kill, was_killed
 from holdfast.core.cluster import (
     ApplicationState,
     ClusterState,
@@ -35,6 +35,7 @@ from holdfast.core.drains import (
     drain_requested,
     gateway_drained,
 )
+from holdfast.core.endings import how_it_ended
 from holdfast.core.errors import CorruptLog
 from holdfast.core.overloads import threshold_requested, threshold_set
 from holdfast.core.sharing import SharedMap, with_entry, without_entry
@@ -225,13 +226,15 @@ def _replica_exited(state: ClusterState, event: ev.Event, fact: ev.ReplicaExited
         return state
     if replica.status is ReplicaStatus.STOPPING:
         return msgspec.structs.replace(state, replicas=without_entry(state.replicas, replica.id))
-    message = fact.message or (f"signal {fact.signal}" if fact.signal else f"exit code {fact.exit_code}")
+    message = how_it_ended(replica, fact)
     if was_stable(replica, event.time):
         state = _change_deployment_of(state, replica, unstable_starts=0, failed_at=None)
     elif start_failed(replica, fact, event.time):
         state = _count_start_failure(state, event, replica, message)
     if broke_down(replica, fact):
         state = _count_breakdown(state, event, replica, message)
+    elif was_killed(replica, fact):
+        state = _with_deployment_of(state, replica, lambda known: count_kill(known, replica, event.time, message))
     return _change_replica(
         state, event, replica.id, status=ReplicaStatus.EXITED, message=message, pid=0, address="", system_port=0
     )
@@ -270,7 +273,7 @@ def _replica_healthy(state: ClusterState, event: ev.Event, fact: ev.ReplicaHealt
         return state
     if replica.unhealthy:
         return _change_replica(state, event, replica.id, unhealthy="", message="")
-    return _change_deployment_of(state, replica, breakdowns=0, breakdown_message="")
+    return _change_deployment_of(state, replica, breakdowns=0, breakdown_message="", kills=0)
 
 
 _AboutReplica = (

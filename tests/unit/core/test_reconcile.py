@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from holdfast.core import events as ev
+from holdfast.core.breakdowns import KILLS_FREE
 from holdfast.core.cluster import LOSS_INTERVAL_S, DeploymentState, ReplicaStatus
 from holdfast.core.reconcile import ROUND_MAX, START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S, Evidence, Plan, reconcile
 from holdfast.core.starts import STABLE_AFTER_S
@@ -233,7 +234,7 @@ def test_a_replica_that_stays_ready_ends_the_count_for_all() -> None:
 @pytest.mark.parametrize("after_s", [0.0, 1.0, STABLE_AFTER_S])
 def test_a_replica_that_is_killed_is_replaced_at_once_however_young(after_s: float) -> None:
     cluster = loaded(1, a=4)
-    for number in range(1, 6):
+    for number in range(1, KILLS_FREE + 1):
         cluster.passes(after_s)
         cluster.fact(ev.ReplicaExited(f"app.tiny.{number}", "a", 9, None, "SIGKILL", False, ""), by="node.a")
         assert [type(decision) for decision in cluster.step()] == [ev.ReplicaReplaced]

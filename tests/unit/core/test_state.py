@@ -252,7 +252,10 @@ def test_a_replica_of_a_deleted_deployment_is_not_taken_for_one_of_its_successor
 def test_an_exit_is_remembered_with_its_reason(running: History) -> None:
     running.fact(ev.ReplicaExited("app.tiny.1", "a", 9, None, "SIGKILL", False, ""), by="node.a")
     replica = running.state.replicas["app.tiny.1"]
-    assert (replica.status, replica.message) == (ReplicaStatus.EXITED, "signal SIGKILL")
+    assert (replica.status, replica.message) == (
+        ReplicaStatus.EXITED,
+        "signal SIGKILL: somebody sent it, or the kernel, for want of memory",
+    )
     assert (replica.pid, replica.address) == (0, "")
 
 

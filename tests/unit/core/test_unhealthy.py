@@ -165,15 +165,6 @@ def test_an_engine_that_fails_some_time_after_each_start_is_a_row_of_breakdowns(
     assert seen.message == "tiny: 3 replicas in a row broke down: boom"
 
 
-def test_signals_make_no_row() -> None:
-    cluster = running(1)
-    for _ in range(5):
-        cluster.passes(STABLE_AFTER_S)
-        cluster.fact(ev.ReplicaExited(only(cluster), "a", 9, None, "SIGKILL", False, ""), by="node.a")
-        cluster.settle()
-    assert deployment(cluster).breakdowns == 0
-
-
 def test_a_sick_replica_that_then_ends_counts_once() -> None:
     cluster = running(1)
     falls_sick(cluster, "app.tiny.1")
