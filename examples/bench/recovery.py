@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from examples.bench.cluster import POLL_S, own_cluster, replicas_ready
+from holdfast.core.breakdowns import KILLED_AT_ONCE_S
+from holdfast.core.starts import STABLE_AFTER_S
 
 RECOVERY_TIMEOUT_S = 60.0
 
@@ -47,6 +49,8 @@ def recovery(
     took_s = []
     with own_cluster(engine, replicas) as port:
         for _ in track(range(kills), "killing", console=Console(stderr=True)):
+            # What is killed too soon, again and again, is replaced later and later.
+            time.sleep(STABLE_AFTER_S if replicas == 1 else KILLED_AT_ONCE_S)
             victim = _replica_processes(began_s)[0]
             killed_s = time.monotonic()
             os.kill(victim.pid, signal.SIGKILL)

@@ -64,8 +64,9 @@ class NodeStatus(StrEnum):
 
 
 class GatewayStatus(StrEnum):
-    """STARTING: it holds a lease, and has not joined yet. UNHEALTHY: its lease is missing. DRAINING: it takes nothing
-    new, and lets go of what it has; DRAINED: it has done so, by an operator's wish, or ended in order.
+    """STARTING: it has not joined yet, or not served since. UNHEALTHY: it can't serve all that should be served, or
+    its lease is missing. DRAINING: it takes nothing new, and lets go of what it has; DRAINED: it has done so, by an
+    operator's wish, or ended in order. By the log and the leases alone one that takes part is HEALTHY.
     """
 
     STARTING = "STARTING"

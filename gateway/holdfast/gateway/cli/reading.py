@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import msgspec
 
 from holdfast.actors.follower import Follower
@@ -23,10 +21,6 @@ from holdfast.gateway.settings import Settings
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.jetstream import JetStreamLog
 from holdfast.store.nats_session import Session
-
-GATEWAY_TIMEOUT_S = 2.0
-GATEWAYS_ASKED_MAX = 10
-"""How long a gateway has to tell since when a plane is down, in seconds, and how many are asked."""
 
 READ_TIMEOUT_S = 30.0
 """Reading a whole log may take this long, in seconds."""
@@ -95,25 +89,6 @@ async def picture_of(leases: EtcdLeases) -> LeasePicture:
     """All leases with their keys. Raises `LeasesUnavailable`."""
     listing = await leases.list("")
     return LeasePicture(await leases.status(), list(await leases.inspect_all()), list(listing.items))
-
-
-async def down_since(gateways: Sequence[str]) -> dict[str, datetime]:
-    """Since when planes (`log`, `leases`) are down, as the gateways at these URLs tell: the earliest of each."""
-    found: dict[str, datetime] = {}
-    async with httpx.AsyncClient(timeout=GATEWAY_TIMEOUT_S, trust_env=False) as client:
-        told = await asyncio.gather(*(_planes(client, url) for url in gateways[:GATEWAYS_ASKED_MAX]))
-    for plane, since in (item for planes in told for item in planes.items()):
-        found[plane] = min(since, found.get(plane, since))
-    return found
-
-
-async def _planes(client: httpx.AsyncClient, url: str) -> dict[str, datetime]:
-    try:
-        planes = (await client.get(f"{url}/health")).json()["details"]["planes"]
-        told = {plane: one["down_since"] for plane, one in planes.items() if "down_since" in one}
-        return msgspec.convert(told, dict[str, datetime])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def lease_view(picture: LeasePicture) -> LeaseView:

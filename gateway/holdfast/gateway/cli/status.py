@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from holdfast.core.status import ClusterReport
     from holdfast.gateway.cli.finding import Found
+    from holdfast.gateway.cli.gateway_health import GatewayTold
     from holdfast.gateway.cli.reading import LeasePicture, LogPicture
     from holdfast.gateway.cli.servers import ServerView
     from holdfast.gateway.data_dir import Service
@@ -42,8 +43,8 @@ def status(
 ) -> None:
     """Show servers, leader, nodes, gateways, replicas and applications.
 
-    Read from the log and from the leases. When one of them is away, the rest is shown, and what is missing said, and
-    since when by the gateways. Exit code 1 when the log is full, 2 when neither of them answers.
+    Read from the log, the leases, and each gateway's /health. When one of them is away, the rest is shown, and what is
+    missing said, and since when by the gateways. Exit code 1 when the log is full, 2 when neither of them answers.
     """
     execute(_status(data_dir, nats, etcd, as_json))
 
@@ -66,16 +67,17 @@ async def _status(data_dir: Path, nats: list[str] | None, etcd: list[str] | None
 async def collect(found: Found) -> dict[str, Any]:
     """What `--json` prints. Raises `LogUnavailable` when neither log nor leases, nor a gateway that knows, answers."""
     from holdfast.core.errors import HoldfastError
-    from holdfast.gateway.cli.reading import down_since, read_leases, read_log
+    from holdfast.gateway.cli.gateway_health import ask_gateways, down_since
+    from holdfast.gateway.cli.reading import read_leases, read_log
 
     log, leases, servers = await asyncio.gather(
         _or_error(read_log(found.settings)), _or_error(read_leases(found.settings)), _look_at_servers(found)
     )
-    all_is_well = not isinstance(log, Exception) and not isinstance(leases, Exception)
-    since = {} if all_is_well else await down_since(_gateways(found, log))
+    told = await ask_gateways(_gateways(found, log, leases))
+    since = down_since(told)
     if isinstance(log, HoldfastError) and isinstance(leases, HoldfastError) and not since:
         raise type(log)(f"{log}; and the leases: {leases}")
-    return _answer(found, log, leases, servers, since)
+    return _answer(found, log, leases, servers, told)
 
 
 async def _look_at_servers(found: Found) -> dict[str, list[ServerView]]:
@@ -91,14 +93,20 @@ async def _look_at_servers(found: Found) -> dict[str, list[ServerView]]:
     return dict(zip(looks, await asyncio.gather(*looks.values()), strict=True))
 
 
-def _gateways(found: Found, log: LogPicture | Exception) -> list[str]:
-    """URLs of gateways that may live: by the log, else by what `up` noted."""
+def _gateways(found: Found, log: LogPicture | Exception, leases: LeasePicture | Exception) -> dict[str, str]:
+    """URLs of gateways that may live, by their names: by the log and the leases, else by what `up` noted."""
     from holdfast.core.cluster import MemberStatus
+    from holdfast.gateway.cli.reading import lease_view
 
     if not isinstance(log, Exception):
-        gateways = log.state.gateways.values()
-        return [gateway.url for gateway in gateways if gateway.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)]
-    return [gateway.url for gateway in found.cluster.gateways if gateway.url] if found.cluster else []
+        held = None if isinstance(leases, Exception) else lease_view(leases).incarnations
+        return {
+            gateway.id: gateway.url
+            for gateway in log.state.gateways.values()
+            if gateway.status in (MemberStatus.ALIVE, MemberStatus.STOPPING)
+            and (held is None or gateway.incarnation in held)
+        }
+    return {gateway.id: gateway.url for gateway in found.cluster.gateways if gateway.url} if found.cluster else {}
 
 
 async def _or_error(reading: Coroutine[Any, Any, _T]) -> _T | Exception:
@@ -116,12 +124,13 @@ def _answer(
     log: LogPicture | Exception,
     leases: LeasePicture | Exception,
     servers: dict[str, list[ServerView]],
-    since: dict[str, datetime],
+    told: dict[str, GatewayTold | None],
 ) -> dict[str, Any]:
     import msgspec
 
     from holdfast.core.cluster import ClusterState
     from holdfast.core.status import report
+    from holdfast.gateway.cli.gateway_health import as_told, down_since
     from holdfast.gateway.cli.reading import lease_view
 
     settings = found.settings
@@ -129,6 +138,8 @@ def _answer(
     view = None if isinstance(leases, Exception) else lease_view(leases)
     state = ClusterState() if isinstance(log, Exception) else log.state
     seen: ClusterReport = report(state, view, datetime.now(UTC))
+    seen = msgspec.structs.replace(seen, gateways=[as_told(gateway, told) for gateway in seen.gateways])
+    since = down_since(told)
     controller = msgspec.to_builtins(seen.controller)
     if isinstance(log, Exception):
         leader = view.leader if view else None
