@@ -9,7 +9,7 @@ import random
 import msgspec
 import pytest
 
-from examples.bench import faults, leaving, overload, vanish
+from examples.bench import faults, leaving, overload, slow_readers, vanish
 from examples.bench.load import Lag, Outcome
 from examples.bench.overload import opened
 from examples.bench.shots import Shot
@@ -130,6 +130,44 @@ def test_a_load_that_took_longer_to_send_was_less_per_second() -> None:
     shots = [Shot("default", at_s, 200, 0.0, 0.0) for at_s in (0.0, 1.0, 4.0)]
     assert overload.sent_per_s(shots, 1.0) == 0.75
     assert overload.sent_per_s([], 1.0) == 0.0
+
+
+# --- slow readers -----------------------------------------------------------------------------------------------
+
+FAST = slow_readers.Part(first_p99_s=0.1, per_s=80.0, memory_mib=80.0)
+
+
+def slow(**change: object) -> slow_readers.Slow:
+    """Beside 100 slow readers that cost 512 KiB each."""
+    full = slow_readers.Part(0.1, 80.0, 110.0)
+    one = slow_readers.Slow(60.0, FAST, full, held=0, there=100, running=0, allowed_kib=1024.0, wrong=[])
+    return msgspec.structs.replace(one, **change)
+
+
+def test_slow_readers_pass_where_the_others_see_nothing_of_them() -> None:
+    assert slow_readers.Report(100, FAST, FAST, slow(held=100), slow()).failures() == []
+
+
+@pytest.mark.parametrize(
+    ("holding", "default", "named"),
+    [
+        ({"held": 99}, {}, "only 99 of 100"),
+        ({}, {"held": 1}, "which is off"),
+        ({}, {"running": 1}, "still ran"),
+        ({"there": 99}, {}, "held back: 1 slow readers were cut"),
+        ({}, {"there": 98}, "by default: 2 slow readers were cut"),
+        ({}, {"filling": slow_readers.Part(0.2, 80.0, 60.0)}, "by default: others' first tokens took 2.0 times"),
+        ({}, {"filling": slow_readers.Part(0.1, 60.0, 60.0)}, "by default: others' answers were 75%"),
+        ({}, {"before_mib": 9.0}, "by default: each slow reader costs"),
+        ({}, {"wrong": ["x"]}, "by default: 1 answers are wrong"),
+    ],
+)
+def test_slow_readers_fail_by_each_of_what_is_asked_for(
+    holding: dict[str, object], default: dict[str, object], named: str
+) -> None:
+    report = slow_readers.Report(100, FAST, FAST, slow(**{"held": 100, **holding}), slow(**default))
+    (failure,) = report.failures()
+    assert named in failure
 
 
 # --- vanish -----------------------------------------------------------------------------------------------------
