@@ -271,7 +271,8 @@ class Request(msgspec.Struct):
     draws it, `max_tokens` 0 where there is no limit. `deadline_s` is by when an end must have come. One that is
     `poisoned` breaks engines. `stood_still` has (when, on which replica) an engine lost it without a word.
     It belongs to the request with the number `parent` (-1: to none), and asks gateways for no more than `timeout_s`
-    (0: does not). A client that `leaves_openly` closes its connection. `priority`: as sent.
+    (0: does not). Its client took nothing, or was away, for `paused_s`. One that `leaves_openly` closes its connection.
+    `priority`: as sent.
 
     `events` are (kind, choice, text, event id), in the order in which they came; the text of a `FINISH` is its reason.
     """
@@ -292,6 +293,7 @@ class Request(msgspec.Struct):
     stood_still: list[tuple[float, str]] = []
     parent: int = -1
     timeout_s: float = 0.0
+    paused_s: float = 0.0
     leaves_openly: bool = True
     priority: str = ""
     response_id: str = ""
@@ -352,8 +354,9 @@ class History:
     `move_bound_s` is how long a stream may stay on a replica that stands still, `stall_bound_s` on one whose engine
     lost it, `barren_bound_s` on one that makes nothing; 0: nothing is asked. `node_waits_s` is for how long a node
     that is told to stop waits to be relieved where somebody may do so. `room_min` is how many streams each replica
-    takes at least. `attempts_max` is how often a gateway may begin a stream; None: nothing is asked. `ended_s` is when
-    the run was over, and `broken` why, if it raised. `derived` is for checkers that keep what they have worked out.
+    takes at least, `first_token_s` how long the first token of one takes there at most, and `token_s` each.
+    `attempts_max` is how often a gateway may begin a stream; None: nothing is asked. `ended_s` is when the run was
+    over, and `broken` why, if it raised. `derived` is for checkers that keep what they have worked out.
     """
 
     def __init__(self, *, narrating: bool = False) -> None:
@@ -363,6 +366,8 @@ class History:
         self.barren_bound_s = 0.0
         self.node_waits_s = 0.0
         self.room_min = STREAMS_MIN
+        self.first_token_s = 0.0
+        self.token_s = 0.0
         self.attempts_max: int | None = None
         self.processes: list[Process] = []
         self.appended: list[Appended] = []

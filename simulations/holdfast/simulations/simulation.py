@@ -111,6 +111,8 @@ def _live(world: World, plan: Plan, history: History) -> None:
     sampler.arm()
     settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
     history.room_min = _room_min(plan.knobs)
+    history.token_s = plan.knobs.itl_ms / 1000 * PACE_MAX
+    history.first_token_s = plan.knobs.ttft_ms / 1000 + history.token_s
     history.attempts_max = plan.knobs.migration_limit + 1
     history.move_bound_s = plan.knobs.heartbeat_timeout_s + plan.knobs.heartbeat_interval_s + MOVE_S
     history.stall_bound_s = _stall_bound_s(plan.knobs)

@@ -81,6 +81,7 @@ def test_one_that_goes_on_after_its_client_left_or_its_time_was_over_is_found() 
         run, request = ended(**changes)
         run.history.cancellations.clear()
         request.how, request.code = how, "deadline_exceeded" if how == ERROR else ""
+        run.history.token_s = 1.0  # it asked for too little time
         assert broken(run) == []
         goes_on(request)
         assert why in only(broken(run), "cancels")

@@ -7,8 +7,8 @@ import pytest
 
 from holdfast.core import events as ev
 from holdfast.simulations.checkers import goal_reached_s
-from holdfast.simulations.history import CANCELLED, ERROR, GATEWAY, UNREACHED, Reach, Settle
-from tests.unit.simulations.recorded import EPOCH_1, Run, answered, asked, broken, only, well
+from holdfast.simulations.history import GATEWAY, Reach, Settle
+from tests.unit.simulations.recorded import EPOCH_1, Run, broken, only, well
 from tests.unit.support.history import application
 
 ALL = ("app.tiny.1", "app.tiny.2")
@@ -126,42 +126,6 @@ def test_a_healthy_core_has_to_reach_what_runs_in_it() -> None:
         run.history.fault(9.0, "partition", host)  # else their nodes would have to notice
         run.processes[name].froze(9.0)
     assert "tiny has no replica that lives" in only(broken(run), "liveness")
-
-
-@pytest.mark.parametrize(("how", "code"), [(UNREACHED, ""), (ERROR, "stream_lost")])
-def test_a_request_that_fails_in_a_cluster_that_is_well_is_found(how: str, code: str) -> None:
-    run = well()
-    request = asked(9, response_id="")
-    request.asked_s, request.deadline_s = 13.0, 20.0
-    request.sent(13.0, "gateway-1")
-    request.ended(16.0, how, code, 503 if code else 0)
-    run.history.request(request)
-    assert "while all had been well since 12.000 s" in only(broken(run), "liveness")
-    request.asked_s = 11.0
-    assert broken(run) == []
-
-
-def test_a_client_may_give_a_stream_too_little_time() -> None:
-    run = well()
-    request = answered(9, upto=2)
-    request.asked_s, request.deadline_s = 13.0, 20.0
-    request.ended(20.0, UNREACHED)
-    run.history.request(request)
-    late = asked(10, response_id="")
-    late.asked_s, late.deadline_s = 13.0, 15.9
-    late.ended(15.9, UNREACHED)
-    run.history.request(late)
-    assert broken(run) == []
-
-
-@pytest.mark.parametrize(("how", "code"), [(ERROR, "overloaded"), (ERROR, "no_replica"), (CANCELLED, "")])
-def test_a_cluster_that_is_well_may_be_full_and_clients_may_go(how: str, code: str) -> None:
-    run = well()
-    request = asked(9, response_id="")
-    request.asked_s, request.deadline_s = 13.0, 20.0
-    request.ended(14.0, how, code, 503)
-    run.history.request(request)
-    assert broken(run) == []
 
 
 # --- quiet ----------------------------------------------------------------------------------------------

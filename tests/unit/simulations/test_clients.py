@@ -162,6 +162,24 @@ def test_a_client_that_comes_back_goes_on_where_it_was(way: str) -> None:
     assert [sent.resumes for sent in request.tries] == ["", f"{request.response_id}:4"]
 
 
+@pytest.mark.parametrize(("returns_after_s", "ended_s"), [(0.5, None), (100.0, 5.0)])
+def test_the_time_that_a_client_is_away_is_noted_and_ends_at_its_deadline(
+    returns_after_s: float, ended_s: float | None
+) -> None:
+    (request,) = Town().live(ask(leaves_after=4, returns_after_s=returns_after_s, max_tokens=30, deadline_s=5.0))
+    if ended_s is None:
+        assert (request.how, request.paused_s) == (COMPLETE, 0.5)
+    else:
+        assert request.how == CANCELLED
+        assert request.ended_s == pytest.approx(request.deadline_s)
+        assert 0.0 < request.paused_s < ended_s
+
+
+def test_what_a_client_takes_nothing_for_is_noted() -> None:
+    (request,) = Town().live(ask(pauses=3, pause_s=0.25))
+    assert (request.how, request.paused_s) == (COMPLETE, 0.75)
+
+
 def test_cut_connections_cost_nobody_a_token() -> None:
     town = Town()
     cuts = [3.0 + number * 0.7 for number in range(10)]

@@ -14,6 +14,7 @@ import pytest
 from holdfast.actors.follower import Follower
 from holdfast.actors.replica import Replica
 from holdfast.core import events as ev
+from holdfast.core.config import DeploymentConfig, EngineConfig
 from holdfast.core.detector import LeaseEvidence
 from holdfast.core.errors import DeadlineExceeded, Overloaded
 from holdfast.core.frames import Stop
@@ -31,6 +32,7 @@ from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.link_settings import LinkSettings
 from holdfast.gateway.peers import Answer as PeerAnswer
 from holdfast.gateway.peers import Peers
+from holdfast.gateway.pool import Pool
 from holdfast.gateway.requests import OpenRequest, Requests
 from holdfast.gateway.resuming import Resume, resumed
 from holdfast.gateway.serving import Serving
@@ -476,6 +478,45 @@ async def _turned_away() -> None:
         serving.open("tiny", [EngineRequest(prompt="x")], stops=[])
 
 
+@virtual_time
+async def _serves() -> None:
+    follower = Follower(MemoryLogServer().client())
+    follower.state = _one_node().state
+    serving = Serving(follower, "test", "g", ServingSettings(), random.Random(1))
+    serving._sync_pools(follower.state)
+    serving.check_open("tiny", DEFAULT_CLAIM)
+
+
+def _pool() -> Pool:
+    link = _link()
+    link._welcomed = True
+    pool = Pool(DeploymentConfig("tiny", EngineConfig("mock")))
+    pool.links.append(link)
+    return pool
+
+
+def _new() -> StreamRun:
+    stream = SimpleNamespace(suspect=False, attempts=0, accepted=[])
+    return cast(StreamRun, SimpleNamespace(stream=stream, avoid=None, was_held=False))
+
+
+@virtual_time
+async def _begins() -> None:
+    pool = _pool()
+    assert pool.choose(_new(), lambda _below: 0) is pool.links[0]
+
+
+@virtual_time
+async def _has_room_again() -> None:
+    pool = _pool()
+    taken = _run()
+    pool.links[0]._take(taken)
+    assert pool.choose(_new(), lambda _below: 0) is None
+    pool.links[0].end(taken)
+    pool.has_room()
+    assert pool.choose(_new(), lambda _below: 0) is pool.links[0]
+
+
 def _obeys() -> None:
     async def scenario() -> None:
         site = Site()
@@ -550,6 +591,9 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "stop-told": _told_to_stop,
     "children-end-too": _takes_with_it,
     "children-elsewhere": _tells_others,
+    "known-models": _serves,
+    "replica-chosen": _begins,
+    "room-again": _has_room_again,
 }
 
 

@@ -9,18 +9,16 @@ from typing import Final
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, DeploymentState, ReplicaState, ReplicaStatus
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
+from holdfast.simulations.checkers.service import served
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import (
-    ERROR,
     GATEWAY,
     NODE,
     POISONED,
     REPLICA,
-    UNREACHED,
     Fault,
     History,
     Process,
-    Request,
     Settle,
 )
 
@@ -40,13 +38,6 @@ to stop, at which it ends at once."""
 LAUNCH_FAILURE: Final = "launch failure"
 EXPLAINS_S: Final = 5.0
 """It explains that a process ends for so long after it is over, in seconds: an engine takes its time to load."""
-
-CANCELLED_CODES: Final = frozenset({"request_cancelled", "parent_cancelled"})
-CROWDED: Final = frozenset({"overloaded", "no_replica", "deadline_exceeded", "model_not_found"})
-"""Errors that a cluster in full health answers with too: it is asked for more than it can do, or for what it lacks."""
-
-PATIENT_S: Final = 3.0
-"""A stream that brings nothing for so long (seconds) in a cluster that is well was not served."""
 
 
 # --- bounds ---------------------------------------------------------------------------------------------
@@ -84,7 +75,8 @@ def liveness(history: History) -> list[Violation]:
         took = "never for good" if reached_s is None else f"after {reached_s - settle.began_s:.3f} s"
         message = f"the goal was reached {took}, and {settle.bound_s:g} s are the bound"
         return [Violation(LIVENESS, settle.began_s + settle.bound_s, message)]
-    return list(_served(history, settle, max(reached_s, settle.began_s)))
+    since_s = max(reached_s, settle.began_s)
+    return [Violation(LIVENESS, at_s, message) for at_s, message in served(history, settle, since_s)]
 
 
 def goal_reached_s(history: History) -> float | None:
@@ -200,26 +192,6 @@ def _reaching_since(history: History, gateway: Process, wanted: frozenset[str]) 
             break
         since_s = reach.at_s
     return since_s
-
-
-def _served(history: History, settle: Settle, since_s: float) -> Iterator[Violation]:
-    for request in history.requests:
-        if request.asked_s <= since_s or not _failed(request):
-            continue
-        if settle.core and any(sent.gateway not in settle.core for sent in request.tries):
-            continue
-        at_s = request.ended_s if request.ended_s is not None else history.ended_s
-        ended = f"request {request.id} ended in {request.how} {request.code}".rstrip()
-        yield Violation(LIVENESS, at_s, f"{ended}, while all had been well since {since_s:.3f} s")
-
-
-def _failed(request: Request) -> bool:
-    """Whether the cluster failed the request; not where it was crowded, or where the client left or gave it no time."""
-    if request.how == ERROR:
-        return request.code not in CROWDED | CANCELLED_CODES
-    # A client whose deadline passes while it gets tokens asked for too many; one that waits for all of them may have.
-    patient = request.ended_s is not None and request.ended_s - request.asked_s >= PATIENT_S
-    return request.how == UNREACHED and request.first_s is None and request.streamed and patient
 
 
 # --- quiet ----------------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from holdfast.core.cluster import ReplicaStatus
+from holdfast.simulations.checkers.demand import most_at_once, wanted_until
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import CANCELLED, REPLICA, STREAMS_MIN, Fault, History, Process, Request
+from holdfast.simulations.history import REPLICA, STREAMS_MIN, Fault, History, Process, Request
 
 MOVES: Final = "moves"
 
@@ -18,9 +19,6 @@ UNDER_WAY_S: Final = 1.0
 
 CALM_S: Final = 5.0
 """A fault that ended less than so long before a freeze, in seconds, may still keep a gateway from what it should do."""
-
-TOLD_S: Final = 0.5
-"""A replica may have a stream for so long after its end, in seconds."""
 
 LOSES_STREAM: Final = "engine loses stream"
 """The kind of fault that is no reason for anything but one stream's standing still."""
@@ -133,7 +131,7 @@ def _could_move(
     open_then = [
         other
         for other in history.requests
-        if other.model == request.model and other.asked_s <= due_s and _wanted_until(history, other) > from_s
+        if other.model == request.model and other.asked_s <= due_s and wanted_until(history, other) > from_s
     ]
     state = log.states[log.at(from_s)]
     mine = state.replicas.get(process.replica)
@@ -151,27 +149,8 @@ def _could_move(
         for replica in state.replicas.values()
     )
     few = len(open_then) <= BUSY_MAX and history.room_min >= STREAMS_MIN
-    return well > 0 and (few or _most_at_once(history, open_then, from_s, due_s) <= history.room_min * well)
-
-
-def _wanted_until(history: History, request: Request) -> float:
-    """Until when replicas may have its streams: gateways may take long to miss a client that left without a word."""
-    ended_s = request.ended_s if request.ended_s is not None else history.ended_s
-    if request.how == CANCELLED and not request.leaves_openly:
-        return max(ended_s, request.deadline_s)
-    return ended_s + TOLD_S
-
-
-def _most_at_once(history: History, requests: list[Request], from_s: float, until_s: float) -> int:
-    """How many streams of these were wanted at the same time."""
-    changes = []
-    for one in requests:
-        changes += [(max(one.asked_s, from_s), one.n), (min(_wanted_until(history, one), until_s), -one.n)]
-    wanted = most = 0
-    for _at_s, change in sorted(changes, key=lambda change: (change[0], -change[1])):
-        wanted += change
-        most = max(most, wanted)
-    return most
+    wanted = [(one.asked_s, wanted_until(history, one), one.n) for one in open_then]
+    return well > 0 and (few or most_at_once(wanted, from_s, due_s) <= history.room_min * well)
 
 
 def _befallen(history: History, from_s: float, due_s: float, *names: str, but: tuple[Fault, ...] = ()) -> bool:

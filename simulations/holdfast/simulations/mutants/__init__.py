@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from holdfast.core.errors import Misuse
-from holdfast.simulations.mutants import cancelling, draining, health, leading, log, placing, shedding, streams
+from holdfast.simulations.mutants import cancelling, draining, health, leading, log, placing, serving, shedding, streams
 from holdfast.simulations.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "Mutant", "NoSuchMutant", "mutant", "removed"]
@@ -25,6 +25,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         *health.MUTANTS,
         *draining.MUTANTS,
         *shedding.MUTANTS,
+        *serving.MUTANTS,
     )
 }
 """All of them, by name."""

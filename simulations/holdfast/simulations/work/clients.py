@@ -106,8 +106,11 @@ class Client:
             return
         last_event_id = call.last_event_id
         if ask.returns_after_s >= 0 and last_event_id:
-            await asyncio.sleep(ask.returns_after_s)
-            if record.deadline_s > self.now_s:
+            left_s = max(0.0, record.deadline_s - self.now_s)
+            away_s = min(ask.returns_after_s, left_s)
+            record.paused_s += away_s
+            await asyncio.sleep(away_s)
+            if away_s < left_s:
                 await self._call(ask, record, -1, last_event_id).run()
                 return
         record.ended(self.now_s, CANCELLED)
@@ -196,7 +199,9 @@ class _Call:
         if self._pauses < self._ask.pauses:
             self._pauses += 1
             left_s = self._record.deadline_s - self._client.now_s
-            await self._wire.take_nothing(max(0.0, min(self._ask.pause_s, left_s)))
+            pause_s = max(0.0, min(self._ask.pause_s, left_s))
+            self._record.paused_s += pause_s
+            await self._wire.take_nothing(pause_s)
         return Delivered()
 
     # --- what came --------------------------------------------------------------------------------------
