@@ -156,7 +156,6 @@ def test_a_server_that_stands_still_throws_nobody_out() -> None:
 
 ON_ONE_TARGET = (
     *("slow process", "launch failure", "engine hangs", "slow engine", "failing health check", "barren engine"),
-    "freeze",
 )
 
 

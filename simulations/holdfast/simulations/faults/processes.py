@@ -55,8 +55,9 @@ def _processes(injector: Injector) -> list[SimProcess]:
 
 
 def _freeze(injector: Injector, fault: Fault) -> Broken:
-    process = pick([process for process in _processes(injector) if not process.frozen], fault)
-    if process is None:
+    # Among all of them: where nothing heals, everybody beside the core would stand still in the end.
+    process = pick(_processes(injector), fault)
+    if process is None or process.frozen:
         return NOTHING
     injector.cluster.froze(process)
     return Broken(process.name, lambda: injector.cluster.thawed(process))
