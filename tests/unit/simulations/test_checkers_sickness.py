@@ -59,6 +59,20 @@ def test_what_waited_for_the_log_is_judged_by_when_it_was_said() -> None:
     assert broken(run) == []
 
 
+@pytest.mark.parametrize(("appended_s", "is_explained"), [(20.0, True), (19.0, False)])
+def test_what_waited_behind_something_else_was_found_earlier_than_it_is_stamped(
+    appended_s: float, is_explained: bool
+) -> None:
+    run = well()
+    run.history.fault(7.0, "barren engine", REPLICA, until_s=OVER_S)
+    run.at_s = OVER_S + EXPLAINS_S - 1.0
+    other = run.event(ev.ReplicaHealthy(REPLICA, "node-1"), "node-1", "i1")
+    run.at_s = appended_s
+    run.append("facts.node.node-1", other)
+    called_unhealthy(run, 20.0, 20.0)
+    assert (said_of(run) == "") is is_explained
+
+
 def test_a_clock_that_is_wrong_says_nothing_about_when_it_was_said() -> None:
     run = well()
     run.history.fault(7.0, "barren engine", REPLICA, until_s=OVER_S)

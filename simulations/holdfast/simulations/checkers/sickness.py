@@ -51,6 +51,10 @@ EXPLAINS_S: Final = 8.0
 and a node that stood still says it late."""
 
 
+TELLS_NEXT_S: Final = 0.1
+"""A node that has something more to tell the log does so within so long (seconds)."""
+
+
 def sickness(history: History) -> list[Violation]:
     """A replica is called unhealthy only if something befell it; unhealthy ones are taken out some at a time; and one
     that stands still for good is taken out, where its node is well.
@@ -65,10 +69,11 @@ def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
         if not isinstance(payload, ev.ReplicaUnhealthy):
             continue
         at_s = _said_s(history, record, log.times[place], payload)
+        found_s = at_s - _waited_s(log, place, at_s)
         explained = any(
             befalls(fault, payload.replica)
             and fault.from_s <= at_s
-            and (fault.until_s is None or at_s <= fault.until_s + _explains_s(fault.kind, payload.kind))
+            and (fault.until_s is None or found_s <= fault.until_s + _explains_s(fault.kind, payload.kind))
             for fault in history.faults
         )
         if not explained:
@@ -96,6 +101,20 @@ def _said_s(history: History, record: Record, appended_s: float, said: ev.Replic
         ends = [process.ended_s for process in history.processes if process.replica == said.replica]
         return min([appended_s, *(end_s for end_s in ends if end_s is not None)])
     return (record.event.time - EPOCH).total_seconds()
+
+
+def _waited_s(log: FinalLog, place: int, at_s: float) -> float:
+    """How long it may have waited at its node until then, when it was stamped: nodes tell the log one thing after the
+    other, and what comes next is stamped when the one before it has come to its end.
+    """
+    record = log.records[place]
+    for before in range(place - 1, -1, -1):
+        if log.records[before].subject == record.subject:
+            if log.times[before] < at_s - TELLS_NEXT_S:
+                return 0.0
+            waited_s = max(0.0, (record.event.time - log.records[before].event.time).total_seconds())
+            return waited_s + _waited_s(log, before, at_s - waited_s)
+    return 0.0
 
 
 def _too_many_at_once(log: FinalLog) -> Iterator[Violation]:
