@@ -10,6 +10,7 @@ from holdfast.core import admission
 from holdfast.core.liveness import Liveness
 from holdfast.core.stream import Stream
 from holdfast.gateway import resuming
+from holdfast.gateway.client.machine import CallMachine
 from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.pool import Pool
@@ -278,10 +279,12 @@ MUTANTS: Final = (
     ),
     Mutant(
         "later-attempt",
-        "a start or an attachment that comes late does not take a stream from a later attempt",
+        "a start or an attachment that comes late does not take a stream from a later attempt, and a client whose "
+        "stream was taken by its own earlier try takes it back: all are out",
         (
             edit(HeldStreams.begin, ("if other.tokens.ordinal > start.ordinal:", "if False:")),
             edit(HeldStreams.attach, ("tokens.ordinal > ordinal", "False")),
+            edit(CallMachine._go_on, ("if code == TAKEN_OVER and self.tries > 1:", "if False:")),
         ),
         (ENDS,),
         _LEFT_GATEWAYS,
