@@ -44,6 +44,9 @@ def _beyond_a_schema(body: Any) -> bool:
         return False
     if body.get("tools") or body.get("tool_choice"):
         return True
+    prompts, n = body.get("prompt"), body.get("n")
+    if isinstance(prompts, list) and isinstance(n, int) and len(prompts) * n > HttpSettings().choices_max:
+        return True
     if not isinstance(body.get("min_tokens"), int):
         return False
     limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
