@@ -54,7 +54,7 @@ WHOLE_TOKENS: Final = 2_000
 
 HELD_BACK: Final = "holdfast_held_back_streams"
 IN_FLIGHT: Final = "holdfast_replica_inflight_requests"
-SLOWER_MAX: Final = 2.0
+SLOWER_MAX: Final = 1.5
 THROUGHPUT_MIN: Final = 0.9
 PER_READER_MAX_KIB: Final = 1_024.0
 """What is asked for, against fast readers: the others' first tokens take no more than so many times as long, this part

@@ -45,15 +45,11 @@ PROMPT_WORDS: Final = 3_000
 ANSWER_TOKENS: Final = 400
 ANSWER_BYTES: Final = 40_000
 
-WARM_PART: Final = 0.1
-"""Before anything is measured, this part of the clients warm the processes up: what they need once, they have then."""
+WARM_CLIENTS: Final = 3_000
+"""Before anything is measured, so many clients warm the processes up: what these need once, they have then."""
 
 MEMORY_BACK_MIB: Final = 4.0
 """The second load may leave so much more memory in use than the first: allocators keep some of what is free."""
-
-FEW: Final = 5_000
-FEW_BACK_MIB: Final = 16.0
-"""After fewer clients than this allocators still grow to what they need, so the second load may leave this much."""
 
 ENGINE_ARGS: Final = {"itl_ms": 5, "prefill_tokens_per_s": 400_000, "kv_blocks": 16_384}
 COLUMNS: Final = {
@@ -117,11 +113,10 @@ class Row(msgspec.Struct, frozen=True):
         """How much more memory it has after the second load than after the first."""
         return self.after.memory_mib - self.between.memory_mib
 
-    def left_over(self, clients: int) -> list[str]:
-        """What is left of so many clients a load."""
+    def left_over(self) -> list[str]:
+        """What is left of clients."""
         found = self.after.left_over(self.before)
-        back_mib = FEW_BACK_MIB if clients < FEW else MEMORY_BACK_MIB
-        return [*found, f"{self.grown_mib:.1f} MiB of memory"] if self.grown_mib > back_mib else found
+        return [*found, f"{self.grown_mib:.1f} MiB of memory"] if self.grown_mib > MEMORY_BACK_MIB else found
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -134,7 +129,7 @@ class Report(msgspec.Struct, frozen=True):
 
     def failures(self) -> list[str]:
         """What is not as it must be."""
-        return [f"{row.process} keeps {one}" for row in self.rows for one in row.left_over(self.clients)]
+        return [f"{row.process} keeps {one}" for row in self.rows for one in row.left_over()]
 
 
 class Watched:
@@ -270,7 +265,7 @@ def _leave(writer: asyncio.StreamWriter, *, resets: bool) -> None:
 
 def measure(watched: Sequence[Watched], port: int, model: str, clients: int, seed: int) -> Report:
     """Warm up and look. Then twice: let clients vanish, wait until all is back (or the time for that is over), look."""
-    asyncio.run(vanish_all(port, model, max(20, int(clients * WARM_PART)), seed + 1))
+    asyncio.run(vanish_all(port, model, WARM_CLIENTS, seed + 1))
     _settle(watched, lambda sample, _at: not sample.left_over(sample))
     before = [one.sample() for one in watched]
     began_s = time.monotonic()
@@ -283,7 +278,7 @@ def measure(watched: Sequence[Watched], port: int, model: str, clients: int, see
     def row(sample: Sample, at: int) -> Row:
         return Row(watched[at].name, before[at], peaks[at], between[at], sample)
 
-    after = _settle(watched, lambda sample, at: not row(sample, at).left_over(clients))
+    after = _settle(watched, lambda sample, at: not row(sample, at).left_over())
     rows = [row(sample, at) for at, sample in enumerate(after)]
     return Report(clients, [first, second], round(took_s, 2), rows)
 
