@@ -208,8 +208,9 @@ class Requests:
     # --- looking ----------------------------------------------------------------------------------------
 
     def seen(self, owner: str | None, limit: int) -> list[RequestObject]:
-        """The oldest open requests, all of them (None) or one owner's."""
-        found = (self.describe(request) for request in self._open if owner is None or request.owner == owner)
+        """The oldest open requests, all of them (None) or one owner's, as they stand at one instant."""
+        now_s = asyncio.get_running_loop().time()
+        found = (self.describe(request, now_s) for request in self._open if owner is None or request.owner == owner)
         return [one for one, _number in zip(found, range(limit), strict=False)]
 
     def find(self, owner: str | None, id_: str) -> list[OpenRequest]:
@@ -223,9 +224,8 @@ class Requests:
             return self._remembered[key][1]
         return None
 
-    def describe(self, request: OpenRequest, cancelled: int = 0) -> RequestObject:
-        """How it stands now."""
-        now_s = asyncio.get_running_loop().time()
+    def describe(self, request: OpenRequest, now_s: float, cancelled: int = 0) -> RequestObject:
+        """How it stands at `now_s`, the loop's time."""
         session = request.session
         replicas = session.replicas if session is not None else []
         state: Literal["queued", "running", "cancelled"] = "running" if replicas else "queued"
@@ -307,7 +307,7 @@ class Requests:
             yield from self._children.get((request.owner, id_), ())
 
     def _remember(self, request: OpenRequest, count: int) -> RequestObject:
-        final = self.describe(request, count)
+        final = self.describe(request, asyncio.get_running_loop().time(), count)
         for id_ in request.ids:
             self._keep((request.owner, id_), final)
         return final
