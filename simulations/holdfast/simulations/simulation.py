@@ -24,8 +24,9 @@ from holdfast.simulations.cluster.engines import BARREN_STEP_S
 from holdfast.simulations.cluster.samples import Sampler
 from holdfast.simulations.faults.injection import Injector
 from holdfast.simulations.faults.kinds import KINDS, draw_faults
-from holdfast.simulations.history import STREAMS_MIN, History, Settle
+from holdfast.simulations.history import History
 from holdfast.simulations.plan import Knobs, Plan, Scenario, draw_knobs
+from holdfast.simulations.records import STREAMS_MIN, Settle
 from holdfast.simulations.work.workload import Workload, draw_work
 from holdfast.simulations.world.guards import LeftTheSimulation, sealed
 from holdfast.simulations.world.world import World

@@ -13,7 +13,8 @@ from holdfast.core.events import GENESIS, SCHEMA_VERSION, Decision, Event, Fact,
 from holdfast.core.requests import EngineInfo
 from holdfast.simulations.checkers import CHECKERS, Violation, check_all
 from holdfast.simulations.checkers.streams import due_of
-from holdfast.simulations.history import (
+from holdfast.simulations.history import History
+from holdfast.simulations.records import (
     COMPLETE,
     FINISH,
     GATEWAY,
@@ -22,7 +23,6 @@ from holdfast.simulations.history import (
     ROLE,
     TOKEN,
     WHOLE,
-    History,
     Process,
     Request,
     Settle,

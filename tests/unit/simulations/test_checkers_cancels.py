@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from holdfast.simulations.history import CANCELLED, COMPLETE, ERROR, FINISH, KILL, STOP, Request
+from holdfast.simulations.records import CANCELLED, COMPLETE, ERROR, FINISH, KILL, STOP, Request
 from tests.unit.simulations.recorded import Run, answered, broken, only, well
 
 OVER_S = 20.0

@@ -7,7 +7,7 @@ import pytest
 
 from holdfast.core import events as ev
 from holdfast.simulations.checkers import goal_reached_s
-from holdfast.simulations.history import GATEWAY, Reach, Settle
+from holdfast.simulations.records import GATEWAY, Reach, Settle
 from tests.unit.simulations.recorded import EPOCH_1, Run, broken, only, well
 from tests.unit.support.history import application
 

@@ -11,7 +11,7 @@ from holdfast.core import events as ev
 from holdfast.core import state as production
 from holdfast.core.cluster import ClusterState
 from holdfast.simulations.checkers.folding import final_log
-from holdfast.simulations.history import Acknowledged
+from holdfast.simulations.records import Acknowledged
 from tests.unit.simulations.recorded import EPOCH_1, broken, only, well
 
 OTHER = ("node-2", "i1")

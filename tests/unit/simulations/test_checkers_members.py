@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.core import events as ev
-from holdfast.simulations.history import SERVER, Settle
+from holdfast.simulations.records import SERVER, Settle
 from tests.unit.simulations.recorded import Run, broken, only, well
 
 LEASE = 103

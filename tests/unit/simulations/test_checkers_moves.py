@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from holdfast.simulations.checkers.moves import BARREN, LOSES_STREAM
-from holdfast.simulations.history import ERROR, Request
+from holdfast.simulations.records import ERROR, Request
 from tests.unit.simulations.recorded import Run, answered, broken, only, well
 
 FROZEN_S = 20.0

@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.placement import ORPHAN_GRACE_S, SETTLED_S, UNREAD_S
-from holdfast.simulations.history import REPLICA, Settle
+from holdfast.simulations.records import REPLICA, Settle
 from tests.unit.simulations.recorded import INFO, Run, broken, only, well
 from tests.unit.support.history import application
 

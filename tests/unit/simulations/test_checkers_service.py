@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.core import events as ev
 from holdfast.core.thresholds import ThresholdChanges, Thresholds
-from holdfast.simulations.history import CANCELLED, ERROR, UNREACHED, Request, Settle
+from holdfast.simulations.records import CANCELLED, ERROR, UNREACHED, Request, Settle
 from tests.unit.simulations.recorded import EPOCH_1, Run, answered, asked, broken, only, well
 
 NO_ROOM = ("overloaded", "no_replica", "deadline_exceeded")

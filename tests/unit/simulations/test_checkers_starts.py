@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from holdfast.core import events as ev
-from holdfast.simulations.history import ERROR, POISONED, REPLICA, Request
+from holdfast.simulations.records import ERROR, POISONED, REPLICA, Request
 from tests.unit.simulations.recorded import EPOCH_1, Run, answered, broken, only, well
 
 FIRST_PAUSE_S = 0.5

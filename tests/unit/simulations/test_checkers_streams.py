@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.simulations.checkers import error_counts
 from holdfast.simulations.checkers.streams import END_MARGIN_S, due_of
-from holdfast.simulations.history import CANCELLED, COMPLETE, ERROR, FINISH, ROLE, TOKEN, UNREACHED, USAGE, Request
+from holdfast.simulations.records import CANCELLED, COMPLETE, ERROR, FINISH, ROLE, TOKEN, UNREACHED, USAGE, Request
 from tests.unit.simulations.recorded import RESPONSE_ID, SEED, Run, answered, asked, broken, only, well
 
 FORMS: tuple[dict[str, Any], ...] = (

@@ -9,7 +9,7 @@ from holdfast.actors.identity import DECISIONS
 from holdfast.core import events as ev
 from holdfast.core.thresholds import ThresholdChanges, Thresholds
 from holdfast.simulations.checkers.health import LIVENESS
-from holdfast.simulations.history import Settle
+from holdfast.simulations.records import Settle
 from tests.unit.simulations.recorded import EPOCH_1, Run, broken, only, well
 from tests.unit.support.history import application
 

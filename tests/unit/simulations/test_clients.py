@@ -16,8 +16,9 @@ from holdfast.gateway.machine import Machine
 from holdfast.gateway.settings import GatewayProcessSettings
 from holdfast.simulations.checkers import check_all
 from holdfast.simulations.cluster.door import SimDoor, cut_client
-from holdfast.simulations.history import CANCELLED, COMPLETE, ERROR, UNREACHED, History, Request
+from holdfast.simulations.history import History
 from holdfast.simulations.plan import SCENARIOS
+from holdfast.simulations.records import CANCELLED, COMPLETE, ERROR, UNREACHED, Request
 from holdfast.simulations.work.clients import LOGPROBS, Client
 from holdfast.simulations.work.items import CLIENTS, Ask, draw_work
 from holdfast.simulations.world.process import SimClock, SimProcess

@@ -13,10 +13,10 @@ from holdfast.simulations.etcd import trouble as etcd_trouble
 from holdfast.simulations.etcd.faults import EtcdFaults
 from holdfast.simulations.etcd.member import Call
 from holdfast.simulations.etcd.trouble import REPEATED_MAX_S, Trouble
-from holdfast.simulations.history import Fault as Injected
 from holdfast.simulations.nats import faults
 from holdfast.simulations.nats.faults import Window
 from holdfast.simulations.plan import SCENARIOS, Fault
+from holdfast.simulations.records import Fault as Injected
 from holdfast.simulations.simulation import draw_plan, run
 from holdfast.simulations.world.process import SimProcess
 from tests.unit.simulations.etcd_cases import Etcd

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from holdfast.core.events import SCHEMA_VERSION, Event, NodeJoined, encode_event
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import COMPLETE, TOKEN, History, Request, Settle
+from holdfast.simulations.history import History
+from holdfast.simulations.records import COMPLETE, TOKEN, Request, Settle
 from holdfast.simulations.running.narrate import narrate
 
 

@@ -11,7 +11,8 @@ import msgspec
 from holdfast.actors.identity import Identity
 from holdfast.core import events as ev
 from holdfast.simulations.checkers import Violation, check_all
-from holdfast.simulations.history import ERROR, SERVER, Attempt, History
+from holdfast.simulations.history import History
+from holdfast.simulations.records import ERROR, SERVER, Attempt
 from holdfast.simulations.report import render
 from holdfast.simulations.report.lanes import Mark, packed, sections
 from tests.unit.simulations.recorded import Run, answered, asked, well

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import CANCELLED, GATEWAY, NODE, REPLICA, STOP, Attempt, History, Request
+from holdfast.simulations.history import History
+from holdfast.simulations.records import CANCELLED, GATEWAY, NODE, REPLICA, STOP, Attempt, Request
 
 CANCELS: Final = "cancels"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from holdfast.simulations.history import CANCELLED, History, Request
+from holdfast.simulations.history import History
+from holdfast.simulations.records import CANCELLED, Request
 
 TOLD_S: Final = 0.5
 """A replica may have a stream for so long after its end, in seconds."""

@@ -11,7 +11,8 @@ from holdfast.core.cluster import ClusterState, Drain, MemberStatus, ReplicaStat
 from holdfast.core.drains import may_be_relieved
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import GATEWAY, NODE, REPLICA, History, Process
+from holdfast.simulations.history import History
+from holdfast.simulations.records import GATEWAY, NODE, REPLICA, Process
 
 ROUTABLE: Final = "routable"
 TAKEN_OUT: Final = "taken_out"

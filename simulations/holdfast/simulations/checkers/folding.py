@@ -11,7 +11,8 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import Record, decode_record
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply
-from holdfast.simulations.history import Appended, History, Process
+from holdfast.simulations.history import History
+from holdfast.simulations.records import Appended, Process
 
 _KEY: Final = "log"
 

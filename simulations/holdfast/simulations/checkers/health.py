@@ -11,16 +11,8 @@ from holdfast.core.cluster import ClusterState, DeploymentState, ReplicaState, R
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
 from holdfast.simulations.checkers.service import served
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import (
-    GATEWAY,
-    NODE,
-    POISONED,
-    REPLICA,
-    Fault,
-    History,
-    Process,
-    Settle,
-)
+from holdfast.simulations.history import History
+from holdfast.simulations.records import GATEWAY, NODE, POISONED, REPLICA, Fault, Process, Settle
 
 BOUNDS: Final = "bounds"
 LIVENESS: Final = "liveness"

@@ -11,7 +11,8 @@ from holdfast.core.cluster import MemberStatus
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import GATEWAY, NODE, SERVER, History, LeaseEvent, Process, Settle
+from holdfast.simulations.history import History
+from holdfast.simulations.records import GATEWAY, NODE, SERVER, LeaseEvent, Process, Settle
 
 MEMBERS: Final = "members"
 LEASES: Final = "leases"

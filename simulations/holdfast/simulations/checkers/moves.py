@@ -10,7 +10,8 @@ from holdfast.simulations.checkers.demand import most_at_once, wanted_until
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import REPLICA, STREAMS_MIN, Fault, History, Process, Request
+from holdfast.simulations.history import History
+from holdfast.simulations.records import REPLICA, STREAMS_MIN, Fault, Process, Request
 
 MOVES: Final = "moves"
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import Fault, History
+from holdfast.simulations.history import History
+from holdfast.simulations.records import Fault
 from holdfast.simulations.strays import KEPT, LEFT_BEHIND, MISSING, NOBODYS, Stray
 
 OWNERS: Final = "owners"

@@ -17,7 +17,8 @@ from holdfast.core.drains import leaving, nodes_left
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import GATEWAY, NODE, REPLICA, Exchange, History, Process
+from holdfast.simulations.history import History
+from holdfast.simulations.records import GATEWAY, NODE, REPLICA, Exchange, Process
 
 ORPHANS: Final = "orphans"
 PLACEMENTS: Final = "placements"

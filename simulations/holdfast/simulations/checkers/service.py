@@ -19,7 +19,8 @@ from holdfast.simulations.checkers.cancels import above
 from holdfast.simulations.checkers.demand import most_at_once, wanted_until
 from holdfast.simulations.checkers.folding import final_log
 from holdfast.simulations.checkers.streams import due_of
-from holdfast.simulations.history import ERROR, UNREACHED, History, Request, Settle, Try
+from holdfast.simulations.history import History
+from holdfast.simulations.records import ERROR, UNREACHED, Request, Settle, Try
 
 CANCELLED_CODES: Final = frozenset({"request_cancelled", "parent_cancelled"})
 NOT_FOUND: Final = "model_not_found"

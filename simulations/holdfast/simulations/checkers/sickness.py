@@ -16,7 +16,8 @@ from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
 from holdfast.simulations.checkers.starts import CLOCKS
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import REPLICA, History, Process
+from holdfast.simulations.history import History
+from holdfast.simulations.records import REPLICA, Process
 from holdfast.simulations.world.process import EPOCH
 
 SICKNESS: Final = "sickness"

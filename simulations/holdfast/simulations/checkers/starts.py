@@ -12,7 +12,8 @@ from holdfast.core.starts import CLOCKS_APART_S
 from holdfast.core.stream import BARREN_ATTEMPTS_MAX
 from holdfast.simulations.checkers.folding import final_log
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import ERROR, POISONED, Attempt, History, Request
+from holdfast.simulations.history import History
+from holdfast.simulations.records import ERROR, POISONED, Attempt, Request
 
 STARTS: Final = "starts"
 ATTEMPTS: Final = "attempts"

@@ -14,7 +14,8 @@ from holdfast.core.sampling import derive
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP
 from holdfast.simulations.checkers.cancels import may_be_stopped
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import (
+from holdfast.simulations.history import History
+from holdfast.simulations.records import (
     CANCELLED,
     COMPLETE,
     ERROR,
@@ -25,7 +26,6 @@ from holdfast.simulations.history import (
     UNREACHED,
     USAGE,
     WHOLE,
-    History,
     Process,
     Request,
 )

@@ -10,7 +10,8 @@ import msgspec
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.folding import final_log
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import History, ThresholdChange
+from holdfast.simulations.history import History
+from holdfast.simulations.records import ThresholdChange
 
 THRESHOLDS: Final = "thresholds"
 

@@ -24,10 +24,11 @@ from holdfast.simulations.cluster.door import SimDoor, cut_client
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica, SimLauncher
 from holdfast.simulations.cluster.servers import Servers
-from holdfast.simulations.history import GATEWAY, NODE, REPLICA, Exchange, History, Term
-from holdfast.simulations.history import Process as Life
+from holdfast.simulations.history import History
 from holdfast.simulations.nats.client import SimConnection
 from holdfast.simulations.plan import Plan
+from holdfast.simulations.records import GATEWAY, NODE, REPLICA, Exchange, Term
+from holdfast.simulations.records import Process as Life
 from holdfast.simulations.world.process import SimClock, SimProcess
 from holdfast.simulations.world.world import World
 from holdfast.store.jetstream import JetStreamLog

@@ -20,7 +20,7 @@ from holdfast.core.errors import Misuse
 from holdfast.gateway.alarm import Alarm
 from holdfast.gateway.http_server import CUT_TIMEOUT_S, START_TIMEOUT_S, STOP_TIMEOUT_S
 from holdfast.gateway.settings import GatewayProcessSettings
-from holdfast.simulations.history import Exchange
+from holdfast.simulations.records import Exchange
 from holdfast.simulations.world.network import End, Listener
 from holdfast.simulations.world.process import SimProcess
 

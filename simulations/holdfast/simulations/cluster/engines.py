@@ -11,7 +11,8 @@ from holdfast.actors.devices import InjectedEvents
 from holdfast.actors.engines.base import StepOutput
 from holdfast.actors.engines.mock import MockEngine, prompt_text
 from holdfast.core.requests import EngineInfo, EngineLoad, EngineRequest
-from holdfast.simulations.history import POISONED, Attempt, History
+from holdfast.simulations.history import History
+from holdfast.simulations.records import POISONED, Attempt
 from holdfast.simulations.work.items import POISON
 from holdfast.simulations.world.process import SimProcess
 

@@ -16,7 +16,7 @@ from holdfast.core.errors import WorldFailure
 from holdfast.core.ports import Process
 from holdfast.simulations.cluster.engines import BreakableEngine
 from holdfast.simulations.history import History
-from holdfast.simulations.history import Process as Life
+from holdfast.simulations.records import Process as Life
 from holdfast.simulations.world.process import SimProcess
 
 PIPE_LINES_MAX = 500

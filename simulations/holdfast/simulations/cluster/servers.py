@@ -10,10 +10,11 @@ from holdfast.simulations.etcd.client import EtcdTransport
 from holdfast.simulations.etcd.faults import EtcdFaults
 from holdfast.simulations.etcd.group import draw_etcd_knobs
 from holdfast.simulations.etcd.servers import EtcdServers
-from holdfast.simulations.history import SERVER, History
+from holdfast.simulations.history import History
 from holdfast.simulations.nats.client import dialler
 from holdfast.simulations.nats.jetstream import JetStream
 from holdfast.simulations.plan import Knobs
+from holdfast.simulations.records import SERVER
 from holdfast.simulations.world.process import SimProcess
 from holdfast.simulations.world.world import World
 from holdfast.store.etcd import EtcdLeases

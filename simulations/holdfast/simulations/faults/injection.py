@@ -15,8 +15,8 @@ import msgspec
 from holdfast.simulations.cluster.cluster import Cluster
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica
-from holdfast.simulations.history import Fault as Injected
 from holdfast.simulations.plan import Fault
+from holdfast.simulations.records import Fault as Injected
 
 T = TypeVar("T")
 

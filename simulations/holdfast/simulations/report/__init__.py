@@ -12,7 +12,8 @@ from typing import Protocol
 from holdfast.simulations.checkers import error_counts, goal_reached_s
 from holdfast.simulations.checkers.folding import final_log
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import COMPLETE, History
+from holdfast.simulations.history import History
+from holdfast.simulations.records import COMPLETE
 from holdfast.simulations.report.drawing import Drawing
 from holdfast.simulations.report.lanes import moves, seconds, sections, span
 from holdfast.simulations.report.style import LEGEND, PAGE, SCRIPT, STYLE

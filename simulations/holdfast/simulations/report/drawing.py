@@ -11,7 +11,7 @@ from typing import Final
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.folding import FinalLog
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import Settle
+from holdfast.simulations.records import Settle
 from holdfast.simulations.report.lanes import Lane, Mark, Section
 
 LANE_PX: Final = 18

@@ -12,7 +12,8 @@ import msgspec
 from holdfast.actors.identity import CUT_OFF, ENDED, LEADER_KEY, parse_holder
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.folding import FinalLog, final_log
-from holdfast.simulations.history import (
+from holdfast.simulations.history import History
+from holdfast.simulations.records import (
     COMPLETE,
     GATEWAY,
     NODE,
@@ -21,7 +22,6 @@ from holdfast.simulations.history import (
     TOKEN,
     Attempt,
     Fault,
-    History,
     LeaseEvent,
     Process,
     Request,

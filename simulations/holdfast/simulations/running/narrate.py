@@ -13,15 +13,8 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.events import decode_record, type_name
 from holdfast.core.ports import LogEntry
 from holdfast.simulations.checkers.violation import Violation
-from holdfast.simulations.history import (
-    TOKEN,
-    Appended,
-    Fault,
-    History,
-    LeaseEvent,
-    Process,
-    Request,
-)
+from holdfast.simulations.history import History
+from holdfast.simulations.records import TOKEN, Appended, Fault, LeaseEvent, Process, Request
 
 FAULT: Final = "fault"
 VIOLATION: Final = "violation"

@@ -42,7 +42,8 @@ from holdfast.gateway.reporting import WatchedLog
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.settings import GatewayProcessSettings, NodeProcessSettings, Settings
 from holdfast.simulations.cluster.replicas import RunningReplica, SimLauncher
-from holdfast.simulations.history import GATEWAY, NODE, REPLICA, History
+from holdfast.simulations.history import History
+from holdfast.simulations.records import GATEWAY, NODE, REPLICA
 from holdfast.simulations.scale.folding import shared_folding, state_bytes
 from holdfast.simulations.scale.servers import ScaleLeasesServer, ScaleLogServer
 from holdfast.simulations.world.process import SimClock, SimProcess

@@ -33,18 +33,8 @@ from holdfast.gateway.client.steps import (
 from holdfast.gateway.openai import COMPLETION_TOKENS_DEFAULT
 from holdfast.gateway.problems import REASON
 from holdfast.gateway.request_headers import PARENT, PRIORITY, TIMEOUT
-from holdfast.simulations.history import (
-    CANCELLED,
-    COMPLETE,
-    ERROR,
-    FINISH,
-    ROLE,
-    TOKEN,
-    UNREACHED,
-    WHOLE,
-    History,
-    Request,
-)
+from holdfast.simulations.history import History
+from holdfast.simulations.records import CANCELLED, COMPLETE, ERROR, FINISH, ROLE, TOKEN, UNREACHED, WHOLE, Request
 from holdfast.simulations.work.calls import VANISH, Pool, Wire
 from holdfast.simulations.work.items import POISON, Ask, body_of, seen_prompt
 from holdfast.simulations.world.process import SimProcess
