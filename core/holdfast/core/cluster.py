@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, DrainMode
-from holdfast.core.events import GENESIS, DrainTarget
+from holdfast.core.events import GENESIS, DrainTarget, Event, Payload
 from holdfast.core.requests import EngineInfo
 from holdfast.core.thresholds import NONE_SET, ThresholdChanges, Thresholds
 
@@ -21,6 +22,11 @@ class MemberStatus(StrEnum):
     STOPPING = "STOPPING"
     LEFT = "LEFT"
     LOST = "LOST"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is out of the cluster, by its own word or the leader's."""
+        return self in (MemberStatus.LEFT, MemberStatus.LOST)
 
 
 class ReplicaStatus(StrEnum):
@@ -258,6 +264,11 @@ class ClusterState(msgspec.Struct, frozen=True):
         """Nodes that can be given replicas."""
         return (node for node in self.nodes.values() if node.status is MemberStatus.ALIVE and node.drain is None)
 
+    def takes_part(self, node_id: str, incarnation: str) -> bool:
+        """Whether this incarnation of the node is in the cluster. Its end is final: late facts don't bring it back."""
+        node = self.nodes.get(node_id)
+        return node is not None and node.incarnation == incarnation and not node.status.ended
+
     def replicas_of(self, application: str, deployment: str) -> Iterator[ReplicaState]:
         """All replicas of a deployment that the cluster has not done with, oldest first."""
         return (
@@ -272,3 +283,6 @@ class ClusterState(msgspec.Struct, frozen=True):
 
 
 _NO_HEAD = Head(0, GENESIS)
+
+Reducers = Mapping[type[Payload], Callable[[ClusterState, Event, Any], ClusterState]]
+"""How events change the state, by the types of their payloads: the payload comes as the last argument."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from holdfast.core import events as ev
-from holdfast.core.cluster import ClusterState, Drain, MemberStatus, PendingDrain, ReplicaState, ReplicaStatus
+from holdfast.core.cluster import ClusterState, Drain, MemberStatus, PendingDrain, Reducers, ReplicaState, ReplicaStatus
 from holdfast.core.config import DrainMode
 from holdfast.core.sharing import with_entry, without_entry
 
@@ -85,7 +85,7 @@ def _by(drain: Drain, reason: str) -> Leaving:
 # --- the fold -------------------------------------------------------------------------------------------
 
 
-def drain_requested(
+def _drain_requested(
     state: ClusterState, event: ev.Event, fact: ev.DrainRequested | ev.UndrainRequested
 ) -> ClusterState:
     """An operator's wish waits for its decision; of several about the same the last one counts."""
@@ -97,18 +97,18 @@ def drain_requested(
     return msgspec.structs.replace(state, drain_requests=requests)
 
 
-def drain_ordered(state: ClusterState, event: ev.Event, decision: ev.DrainOrdered) -> ClusterState:
+def _drain_ordered(state: ClusterState, event: ev.Event, decision: ev.DrainOrdered) -> ClusterState:
     """Who is not there, or not any more, can't be drained."""
     drain = Drain(event.id, event.time, decision.mode, decision.deadline_s)
     return _set_drain(_without_decided(state, event, decision), decision, drain)
 
 
-def drain_lifted(state: ClusterState, event: ev.Event, decision: ev.DrainLifted) -> ClusterState:
+def _drain_lifted(state: ClusterState, event: ev.Event, decision: ev.DrainLifted) -> ClusterState:
     """As if there had been no drain; a replica that was told to stop by then stops all the same."""
     return _set_drain(_without_decided(state, event, decision), decision, None)
 
 
-def gateway_drained(state: ClusterState, event: ev.Event, fact: ev.GatewayDrained) -> ClusterState:
+def _gateway_drained(state: ClusterState, event: ev.Event, fact: ev.GatewayDrained) -> ClusterState:
     """One that answers to an earlier drain, or comes from an earlier process, tells nothing."""
     gateway = state.gateways.get(fact.gateway)
     if gateway is None or gateway.incarnation != event.incarnation or gateway.drain is None:
@@ -148,3 +148,12 @@ def _set_drain(state: ClusterState, decision: ev.DrainOrdered | ev.DrainLifted, 
             replica = msgspec.structs.replace(replica, **changes)
             return msgspec.structs.replace(state, replicas=with_entry(state.replicas, name, replica))
     return state
+
+
+REDUCERS: Reducers = {
+    ev.DrainRequested: _drain_requested,
+    ev.UndrainRequested: _drain_requested,
+    ev.DrainOrdered: _drain_ordered,
+    ev.DrainLifted: _drain_lifted,
+    ev.GatewayDrained: _gateway_drained,
+}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from holdfast.core import events as ev
-from holdfast.core.cluster import ClusterState, PendingThresholds
+from holdfast.core.cluster import ClusterState, PendingThresholds, Reducers
 from holdfast.core.sharing import with_entry, without_entry
 from holdfast.core.thresholds import NONE_SET, Thresholds
 
@@ -15,7 +15,7 @@ REQUESTS_MAX = 256
 """So many changes may wait to be decided. More are passed over: while nobody leads, none of them is decided in time."""
 
 
-def threshold_requested(state: ClusterState, event: ev.Event, fact: ev.BusyThresholdRequested) -> ClusterState:
+def _threshold_requested(state: ClusterState, event: ev.Event, fact: ev.BusyThresholdRequested) -> ClusterState:
     """It waits for its decision, behind those that were asked for before."""
     if len(state.threshold_requests) >= REQUESTS_MAX:
         return state
@@ -37,7 +37,7 @@ def _held(state: ClusterState, model: str) -> Thresholds:
     return next((one.deployments[model].thresholds for one in applications if model in one.deployments), NONE_SET)
 
 
-def threshold_set(state: ClusterState, event: ev.Event, decision: ev.BusyThresholdSet) -> ClusterState:
+def _threshold_set(state: ClusterState, event: ev.Event, decision: ev.BusyThresholdSet) -> ClusterState:
     """It holds for all deployments of that name. A request that came in between waits for its own decision."""
     state = _without_decided(state, event.cause, decision.model)
     for application in state.applications.values():
@@ -63,3 +63,9 @@ def _without_decided(state: ClusterState, cause: str | None, model: str) -> Clus
         if request == cause:
             break
     return msgspec.structs.replace(state, threshold_requests=requests)
+
+
+REDUCERS: Reducers = {
+    ev.BusyThresholdRequested: _threshold_requested,
+    ev.BusyThresholdSet: _threshold_set,
+}

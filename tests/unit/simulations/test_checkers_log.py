@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -115,7 +115,7 @@ def test_a_fold_that_depends_on_more_than_state_and_event_is_found(monkeypatch: 
         calls.append(event.id)
         return msgspec.structs.replace(state, numbered={"calls": len(calls)})
 
-    reducers: dict[Any, Any] = production._REDUCERS
+    reducers = cast(dict[Any, Any], production._REDUCERS)
     monkeypatch.setitem(reducers, ev.ReplicaReady, counting)
     assert any("a snapshot at sequence" in violation.message for violation in broken(run))
 

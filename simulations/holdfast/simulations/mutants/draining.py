@@ -46,7 +46,7 @@ MUTANTS: Final = (
         "a drain that is lifted is over",
         (
             edit(
-                drains.drain_lifted,
+                drains._drain_lifted,
                 (
                     "_set_drain(_without_decided(state, event, decision), decision, None)",
                     "_without_decided(state, event, decision)",

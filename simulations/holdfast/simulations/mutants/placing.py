@@ -6,7 +6,7 @@ from typing import Final
 
 from holdfast.actors import replica_main
 from holdfast.actors.node import Node
-from holdfast.core import placement, reconcile, state
+from holdfast.core import applications, membership, placement, reconcile, replica_life
 from holdfast.core.placement import Vacancies
 from holdfast.simulations.checkers.health import LIVENESS
 from holdfast.simulations.checkers.placement import CAPACITY, DRAINS, ORPHANS, PLACEMENTS, UPDATES
@@ -35,8 +35,8 @@ MUTANTS: Final = (
         "a node that joins as a new incarnation runs nothing of what its former one ran",
         (
             edit(
-                state._node_joined,
-                ('_drop_replicas_on(state, fact.node, event.id, f"node {fact.node} restarted")', "state"),
+                membership._node_joined,
+                ('drop_replicas_on(state, fact.node, event.id, f"node {fact.node} restarted")', "state"),
             ),
         ),
         (ORPHANS, LIVENESS),
@@ -46,8 +46,8 @@ MUTANTS: Final = (
         "a replica that was placed on a node which was gone by then counts as ended, and is placed anew",
         (
             edit(
-                state._replica_placed,
-                ("if not _takes_part(state, decision.node, decision.node_incarnation):", "if False:"),
+                replica_life._replica_placed,
+                ("if not state.takes_part(decision.node, decision.node_incarnation):", "if False:"),
             ),
         ),
         (LIVENESS,),
@@ -109,7 +109,7 @@ MUTANTS: Final = (
     Mutant(
         "numbers-go-on",
         "a deployment that comes back does not give a replica's number to another one",
-        (edit(state._remember_numbers, ("if application is None:", "if True:")),),
+        (edit(applications._remember_numbers, ("if application is None:", "if True:")),),
         (PLACEMENTS,),
         Setting(shape={"operations": 8}),
     ),
