@@ -14,6 +14,7 @@ from rich.progress import track
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
+from holdfast.core.entries import GENESIS, SCHEMA_VERSION, decode_record, digest, encode_event
 from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
 from holdfast.core.state import apply
@@ -68,12 +69,12 @@ def entries(count: int, replicas: int = 1) -> list[LogEntry]:
             incarnation="i",
             epoch=1 if subject == "decisions" else 0,
             cause=None,
-            schema=ev.SCHEMA_VERSION,
-            previous=heads.get(subject, ev.GENESIS),
+            schema=SCHEMA_VERSION,
+            previous=heads.get(subject, GENESIS),
             payload=payload,
         )
-        data = ev.encode_event(event)
-        heads[subject] = ev.digest(data)
+        data = encode_event(event)
+        heads[subject] = digest(data)
         made.append(LogEntry(sequence, subject, data, event.id))
     return made
 
@@ -89,7 +90,7 @@ def fold(
         began_s = time.perf_counter()
         state = ClusterState()
         for entry in log:
-            state = apply(state, ev.decode_record(entry))
+            state = apply(state, decode_record(entry))
         rates.append(count / (time.perf_counter() - began_s))
         assert state.sequence == count
     rates.sort()

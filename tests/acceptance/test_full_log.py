@@ -12,8 +12,9 @@ from holdfast.actors.clock import SystemClock
 from holdfast.actors.identity import Identity
 from holdfast.actors.writer import EventAppender
 from holdfast.core.cluster import Head
+from holdfast.core.entries import GENESIS
 from holdfast.core.errors import LogFull
-from holdfast.core.events import GENESIS, DeleteRequested
+from holdfast.core.events import DeleteRequested
 from holdfast.gateway.settings import load_settings
 from holdfast.store.embedded import free_port, nats_server
 from holdfast.store.jetstream import JetStreamLog

@@ -19,8 +19,9 @@ from holdfast.actors.clock import SystemClock
 from holdfast.actors.identity import LEADER_KEY
 from holdfast.actors.writer import EventAppender
 from holdfast.core.cluster import Head
+from holdfast.core.entries import GENESIS, digest
 from holdfast.core.errors import LeasesUnavailable
-from holdfast.core.events import GENESIS, StreamsMigrated, digest
+from holdfast.core.events import StreamsMigrated
 from holdfast.gateway.processes import identify, open_leases, open_log
 from holdfast.gateway.settings import Settings, load_settings
 from holdfast.store.etcd import EtcdLeases

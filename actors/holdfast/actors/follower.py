@@ -8,8 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from holdfast.core.cluster import ClusterState
+from holdfast.core.entries import decode_record
 from holdfast.core.errors import CorruptLog, UnknownEventVersion, WorldFailure, WrongLastSequence
-from holdfast.core.events import Record, decode_record, type_name
+from holdfast.core.events import Record, type_name
 from holdfast.core.ports import Log, LogEntry
 from holdfast.core.state import apply
 

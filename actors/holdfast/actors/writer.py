@@ -15,18 +15,9 @@ import msgspec
 
 from holdfast.actors.identity import DECISIONS, Identity
 from holdfast.core.cluster import Head
+from holdfast.core.entries import GENESIS, SCHEMA_VERSION, digest, encode_event
 from holdfast.core.errors import LogFull, LogUnavailable
-from holdfast.core.events import (
-    GENESIS,
-    SCHEMA_VERSION,
-    Decision,
-    Event,
-    Fact,
-    Payload,
-    digest,
-    encode_event,
-    type_name,
-)
+from holdfast.core.events import Decision, Event, Fact, Payload, type_name
 from holdfast.core.ports import Clock, Log
 
 RETRY_FIRST_S = 0.1

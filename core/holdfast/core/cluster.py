@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, DrainMode
-from holdfast.core.events import GENESIS, DrainTarget, Event, Payload
+from holdfast.core.entries import GENESIS
+from holdfast.core.events import DrainTarget, Event, Payload
 from holdfast.core.requests import EngineInfo
 from holdfast.core.thresholds import NONE_SET, ThresholdChanges, Thresholds
 

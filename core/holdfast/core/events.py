@@ -1,26 +1,21 @@
 """What happened: the events of the log, and the envelope that they travel in.
 
 Decisions (by the leader) share one subject; facts have one subject per writer. In a subject every event
-carries the hash of the one before it, so that a changed or missing event shows. Readers decode JSON
-strictly; older schema versions are lifted by `UPCASTERS` first.
+carries the hash of the one before it, so that a changed or missing event shows. How events stand in the log is said
+in `entries.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from holdfast.core.config import ApplicationConfig, DrainMode
-from holdfast.core.decoding import UNDECODABLE
-from holdfast.core.errors import CorruptLog, UnknownEventVersion
 from holdfast.core.payload import Decision as Decision
 from holdfast.core.payload import Fact as Fact
 from holdfast.core.payload import Payload as Payload
-from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
 from holdfast.core.shedding import BusyThresholdRequested as BusyThresholdRequested
 from holdfast.core.shedding import BusyThresholdSet as BusyThresholdSet
@@ -28,12 +23,6 @@ from holdfast.core.shedding import RejectionsBegan as RejectionsBegan
 from holdfast.core.shedding import RejectionsEnded as RejectionsEnded
 from holdfast.core.shedding import ReplicaEjected as ReplicaEjected
 from holdfast.core.shedding import ReplicaReinstated as ReplicaReinstated
-from holdfast.core.shedding import whole_as_changes
-
-SCHEMA_VERSION = 3
-GENESIS = "0" * 64
-"""What stands for the previous hash in a subject's first event."""
-
 
 # --- facts of nodes -------------------------------------------------------------------------------------
 
@@ -415,73 +404,6 @@ class Record(msgspec.Struct, frozen=True):
     subject: str
     event: Event
     digest: str
-
-
-def encode_event(event: Event) -> bytes:
-    """The event as JSON, in one fixed order of fields."""
-    return msgspec.json.encode(event)
-
-
-def digest(data: bytes) -> str:
-    """The SHA-256 of an event's bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
-Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
-
-UPCASTERS: dict[int, Upcaster] = {1: lambda raw: raw, 2: whole_as_changes}
-"""From a schema version to the function that lifts a raw event of it to the next version.
-
-2 has more types of events, and fields that have defaults: an event of 1 means today what it meant then.
-3 has changes of thresholds, where 2 had all thresholds."""
-
-
-def decode_record(entry: LogEntry) -> Record:
-    """The event in a log entry.
-
-    Raises `UnknownEventVersion` for a schema newer than ours, `CorruptLog` for bytes that are no event.
-    """
-    try:
-        event = _DECODER.decode(entry.data)
-    except UNDECODABLE as error:
-        event = _lift(entry, error)
-    if event.schema != SCHEMA_VERSION:
-        event = _lift(entry, None)
-    return Record(entry.sequence, entry.subject, event, digest(entry.data))
-
-
-def _lift(entry: LogEntry, error: Exception | None) -> Event:
-    where = f"event at sequence {entry.sequence} on {entry.subject}"
-    try:
-        raw = msgspec.json.decode(entry.data, type=dict[str, Any])
-        version = msgspec.convert(raw.get("schema"), int)
-    except UNDECODABLE as cause:
-        raise CorruptLog(f"{where} is not an event: {cause}") from cause
-    if version > SCHEMA_VERSION:
-        raise UnknownEventVersion(
-            f"{where} has schema {version}, this Holdfast reads up to {SCHEMA_VERSION}: upgrade this process"
-        )
-    if version == SCHEMA_VERSION:
-        raise CorruptLog(f"{where} does not fit schema {version}: {error}") from error
-    while version < SCHEMA_VERSION:
-        if version not in UPCASTERS:
-            raise UnknownEventVersion(f"{where} has schema {version}, which nothing here can lift")
-        raw = _lift_once(where, raw, version)
-        version += 1
-    try:
-        return msgspec.convert({**raw, "schema": version}, Event)
-    except msgspec.ValidationError as cause:
-        raise CorruptLog(f"{where} does not fit schema {version} after it was lifted: {cause}") from cause
-
-
-def _lift_once(where: str, raw: dict[str, Any], version: int) -> dict[str, Any]:
-    try:
-        return UPCASTERS[version](raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise CorruptLog(f"{where} does not fit schema {version}: {cause!r}") from cause
-
-
-_DECODER = msgspec.json.Decoder(Event)
 
 
 def type_name(payload: Payload) -> str:

@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 
 from holdfast.core.cluster import ClusterState
+from holdfast.core.entries import decode_record
 from holdfast.core.errors import HoldfastError
-from holdfast.core.events import decode_record
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply, state_hash
 from holdfast.gateway.cli.reading import existing_log

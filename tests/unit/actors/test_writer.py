@@ -9,8 +9,9 @@ import pytest
 from holdfast.actors.identity import DECISIONS
 from holdfast.actors.writer import NOTES_MAX, OUTBOX_FACTS_MAX, RETRY_MAX_S, DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, Head
+from holdfast.core.entries import GENESIS, decode_record
 from holdfast.core.errors import WrongLastSequence
-from holdfast.core.events import GENESIS, LeaderElected, NodeLeft, NodeStopping, Record, StreamsMigrated, decode_record
+from holdfast.core.events import LeaderElected, NodeLeft, NodeStopping, Record, StreamsMigrated
 from holdfast.core.state import apply
 from holdfast.store.memory import MemoryLog, MemoryLogServer
 from tests.unit.support.virtual_time import VirtualClock, now_s, settle, virtual_time

@@ -14,7 +14,8 @@ import pytest
 from examples.bench.chaos.cluster import end_leftovers, find_processes, name_process, send
 from examples.bench.chaos.log_check import Fold, check_log
 from examples.bench.chaos.victims import Blow, Kind, Process, Target, View, choose, draw_blow
-from holdfast.core.events import NodeJoined, encode_event
+from holdfast.core.entries import encode_event
+from holdfast.core.events import NodeJoined
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import state_hash
 from holdfast.gateway.leftovers import MARK, find_marked

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core import events as ev
+from holdfast.core.entries import GENESIS, SCHEMA_VERSION, UPCASTERS, decode_record, digest, encode_event
 from holdfast.core.errors import CorruptLog, UnknownEventVersion
 from holdfast.core.ports import LogEntry
 from tests.unit.support.strategies import FEW, SOME, TEXT, of_type
@@ -22,7 +23,7 @@ ENVELOPES = of_type(ev.Event)
 Lift = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def event_of(payload: ev.Payload, schema: int = ev.SCHEMA_VERSION) -> ev.Event:
+def event_of(payload: ev.Payload, schema: int = SCHEMA_VERSION) -> ev.Event:
     return msgspec.structs.replace(RAW_EVENT, payload=payload, schema=schema)
 
 
@@ -33,29 +34,29 @@ RAW_EVENT = ev.Event(
     incarnation="ab",
     epoch=0,
     cause=None,
-    schema=ev.SCHEMA_VERSION,
-    previous=ev.GENESIS,
+    schema=SCHEMA_VERSION,
+    previous=GENESIS,
     payload=ev.NodeLeft("node-1"),
 )
 
 
 def record_of(data: bytes) -> ev.Record:
-    return ev.decode_record(LogEntry(7, "facts.node.a", data, "id"))
+    return decode_record(LogEntry(7, "facts.node.a", data, "id"))
 
 
 def raw_event(**changes: Any) -> dict[str, Any]:
-    return {**msgspec.json.decode(ev.encode_event(RAW_EVENT)), **changes}
+    return {**msgspec.json.decode(encode_event(RAW_EVENT)), **changes}
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda kind: kind.__name__)
 def test_every_kind_of_event_comes_back_from_the_log_as_it_was(payload: type[ev.Payload]) -> None:
     @FEW
-    @given(st.builds(msgspec.structs.replace, ENVELOPES, schema=st.just(ev.SCHEMA_VERSION), payload=of_type(payload)))
+    @given(st.builds(msgspec.structs.replace, ENVELOPES, schema=st.just(SCHEMA_VERSION), payload=of_type(payload)))
     def round_trip(event: ev.Event) -> None:
-        data = ev.encode_event(event)
+        data = encode_event(event)
         record = record_of(data)
-        assert record == ev.Record(7, "facts.node.a", event, ev.digest(data))
-        assert ev.encode_event(record.event) == data
+        assert record == ev.Record(7, "facts.node.a", event, digest(data))
+        assert encode_event(record.event) == data
         assert msgspec.json.decode(data)["payload"]["type"] == ev.type_name(event.payload) == payload.__name__
 
     round_trip()
@@ -107,14 +108,14 @@ def test_hostile_bytes_are_corruption_too(data: bytes) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"colour": "blue"}, {"payload": {"type": "NodeVanished"}}])
 def test_an_event_of_a_newer_schema_asks_for_an_upgrade_whatever_it_says(changes: dict[str, Any]) -> None:
-    with pytest.raises(UnknownEventVersion, match=f"has schema {ev.SCHEMA_VERSION + 1}.*upgrade"):
-        record_of(msgspec.json.encode(raw_event(schema=ev.SCHEMA_VERSION + 1, **changes)))
+    with pytest.raises(UnknownEventVersion, match=f"has schema {SCHEMA_VERSION + 1}.*upgrade"):
+        record_of(msgspec.json.encode(raw_event(schema=SCHEMA_VERSION + 1, **changes)))
 
 
 @pytest.fixture
 def lift(monkeypatch: pytest.MonkeyPatch) -> Callable[[Lift], None]:
     def register(upcaster: Lift) -> None:
-        monkeypatch.setitem(ev.UPCASTERS, 0, upcaster)
+        monkeypatch.setitem(UPCASTERS, 0, upcaster)
 
     return register
 
@@ -129,18 +130,18 @@ def test_an_old_event_is_lifted_to_what_it_means_today(lift: Callable[[Lift], No
     data = msgspec.json.encode(raw_event(schema=0, payload={"type": "NodeGone", "name": "a"}))
     record = record_of(data)
     assert record.event == event_of(ev.NodeLeft("a"))
-    assert record.digest == ev.digest(data), "the chain is over the bytes in the log, not over what they mean today"
+    assert record.digest == digest(data), "the chain is over the bytes in the log, not over what they mean today"
 
 
 def test_an_old_event_is_lifted_even_if_it_looks_like_one_of_today(lift: Callable[[Lift], None]) -> None:
     lift(lambda raw: {**raw, "payload": {**raw["payload"], "node": "lifted"}})
-    assert record_of(ev.encode_event(event_of(ev.NodeLeft("a"), schema=0))).event.payload == ev.NodeLeft("lifted")
+    assert record_of(encode_event(event_of(ev.NodeLeft("a"), schema=0))).event.payload == ev.NodeLeft("lifted")
 
 
 @pytest.mark.parametrize("schema", [0, -1])
 def test_an_old_event_that_nothing_can_lift_is_an_unknown_version(schema: int) -> None:
     with pytest.raises(UnknownEventVersion, match=f"has schema {schema}"):
-        record_of(ev.encode_event(event_of(ev.NodeLeft("a"), schema=schema)))
+        record_of(encode_event(event_of(ev.NodeLeft("a"), schema=schema)))
 
 
 @pytest.mark.parametrize(
@@ -151,4 +152,4 @@ def test_an_old_event_that_nothing_can_lift_is_an_unknown_version(schema: int) -
 def test_an_old_event_that_does_not_lift_is_corruption(lift: Callable[[Lift], None], upcaster: Lift) -> None:
     lift(upcaster)
     with pytest.raises(CorruptLog, match="sequence 7"):
-        record_of(ev.encode_event(event_of(ev.NodeLeft("a"), schema=0)))
+        record_of(encode_event(event_of(ev.NodeLeft("a"), schema=0)))

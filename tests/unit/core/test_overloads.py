@@ -10,6 +10,7 @@ import pytest
 from holdfast.core import events as ev
 from holdfast.core import overloads
 from holdfast.core.cluster import ClusterState
+from holdfast.core.entries import decode_record, encode_event
 from holdfast.core.errors import CorruptLog
 from holdfast.core.ports import LogEntry
 from holdfast.core.reconcile import Evidence, Proposal, reconcile
@@ -133,9 +134,9 @@ def old(payload: dict[str, Any]) -> ev.Payload:
     """What an event of schema 2 with this payload says today."""
     history = History()
     history.decide(ev.LeaderElected("a", "1"), epoch=1)
-    raw = msgspec.json.decode(ev.encode_event(history.records[0].event))
+    raw = msgspec.json.decode(encode_event(history.records[0].event))
     data = msgspec.json.encode({**raw, "schema": 2, "payload": payload})
-    return ev.decode_record(LogEntry(1, "facts.gateway.g", data, "id")).event.payload
+    return decode_record(LogEntry(1, "facts.gateway.g", data, "id")).event.payload
 
 
 def requested(thresholds: Thresholds) -> dict[str, Any]:
@@ -179,4 +180,4 @@ def test_what_is_not_to_change_is_not_in_the_log() -> None:
     history = deployed()
     asks(history, ThresholdChanges(queue_age_threshold_s=None))
     event = history.records[-1].event
-    assert msgspec.json.decode(ev.encode_event(event))["payload"]["changes"] == {"queue_age_threshold_s": None}
+    assert msgspec.json.decode(encode_event(event))["payload"]["changes"] == {"queue_age_threshold_s": None}

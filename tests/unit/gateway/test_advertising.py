@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.core.events import GatewayJoined, decode_record
+from holdfast.core.entries import decode_record
+from holdfast.core.events import GatewayJoined
 from tests.unit.gateway.processes import gateway_on
 from tests.unit.support.history import application
 from tests.unit.support.replicas import LocalReplica, Site, engine_of, eventually

@@ -11,6 +11,7 @@ import pytest
 
 from holdfast.core import events as ev
 from holdfast.core.config import DrainMode
+from holdfast.core.entries import decode_record
 from holdfast.gateway.standing import STARTING_S, Standing
 from tests.unit.gateway.client import CHAT, chat, connected
 from tests.unit.gateway.processes import RunningGateway, gateway_on
@@ -134,7 +135,7 @@ async def test_what_is_open_then_is_told_to_go_on_elsewhere_and_is_kept_for_that
 
 def drained(site: Site) -> list[ev.Event]:
     entries = (site.server.entry(sequence) for sequence in range(1, site.server.last_sequence + 1))
-    events = [ev.decode_record(entry).event for entry in entries if entry is not None]
+    events = [decode_record(entry).event for entry in entries if entry is not None]
     return [event for event in events if isinstance(event.payload, ev.GatewayDrained)]
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from holdfast.core import events as ev
 from holdfast.core.cluster import MemberStatus
-from holdfast.core.events import SCHEMA_VERSION, Event, decode_record, digest, encode_event
+from holdfast.core.entries import SCHEMA_VERSION, decode_record, digest, encode_event
+from holdfast.core.events import Event
 from holdfast.store.memory import MemoryLogServer
 from tests.unit.gateway.processes import gateway_on
 from tests.unit.support.history import application

@@ -11,7 +11,7 @@ from holdfast.actors.metric_families import GATEWAY, LEASE_AGE
 from holdfast.actors.metrics import Ledger
 from holdfast.actors.node_metrics import lease_age
 from holdfast.core import events as ev
-from holdfast.core.events import encode_event
+from holdfast.core.entries import encode_event
 from holdfast.gateway.lag import LogLag
 from holdfast.store.memory import MemoryLogServer
 from holdfast.store.memory_leases import MemoryLeasesServer

@@ -9,7 +9,8 @@ import msgspec
 
 from holdfast.actors.identity import DECISIONS
 from holdfast.core import events as ev
-from holdfast.core.events import GENESIS, SCHEMA_VERSION, Decision, Event, Fact, digest, encode_event
+from holdfast.core.entries import GENESIS, SCHEMA_VERSION, digest, encode_event
+from holdfast.core.events import Decision, Event, Fact
 from holdfast.core.requests import EngineInfo
 from holdfast.simulations.checkers import CHECKERS, Violation, check_all
 from holdfast.simulations.checkers.streams import due_of

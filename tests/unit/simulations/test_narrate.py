@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from datetime import UTC, datetime
 
-from holdfast.core.events import SCHEMA_VERSION, Event, NodeJoined, encode_event
+from holdfast.core.entries import SCHEMA_VERSION, encode_event
+from holdfast.core.events import Event, NodeJoined
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import COMPLETE, TOKEN, Request, Settle

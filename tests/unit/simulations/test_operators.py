@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaStatus
+from holdfast.core.entries import decode_record
 from holdfast.core.events import (
     ApplicationDeleted,
     ApplicationDeployed,
@@ -19,7 +20,6 @@ from holdfast.core.events import (
     NodeJoined,
     NodeLeft,
     Payload,
-    decode_record,
 )
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply

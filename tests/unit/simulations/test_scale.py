@@ -15,8 +15,8 @@ from holdfast.actors import follower
 from holdfast.actors.follower import Follower
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState
+from holdfast.core.entries import GENESIS, SCHEMA_VERSION, decode_record, encode_event
 from holdfast.core.errors import KeyTaken, Misuse, WorldFailure, WrongLastSequence
-from holdfast.core.events import decode_record
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply, state_hash
 from holdfast.simulations.scale import command as scale_command
@@ -133,11 +133,11 @@ def other_nodes(count: int) -> list[LogEntry]:
             incarnation="i",
             epoch=0,
             cause=None,
-            schema=ev.SCHEMA_VERSION,
-            previous=ev.GENESIS,
+            schema=SCHEMA_VERSION,
+            previous=GENESIS,
             payload=joined,
         )
-        made.append(LogEntry(5 + number, f"facts.node.{joined.node}", ev.encode_event(event), event.id))
+        made.append(LogEntry(5 + number, f"facts.node.{joined.node}", encode_event(event), event.id))
     return made
 
 

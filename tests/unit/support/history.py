@@ -7,16 +7,8 @@ from typing import Any
 
 from holdfast.core.cluster import ClusterState
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
-from holdfast.core.events import (
-    SCHEMA_VERSION,
-    Decision,
-    Event,
-    Fact,
-    Payload,
-    Record,
-    decode_record,
-    encode_event,
-)
+from holdfast.core.entries import SCHEMA_VERSION, decode_record, encode_event
+from holdfast.core.events import Decision, Event, Fact, Payload, Record
 from holdfast.core.ports import LogEntry
 from holdfast.core.requests import EngineInfo
 from holdfast.core.state import apply

@@ -15,7 +15,8 @@ from holdfast.actors.specification import ReplicaSpecification
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig, EngineConfig
-from holdfast.core.events import Event, decode_record, encode_event
+from holdfast.core.entries import decode_record, encode_event
+from holdfast.core.events import Event
 from holdfast.core.requests import EngineRequest
 from holdfast.core.state import apply
 from holdfast.gateway.backend import Delta, Session

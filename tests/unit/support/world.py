@@ -24,8 +24,9 @@ from holdfast.actors.specification import (
 )
 from holdfast.core.cluster import ClusterState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig, DrainMode
+from holdfast.core.entries import decode_record
 from holdfast.core.errors import WorldFailure
-from holdfast.core.events import DrainTarget, Payload, Record, decode_record
+from holdfast.core.events import DrainTarget, Payload, Record
 from holdfast.core.ports import Process
 from holdfast.store.memory import MemoryLog, MemoryLogServer
 from holdfast.store.memory_leases import MemoryLeases, MemoryLeasesServer

@@ -84,7 +84,7 @@ async def _log(where: Where) -> AsyncIterator[JetStreamLog]:
 
 async def _records(log: JetStreamLog, after: int, until: int | None) -> AsyncGenerator[Record, None]:
     """Decoded entries after a sequence, up to another or for ever."""
-    from holdfast.core.events import decode_record
+    from holdfast.core.entries import decode_record
 
     if until is not None and after >= until:
         return

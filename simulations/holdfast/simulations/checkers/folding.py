@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState
+from holdfast.core.entries import decode_record
 from holdfast.core.errors import HoldfastError
-from holdfast.core.events import Record, decode_record
+from holdfast.core.events import Record
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply
 from holdfast.simulations.history import History

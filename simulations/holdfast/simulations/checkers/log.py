@@ -11,6 +11,7 @@ import msgspec
 from holdfast.actors.identity import LEADER_KEY
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState
+from holdfast.core.entries import GENESIS
 from holdfast.core.errors import HoldfastError
 from holdfast.core.state import apply, state_hash
 from holdfast.simulations.checkers.folding import FinalLog, final_log
@@ -193,7 +194,7 @@ def _chains(log: FinalLog) -> Iterator[Violation]:
     former: set[tuple[str, str]] = set()
     for record, entry in zip(log.records, log.entries, strict=False):
         event, subject = record.event, record.subject
-        if event.previous != heads.get(subject, ev.GENESIS):
+        if event.previous != heads.get(subject, GENESIS):
             message = f"sequence {record.sequence} does not chain to the event before it on {subject}"
             yield Violation(LEADERS, entry.at_s, message)
         heads[subject] = hashlib.sha256(entry.data).hexdigest()

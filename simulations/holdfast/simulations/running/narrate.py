@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 
 from holdfast.actors.identity import LOG_KEY
+from holdfast.core.entries import decode_record
 from holdfast.core.errors import HoldfastError
-from holdfast.core.events import decode_record, type_name
+from holdfast.core.events import type_name
 from holdfast.core.ports import LogEntry
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History

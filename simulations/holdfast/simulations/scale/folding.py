@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from holdfast.actors import follower
 from holdfast.core.cluster import ClusterState
-from holdfast.core.events import Record, decode_record
+from holdfast.core.entries import decode_record
+from holdfast.core.events import Record
 from holdfast.core.ports import LogEntry
 from holdfast.core.state import apply
 

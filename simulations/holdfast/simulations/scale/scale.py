@@ -29,7 +29,7 @@ from holdfast.actors.operator import Operator
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, ReplicaStatus
 from holdfast.core.config import ApplicationConfig, DeploymentConfig, EngineConfig
-from holdfast.core.events import decode_record
+from holdfast.core.entries import decode_record
 from holdfast.core.frames import Heartbeat, encode
 from holdfast.core.ports import LogEntry
 from holdfast.core.reconcile import Evidence, Plan, reconcile
