@@ -366,7 +366,8 @@ class Node:
                 watching.cancel()
                 # A child of the replica may hold the pipe open; what it reported is here by now.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(reports), REPORTS_TIMEOUT_S)
+                    async with asyncio.timeout(REPORTS_TIMEOUT_S):
+                        await asyncio.shield(reports)
                 reports.cancel()
         finally:
             process.kill()
@@ -445,7 +446,8 @@ class Node:
         participation.cancel()
         self._facts.record(NodeLeft(name), stopping)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._facts.flush()
 
     async def _be_relieved(self) -> None:
         """Wait until the replicas here are replaced and told to stop, for as long as others may take them over.

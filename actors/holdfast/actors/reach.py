@@ -52,20 +52,10 @@ logger = logging.getLogger(__name__)
 
 
 async def read_on(follower: Follower) -> None:
-    """Wait until all is read that is in the log now, however long it is out of reach. Raises as `Follower.reached`.
-
-    Who is cancelled just as the log's answer comes is cancelled all the same: nats-py waits with `asyncio.wait_for`,
-    which forgets that up to Python 3.11, and a loop around this would go on for ever.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    before = task.cancelling()
+    """Wait until all is read that is in the log now, however long it is out of reach. Raises as `Follower.reached`."""
     while True:
         try:
-            await follower.catch_up()
-            if task.cancelling() > before:
-                raise asyncio.CancelledError
-            return
+            return await follower.catch_up()
         except LogUnavailable as error:
             logger.debug("the log is out of reach: %s", error)
             await asyncio.sleep(RETRY_S)

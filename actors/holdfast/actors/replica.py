@@ -460,7 +460,8 @@ class Replica:
         if self._peers and all(connection.congested for connection in self._peers):
             # Nobody reads as fast as we write. One who does not read must not hold back one who does.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(next(iter(self._peers)).drained(), CONGESTION_WAIT_S)
+                async with asyncio.timeout(CONGESTION_WAIT_S):
+                    await next(iter(self._peers)).drained()
 
     async def _heartbeat_loop(self) -> None:
         loop = asyncio.get_running_loop()

@@ -151,7 +151,8 @@ async def serve(
                 channel.report(Ready(address, engine.info, system.port))
                 await _serve(replica, server, specification.orphan_grace_s, stopping, node_gone)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(engine.close(), CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await engine.close()
         orders.cancel()
     system.close()
     if traces is not None:
@@ -199,7 +200,8 @@ async def _outlive_node(replica: Replica, node_gone: asyncio.Event, grace_s: flo
     await node_gone.wait()
     logger.warning("the node is gone; serving on for at most %g s", grace_s)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(replica.abandoned(), grace_s)
+        async with asyncio.timeout(grace_s):
+            await replica.abandoned()
     stopping.tell()
 
 

@@ -147,7 +147,8 @@ class GatewayProcess:
         await asyncio.wait([http])
         self._facts.record(GatewayLeft(self._identity.name), leaving)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._facts.flush(), FLUSH_TIMEOUT_S)
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._facts.flush()
 
     async def _caught_up(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> bool:
         """Read all there is; False if told to stop before that: the log may be away for long."""

@@ -4,6 +4,10 @@
 later, when nobody expects it; it gives up for good after some tries; and closing a half-open socket with unsent
 bytes can hang it. So each `Connection` lives on one TCP connection and never comes back: when it is lost, every
 request on it fails at once, and whatever it had not sent is dropped with it. The `Session` dials the next one.
+
+**What nats-py forgets.** It waits with `asyncio.wait_for`, which up to Python 3.11 drops a cancellation that comes
+together with what is waited for, and some of its waits drop any. Here every call to it ends in `CancelledError` for
+who was cancelled in it: a loop around it would go on for ever, and a deadline around it would pass unnoticed.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -83,6 +88,19 @@ class _Transport(TcpTransport):
         return True
 
 
+@contextmanager
+def remembered_cancellation() -> Iterator[None]:
+    """Whoever is cancelled within this leaves it by `CancelledError`, even if what was called forgot that."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 class Connection:
     """A live connection with requests on it. Once `lost` is set it is of no more use."""
 
@@ -107,10 +125,11 @@ class Connection:
         options = _options(settings)
         try:
             async with asyncio.timeout(settings.connect_timeout_s):
-                await client.connect(
-                    servers=[url], error_cb=connection._on_error, closed_cb=connection._on_closed, **options
-                )
-                await client.subscribe(connection._inbox + ".*", cb=connection._on_reply)
+                with remembered_cancellation():
+                    await client.connect(
+                        servers=[url], error_cb=connection._on_error, closed_cb=connection._on_closed, **options
+                    )
+                    await client.subscribe(connection._inbox + ".*", cb=connection._on_reply)
             _check_version(connection.server_version, url)
         except nats.errors.NoServersError as error:
             await connection.close()
@@ -153,7 +172,8 @@ class Connection:
         if self.lost.is_set() or not self._client.is_connected:
             raise ConnectionLost(self.url)
         try:
-            await self._client.publish(subject, data, reply=reply, headers=headers)
+            with remembered_cancellation():
+                await self._client.publish(subject, data, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as error:
             raise ConnectionLost(self.url) from error
 
@@ -161,14 +181,16 @@ class Connection:
         if self.lost.is_set():
             raise ConnectionLost(self.url)
         try:
-            return await self._client.subscribe(inbox, cb=deliver)
+            with remembered_cancellation():
+                return await self._client.subscribe(inbox, cb=deliver)
         except (nats.errors.Error, OSError) as error:
             raise ConnectionLost(self.url) from error
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         if not self.lost.is_set():
             try:
-                await subscription.unsubscribe()
+                with remembered_cancellation():
+                    await subscription.unsubscribe()
             except (nats.errors.Error, OSError):
                 logger.debug("unsubscribing on %s failed", self.url)
 
@@ -179,7 +201,8 @@ class Connection:
         """Give the connection up unless its server answers a ping in time."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._client.flush(timeout=math.ceil(timeout_s) + 1)
+                with remembered_cancellation():
+                    await self._client.flush(timeout=math.ceil(timeout_s) + 1)
         except (nats.errors.Error, OSError):
             await self.close()
 
@@ -188,10 +211,12 @@ class Connection:
         self._transport.close()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._client.close()
+                with remembered_cancellation():
+                    await self._client.close()
         except (OSError, nats.errors.Error):
             logger.debug("closing the connection to %s failed", self.url, exc_info=True)
-        await self._on_closed()
+        finally:
+            await self._on_closed()
 
     async def _on_error(self, error: Exception) -> None:
         # nats-py's own handler prints. A loss shows in `lost`, and this in the text of what fails because of it.

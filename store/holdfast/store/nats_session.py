@@ -23,7 +23,6 @@ from holdfast.store.nats_connection import Connection
 from holdfast.store.nats_link import Link
 from holdfast.store.settings import JetStreamSettings
 
-CANCEL_AGAIN_S = 0.2
 LEADERLESS_MAX_S = 5.0
 """A connection on which no leader answers for so long (seconds) is given up. In an election, which takes up to 9, that
 is of no use but does no harm. A leader that is cut off takes itself for one for some 10 more, and all this together is
@@ -113,11 +112,8 @@ class Session:
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is None:
             return
-        # One cancellation may not do: asyncio.wait_for, which nats-py uses, swallows (until Python 3.12) one that
-        # comes together with what it waits for.
-        while not supervisor.done():
-            supervisor.cancel()
-            await asyncio.wait([supervisor], timeout=CANCEL_AGAIN_S)
+        supervisor.cancel()
+        await asyncio.wait([supervisor])
         self._set(None)
         if not supervisor.cancelled():
             supervisor.result()

@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.actors.identity import CUT_OFF, LOG_KEY
 from holdfast.actors.node import Superseded
-from holdfast.actors.reach import LOOKS, STEADY_LOOKS, Assurances, read_on
+from holdfast.actors.reach import LOOKS, STEADY_LOOKS, Assurances
 from holdfast.core import events as ev
 from holdfast.core.cluster import MemberStatus
 from holdfast.core.errors import CorruptLog
@@ -258,32 +258,3 @@ def test_a_key_that_went_with_its_leader_is_no_news_and_the_next_leaders_is() ->
     assurances.seen(12, 102.0)
     assurances.seen(13, 104.0)
     assert assurances.steady_s() == 2
-
-
-class ForgetsCancellation:
-    """A follower whose log answers just as its reader is cancelled, so that only the answer is heard of."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    async def catch_up(self) -> None:
-        self.asked += 1
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(3600)
-
-
-async def test_who_is_cancelled_as_the_log_answers_reads_no_more() -> None:
-    follower = ForgetsCancellation()
-
-    async def reads_for_ever() -> None:
-        while True:
-            await read_on(follower)  # type: ignore[arg-type]
-
-    reading = asyncio.create_task(reads_for_ever())
-    await asyncio.sleep(0)
-    reading.cancel()
-    await asyncio.wait([reading], timeout=1.0)
-    cancelled, asked = reading.cancelled(), follower.asked
-    reading.cancel()
-    assert cancelled
-    assert asked == 1
