@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from holdfast.actors.devices import watch_devices
+from holdfast.actors.engine_watch import EngineWatch
 from holdfast.actors.engines.base import ENGINE_OVERLOADED, Engine, StepOutput
 from holdfast.actors.health import HealthChecks, warm_up
 from holdfast.actors.held import HeldStreams, Peer, until_s
@@ -63,26 +64,7 @@ CONNECTIONS_MAX = 1024
 HELLO_TIMEOUT_S = 2.0
 """So many connections at once, and so long until each has said Hello (seconds)."""
 
-STALL_LOOK_S = 0.25
-STALL_LOOK_MAX_S = 2.0
-STALL_LOOKS = 8
-"""The engine is looked at so often within `engine_stall_timeout_s`, within these bounds (seconds)."""
-
-STOOD_STILL_S = 0.75
-"""A look that comes this late means that this process stood still, not the engine (seconds)."""
-
-STALL_STEPS = 64
-STALL_FACTOR = 10
-"""An engine hangs if a step takes over `engine_stall_timeout_s`, and over `STALL_FACTOR` times the longest of the
-last `STALL_STEPS`. Its first steps, if it has not warmed up, may take `engine_first_step_timeout_s`."""
-
-STALL_FIRST_STEPS = 3
-
 logger = logging.getLogger(__name__)
-
-
-class EngineHung(HoldfastError):
-    """The engine has had work for long and made no step: only a new process helps."""
 
 
 class EngineBroken(HoldfastError):
@@ -138,12 +120,11 @@ class Replica:
         self._admitting: tuple[Peer, int] | None = None
         self._arrived = asyncio.Event()
         self._live: set[int] = set()
-        self._step_began_s: float | None = None
-        self._step_times_s: deque[float] = deque(maxlen=STALL_STEPS)
-        self._steps = 0
+        self._engine_watch = EngineWatch(
+            specification.engine_stall_timeout_s, specification.engine_first_step_timeout_s
+        )
         self._token_s = asyncio.get_running_loop().time()
         self._work = asyncio.Event()
-        self._stepping = asyncio.Event()
         self._sockets = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -169,7 +150,7 @@ class Replica:
         """Let the engine make its first tokens before anybody asks for one. Raises `NoToken`."""
         self._warming = True
         if await warm_up(self._engine, self._specification):
-            self._steps = STALL_FIRST_STEPS
+            self._engine_watch.warmed_up()
         self._warming = False
         return True
 
@@ -186,7 +167,7 @@ class Replica:
             group.create_task(self._admit_loop())
             group.create_task(self._step_loop())
             group.create_task(self._heartbeat_loop())
-            group.create_task(self._watch_engine())
+            group.create_task(self._engine_watch.run())
             group.create_task(self._checks.run())
             group.create_task(watch_devices(self._engine, self._specification.xid_file, self._specification.replica))
 
@@ -359,21 +340,17 @@ class Replica:
             if not live:
                 if not self._starts and self._admitting is None:
                     self._idle.set()
-                self._stepping.clear()
+                self._engine_watch.rests()
                 self._barren.rest()
                 await self._work.wait()
                 self._work.clear()
                 continue
-            self._stepping.set()
-            self._step_began_s = loop.time()
-            self._barren.begins(self._step_began_s, self._engine.load)
+            began_s = loop.time()
+            self._engine_watch.begins(began_s)
+            self._barren.begins(began_s, self._engine.load)
             output = await self._engine.step()
             _check(output)
-            took_s = loop.time() - self._step_began_s
-            self._step_times_s.append(took_s)
-            self.metrics.stepped(took_s, len(output.tokens))
-            self._step_began_s = None
-            self._steps += 1
+            self.metrics.stepped(self._engine_watch.ended(loop.time()), len(output.tokens))
             if output.keys or output.finished:
                 self._barren.bore()
             else:
@@ -425,29 +402,6 @@ class Replica:
         if traces is not None and span is not None:
             traces.admitted(key, span, prompt_tokens, now_s() - arrived.at_s)
         return prompt_tokens
-
-    async def _watch_engine(self) -> None:
-        """Raise `EngineHung` when a step takes far longer than steps do. While there is nothing to do none is due."""
-        loop = asyncio.get_running_loop()
-        look_s = min(max(STALL_LOOK_S, self._specification.engine_stall_timeout_s / STALL_LOOKS), STALL_LOOK_MAX_S)
-        while True:
-            await self._stepping.wait()
-            looked_s = loop.time()
-            await asyncio.sleep(look_s)
-            now_s = loop.time()
-            if self._step_began_s is None:
-                continue
-            if now_s - looked_s > look_s + STOOD_STILL_S:
-                # The step gets its time again.
-                self._step_began_s = now_s
-            elif now_s - self._step_began_s > self._step_may_take_s():
-                took_s = now_s - self._step_began_s
-                raise EngineHung(f"the engine made no step for {took_s:.1f} s while it had work")
-
-    def _step_may_take_s(self) -> float:
-        if self._steps < STALL_FIRST_STEPS:
-            return self._specification.engine_first_step_timeout_s
-        return max(self._specification.engine_stall_timeout_s, STALL_FACTOR * max(self._step_times_s, default=0.0))
 
     async def _deliver(self, output: StepOutput) -> None:
         if output.tokens:

@@ -93,7 +93,7 @@ async def scene(engine: Engine | None = None) -> AsyncIterator[Scene]:
         "test", NAME, "tiny", "127.0.0.1", EngineConfig("mock"), 5.0, engine_stall_timeout_s=STALL_S
     )
     replica = Replica(told, engine)
-    replica._steps = 3
+    replica._engine_watch.warmed_up()
     server, address = await replica.listen()
     here = Scene(engine, server, address, replica)  # type: ignore[arg-type]  # the loop makes servers in memory
     canary = Canary("test", "n", NAME, address, lambda: here.settings, here.tell)

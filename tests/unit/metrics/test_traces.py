@@ -150,7 +150,7 @@ async def test_each_attempt_has_its_span_and_the_next_one_says_why_there_is_anot
         replicas = [await traced.replica(itl_ms=2), await traced.replica(itl_ms=2)]
         app = await traced.open()
         asking = asyncio.create_task(ask(app, CHAT, chat(max_tokens=60, stream=True)))
-        await eventually(lambda: any(replica.replica._steps > 5 for replica in replicas))
+        await eventually(lambda: any(replica.replica._engine_watch.steps > 5 for replica in replicas))
         await next(replica for replica in replicas if not replica.free).kill()
         assert (await asking).status == 200
         request, (first, second) = traced.one("chat tiny"), traced.spans("attempt")
@@ -173,7 +173,7 @@ async def test_a_stream_that_leaves_a_replica_takes_its_trace_along(site: Site, 
         replicas = [await traced.replica(itl_ms=2), await traced.replica(itl_ms=2)]
         app = await traced.open()
         asking = asyncio.create_task(ask(app, CHAT, chat(max_tokens=200, stream=True), TRACEPARENT))
-        await eventually(lambda: any(replica.replica._steps > 5 for replica in replicas))
+        await eventually(lambda: any(replica.replica._engine_watch.steps > 5 for replica in replicas))
         next(replica for replica in replicas if not replica.free).replica.dismiss()
         assert (await asking).status == 200
         first, second = traced.spans("generate tiny")
@@ -214,7 +214,7 @@ async def test_a_move_that_comes_to_nothing_ends_its_span_and_the_stream_keeps_i
         leaves = asyncio.Event()
         body = [json.dumps(chat(max_tokens=200, stream=True)).encode()]
         asking = asyncio.create_task(converse(app, CHAT, body, TRACEPARENT, leaves=leaves))
-        await eventually(lambda: source.replica._steps > 5)
+        await eventually(lambda: source.replica._engine_watch.steps > 5)
         await traced.replica(engine=slow)
         source.replica.dismiss()
         await eventually(lambda: slow.asked > 0)

@@ -9,8 +9,9 @@ from typing import cast
 
 import pytest
 
+from holdfast.actors.engine_watch import STALL_LOOK_S, EngineHung, EngineWatch
 from holdfast.actors.engines.mock import MockEngine, MockSettings
-from holdfast.actors.replica import STALL_FIRST_STEPS, STALL_LOOK_S, EngineHung, Replica
+from holdfast.actors.replica import Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
 from holdfast.core.config import EngineConfig
@@ -205,12 +206,12 @@ def test_an_engine_with_long_steps_is_not_blamed_for_what_its_process_stood_stil
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, MemoryNetworkLoop)
-        replica = Replica(specification(1.0, 16.0), MockEngine(MockSettings(), "tiny", random.Random(1)))
-        replica._steps = STALL_FIRST_STEPS
-        replica._step_times_s.append(0.1)
-        replica._stepping.set()
-        replica._step_began_s = loop.time()
-        watching = asyncio.create_task(replica._watch_engine())
+        watch = EngineWatch(stall_timeout_s=16.0, first_step_timeout_s=60.0)
+        watch.warmed_up()
+        watch.begins(loop.time() - 0.1)
+        watch.ended(loop.time())
+        watch.begins(loop.time())
+        watching = asyncio.create_task(watch.run())
         await asyncio.sleep(step_s / 2)
         loop._jumping.now_s += still_s
         await asyncio.sleep(step_s / 2)

@@ -130,7 +130,7 @@ class Sampler:
         """A replica holds no stream that its engine is done with, and keeps none that nobody asked for."""
         sample, name, held = self._history.sample, running.name, replica._held
         streams = CHOICES_MAX * len(self._history.requests)
-        if replica._step_began_s is None:  # in the middle of a step its engine may be done with some already
+        if not replica._engine_watch.stepping:  # in the middle of a step its engine may be done with some already
             sample(now_s, name, "streams held", len(held.by_key), running.streams)
         sample(now_s, name, "streams kept for their clients", len(held.shelf), streams)
         sample(now_s, name, "bytes kept", held.shelf.bytes, KEPT_BYTES_MAX)

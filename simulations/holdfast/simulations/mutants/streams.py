@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.actors.engine_watch import EngineWatch
 from holdfast.actors.held import HeldStreams
 from holdfast.actors.replica import Replica
 from holdfast.core import admission
@@ -233,7 +234,7 @@ MUTANTS: Final = (
         "an engine that makes no step is noticed, by its replica and by gateways: both are out",
         (
             edit(
-                Replica._watch_engine,
+                EngineWatch.run,
                 ('raise EngineHung(f"the engine made no step for {took_s:.1f} s while it had work")', "pass"),
             ),
             edit(
