@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import logging
 import random
-import signal
 
 import msgspec
 
+from holdfast.actors.child import REPORTS_TIMEOUT_S, STOP_MARGIN_S, Child
 from holdfast.actors.controller import Controller
 from holdfast.actors.follower import UNREADABLE, Follower
 from holdfast.actors.identity import Identity
@@ -22,22 +22,12 @@ from holdfast.actors.leasing import LeaseSession, check_name_free
 from holdfast.actors.node_metrics import NodeMetrics
 from holdfast.actors.reach import LogReach
 from holdfast.actors.replica_watch import ReplicaWatch
-from holdfast.actors.specification import (
-    Checked,
-    Draining,
-    Failed,
-    Ready,
-    ReplicaSpecification,
-    StopOrder,
-    decode_report,
-    specify,
-)
+from holdfast.actors.specification import specify
 from holdfast.actors.system_port import SystemPort, system_pages
 from holdfast.actors.writer import DecisionWriter, FactWriter
 from holdfast.core.cluster import ClusterState, DeploymentState, MemberStatus, ReplicaState, ReplicaStatus
-from holdfast.core.decoding import UNDECODABLE
 from holdfast.core.drains import may_be_relieved
-from holdfast.core.errors import HoldfastError, LogUnavailable, WorldFailure
+from holdfast.core.errors import HoldfastError, LogUnavailable
 from holdfast.core.events import (
     Fact,
     NodeJoined,
@@ -48,20 +38,10 @@ from holdfast.core.events import (
     ReplicaDraining,
     ReplicaExited,
     ReplicaPlaced,
-    ReplicaReady,
     ReplicaReplaced,
-    ReplicaStarted,
     ReplicaStopOrdered,
-    StreamsFenced,
 )
-from holdfast.core.ports import Clock, Launcher, Leases, Log, Process
-
-STOP_MARGIN_S = 3.0
-"""A replica that is told to stop gets this much longer than its deadline before it is killed: its last streams go
-elsewhere in that time, and the engine closes."""
-
-REPORTS_TIMEOUT_S = 1.0
-"""How long a replica's last words are waited for when its process has ended."""
+from holdfast.core.ports import Clock, Launcher, Leases, Log
 
 FLUSH_TIMEOUT_S = 2.0
 """How long a node that ends waits for its last facts to reach the log."""
@@ -98,27 +78,6 @@ class NodeSettings(msgspec.Struct, frozen=True):
     xid_file: str = ""
 
 
-class _Child:
-    """A replica process from its launch to its end."""
-
-    def __init__(self, specification: ReplicaSpecification, watch: ReplicaWatch) -> None:
-        self.specification = specification
-        self.watch = watch
-        self.process: Process | None = None
-        self.stopping = asyncio.Event()
-        self.started_s = 0.0
-        self.order = StopOrder(specification.drain, specification.graceful_shutdown_timeout_s)
-        self.drains_itself = False
-        self.message = ""
-
-    def stop(self, known: ReplicaState | None) -> None:
-        """Tell it to stop, as the log says if that says how."""
-        if known is not None and not self.stopping.is_set():
-            mode, deadline_s = known.stop_mode or self.order.mode, known.stop_deadline_s
-            self.order = StopOrder(mode, self.order.deadline_s if deadline_s is None else deadline_s)
-        self.stopping.set()
-
-
 class Node:
     """One node's actors: lease, follower, facts, controller, and its replicas."""
 
@@ -153,7 +112,7 @@ class Node:
             settings.lease_ttl_s,
             self._facts.record,
         )
-        self._children: dict[str, _Child] = {}
+        self._children: dict[str, Child] = {}
         self._metrics = NodeMetrics(identity, settings.version, settings.slots)
         self._metrics.show(self._follower, self._session, self._children)
         self._system = SystemPort(system_pages(self._metrics.ledger, self._reasons))
@@ -184,8 +143,7 @@ class Node:
         finally:
             self._system.close()
             for child in self._children.values():
-                if child.process is not None:
-                    child.process.kill()
+                child.kill()
 
     def _reasons(self) -> list[str]:
         """Why the node does not do all that a node does; empty while it does."""
@@ -221,8 +179,7 @@ class Node:
     async def _give_up(self) -> None:
         """End at once what somebody else may run already, and tell the log what there is left to tell."""
         for child in self._children.values():
-            if child.process is not None:
-                child.process.kill()
+            child.kill()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await self._controller.retire()
@@ -319,10 +276,18 @@ class Node:
             lambda: self._deployment_of(replica),
             lambda fact, cause: self._tell_of(replica.id, fact, cause),
         )
-        child = self._children[replica.id] = _Child(specification, watch)
+        child = self._children[replica.id] = Child(
+            identity.name, settings.advertise_host, specification, watch, self._launcher, self._facts, self._metrics
+        )
         self._childless.clear()
-        group.create_task(self._run_replica(child, replica.event))
+        group.create_task(self._run(child, replica.event))
         return True
+
+    async def _run(self, child: Child, placed: str) -> None:
+        await child.run(placed)
+        self._children.pop(child.specification.replica, None)
+        if not self._children:
+            self._childless.set()
 
     def _deployment_of(self, replica: ReplicaState) -> DeploymentState | None:
         """As the log has it now."""
@@ -332,7 +297,7 @@ class Node:
     def _tell_of(self, replica: str, fact: Fact, cause: str) -> None:
         """Tell the log of a replica's health, unless it is to end anyway."""
         child = self._children.get(replica)
-        if child is not None and not (child.stopping.is_set() or child.drains_itself):
+        if child is not None and not child.ends:
             self._metrics.judged(child.specification.model, fact)
             self._facts.record(fact, cause)
 
@@ -340,94 +305,6 @@ class Node:
         """It was told to stop before this node had read that it should start: nobody else can say that it is gone."""
         message = "it was told to stop before it was started"
         self._facts.record(ReplicaExited(replica.id, self._identity.name, 0, None, None, True, message), replica.event)
-
-    # --- one replica ------------------------------------------------------------------------------------
-
-    async def _run_replica(self, child: _Child, placed: str) -> None:
-        """Launch a replica and tell the log how it goes, to its end."""
-        name = child.specification.replica
-        try:
-            process = await self._launcher.launch(name, msgspec.json.encode(child.specification))
-        except WorldFailure as error:
-            expected = child.stopping.is_set()
-            unstarted = ReplicaExited(name, self._identity.name, 0, None, None, expected, str(error))
-            self._ended(unstarted, placed)
-            return
-        child.process = process
-        child.started_s = asyncio.get_running_loop().time()
-        started = self._facts.record(ReplicaStarted(name, self._identity.name, process.pid), placed)
-        try:
-            async with asyncio.TaskGroup() as group:
-                reports = group.create_task(self._read_reports(child, process, started))
-                stopper = group.create_task(self._stop_when_told(child, process))
-                watching = group.create_task(child.watch.run(started))
-                status = await process.wait()
-                stopper.cancel()
-                watching.cancel()
-                # A child of the replica may hold the pipe open; what it reported is here by now.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(REPORTS_TIMEOUT_S):
-                        await asyncio.shield(reports)
-                reports.cancel()
-        finally:
-            process.kill()
-        self._ended(self._exited(child, process.pid, status), started)
-
-    def _ended(self, fact: ReplicaExited, cause: str) -> None:
-        """A replica's process is gone, and the log is told."""
-        self._facts.record(fact, cause)
-        self._metrics.exited(fact)
-        self._children.pop(fact.replica, None)
-        if not self._children:
-            self._childless.set()
-
-    async def _read_reports(self, child: _Child, process: Process, started: str) -> None:
-        async for line in process.messages():
-            try:
-                report = decode_report.decode(line)
-            except UNDECODABLE as error:
-                logger.warning("replica %s reports nonsense: %s", child.specification.replica, error)
-                continue
-            if isinstance(report, Ready):
-                name, address = child.specification.replica, self._reached_at(report.address)
-                ready = ReplicaReady(name, self._identity.name, address, report.info, report.system_port)
-                child.watch.ready(report.address, self._facts.record(ready, started))
-                self._metrics.ready(asyncio.get_running_loop().time() - child.started_s)
-            elif isinstance(report, Failed):
-                child.message = report.message
-            elif isinstance(report, Draining):
-                child.drains_itself = True
-                self._facts.record(ReplicaDraining(child.specification.replica, self._identity.name), started)
-            elif isinstance(report, Checked):
-                child.watch.checked(report.message)
-            else:
-                fenced = StreamsFenced(self._identity.name, child.specification.replica, report.gateway, report.streams)
-                self._facts.note(fenced, started)
-
-    def _reached_at(self, address: str) -> str:
-        """Where gateways reach what listens at `address`; an IPv6 host in brackets."""
-        bound, _, port = address.rpartition(":")
-        host = (self._settings.advertise_host or bound).strip("[]")
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    async def _stop_when_told(self, child: _Child, process: Process) -> None:
-        """Pass on that it shall stop, and SIGKILL when that was not enough."""
-        await child.stopping.wait()
-        process.tell(msgspec.json.encode(child.order))
-        await asyncio.sleep(child.order.deadline_s + STOP_MARGIN_S)
-        logger.warning("replica %s did not stop in time; killing it", child.specification.replica)
-        process.kill()
-
-    def _exited(self, child: _Child, pid: int, status: int) -> ReplicaExited:
-        return ReplicaExited(
-            child.specification.replica,
-            self._identity.name,
-            pid,
-            status if status >= 0 else None,
-            _signal_name(-status) if status < 0 else None,
-            child.stopping.is_set() or child.drains_itself,
-            child.message,
-        )
 
     # --- leaving ----------------------------------------------------------------------------------------
 
@@ -460,10 +337,3 @@ class Node:
                 await self._follower.reached(told)
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await self._follower.until(lambda state: not may_be_relieved(state, self._identity.name))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIG{number}"

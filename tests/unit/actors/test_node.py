@@ -7,8 +7,9 @@ import logging
 
 import pytest
 
+from holdfast.actors.child import STOP_MARGIN_S
 from holdfast.actors.identity import DECISIONS
-from holdfast.actors.node import STOP_MARGIN_S, Superseded
+from holdfast.actors.node import Superseded
 from holdfast.actors.specification import Failed, Ready
 from holdfast.actors.writer import EventAppender, FactWriter
 from holdfast.core import events as ev

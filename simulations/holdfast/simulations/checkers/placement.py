@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from holdfast.actors.node import STOP_MARGIN_S
+from holdfast.actors.child import STOP_MARGIN_S
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.core import events as ev
 from holdfast.core.cluster import LOSS_INTERVAL_S, ClusterState, MemberStatus, ReplicaState, ReplicaStatus
