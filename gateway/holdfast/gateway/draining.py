@@ -27,6 +27,11 @@ HURRIED_S = 2.0
 """How long what is open may go on at most, in seconds, in a process that is told to hurry with its end."""
 
 
+READ_ON_MAX_S = 1.0
+"""A gateway that is told to drain waits at most this long, in seconds, to read what the log is known to hold behind
+that: the drain may be lifted there."""
+
+
 class GatewayDrain:
     """One gateway's drains."""
 
@@ -84,7 +89,16 @@ class GatewayDrain:
         gateway = self._follower.state.gateways.get(self._name)
         return gateway.drain if gateway is not None else None
 
+    async def _read_on(self) -> None:
+        known = self._follower.known
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_ON_MAX_S):
+                await self._follower.until(lambda state: state.sequence >= known)
+
     async def _obey(self, drain: Drain) -> None:
+        await self._read_on()
+        if self._ordered() != drain:
+            return
         deadline_s = self._longest_s if drain.deadline_s is None else drain.deadline_s
         turned_away = await self.drain(drain.mode or self._settings.drain, deadline_s)
         self._serving.standing.drained = True

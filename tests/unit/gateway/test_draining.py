@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from holdfast.actors.follower import Follower
 from holdfast.core import events as ev
 from holdfast.core.config import DrainMode
-from holdfast.core.entries import decode_record
+from holdfast.core.entries import decode_record, encode_event
+from holdfast.core.ports import LogEntry
+from holdfast.gateway.draining import READ_ON_MAX_S, GatewayDrain
+from holdfast.gateway.settings import load_settings
 from holdfast.gateway.standing import STARTING_S, Standing
 from tests.unit.gateway.client import CHAT, chat, connected
 from tests.unit.gateway.processes import RunningGateway, gateway_on
-from tests.unit.support.history import application
+from tests.unit.support.history import History, application
 from tests.unit.support.replicas import Site, eventually
 from tests.unit.support.virtual_time import virtual_time
 
@@ -192,3 +198,64 @@ async def test_a_gateway_is_starting_until_it_can_serve_or_has_had_the_time_to()
     again.joined()
     assert again.state(healthy=True) == "HEALTHY"
     assert again.state(healthy=False) == "UNHEALTHY"
+
+
+class Told:
+    """A log whose entries come when they are told. Each says how many there are behind it."""
+
+    def __init__(self) -> None:
+        self.entries: asyncio.Queue[LogEntry] = asyncio.Queue()
+
+    async def follow(self, _after: int) -> AsyncIterator[LogEntry]:
+        while True:
+            yield await self.entries.get()
+
+    def tell(self, record: ev.Record, behind: int) -> None:
+        data = encode_event(record.event)
+        self.entries.put_nowait(LogEntry(record.sequence, record.subject, data, record.event.id, behind))
+
+
+class Turning:
+    """A gateway's requests, of which one is open until it is turned away."""
+
+    def __init__(self) -> None:
+        self.standing = Standing()
+        self.turned_away_s: list[float] = []
+
+    def turn_away(self) -> int:
+        self.turned_away_s.append(asyncio.get_running_loop().time())
+        return 1
+
+    async def idle(self) -> None: ...
+
+
+@pytest.mark.parametrize(("lifted_s", "turned_away_s"), [(READ_ON_MAX_S / 2, []), (2 * READ_ON_MAX_S, [READ_ON_MAX_S])])
+@virtual_time
+async def test_a_drain_that_may_be_lifted_further_down_in_the_log_waits_for_what_stands_there_but_not_for_ever(
+    lifted_s: float, turned_away_s: list[float]
+) -> None:
+    history, log, requests = History(), Told(), Turning()
+    facts: list[tuple[ev.Fact, str]] = []
+    history.fact(ev.GatewayJoined("g", "host", 1, "http://g:1", "1"), by="g")
+    history.decide(ev.LeaderElected("n", "1"), epoch=1)
+    drained = SimpleNamespace(record=lambda fact, cause: facts.append((fact, cause)))
+    follower = Follower(log)  # type: ignore[arg-type]
+    settings = load_settings(cluster="test")
+    drain = GatewayDrain("g", settings, requests, follower, drained)  # type: ignore[arg-type]
+    order = history.decide(ev.DrainOrdered("gateway", "g", "migrate", 0.0))
+    history.decide(ev.DrainLifted("gateway", "g"))
+    tasks = [asyncio.create_task(follower.run()), asyncio.create_task(drain.run())]
+    *before, lifted = history.records
+    for record in before:
+        log.tell(record, 1)
+    await asyncio.sleep(lifted_s)
+    assert requests.standing.draining
+    assert requests.turned_away_s == turned_away_s
+    assert facts == [(ev.GatewayDrained("g", 1), order)] * len(turned_away_s)
+    log.tell(lifted, 0)
+    await asyncio.sleep(LONG_S / 2)
+    assert not requests.standing.draining
+    assert requests.turned_away_s == turned_away_s
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

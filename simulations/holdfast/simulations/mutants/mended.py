@@ -15,12 +15,13 @@ from holdfast.core import admission, reconcile, starts
 from holdfast.gateway import session
 from holdfast.gateway.admission import Admission
 from holdfast.gateway.client.machine import CallMachine
+from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.session import StreamSession
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS, QUIET
 from holdfast.simulations.checkers.members import LEASES, MEMBERS
-from holdfast.simulations.checkers.placement import UPDATES
+from holdfast.simulations.checkers.placement import DRAINS, UPDATES
 from holdfast.simulations.checkers.streams import ENDS, STREAMS
 from holdfast.simulations.mutants.edits import Constant, edit
 from holdfast.simulations.mutants.mutant import Mutant
@@ -119,6 +120,12 @@ _MENDS: Final = (
         "a leader that reads what it missed decides by the end of it",
         (edit(Controller._read_on, ("self._follower.known", "0")),),
         (UPDATES,),
+    ),
+    Mutant(
+        "lifted-further-down",
+        "a gateway that is told to drain reads what stands behind that in the log",
+        (edit(GatewayDrain._read_on, ("self._follower.known", "0")),),
+        (DRAINS,),
     ),
     Mutant(
         "frozen-first-token",
