@@ -13,7 +13,7 @@ import pytest
 from holdfast.simulations.running import pool as pool_module
 from holdfast.simulations.running.pool import DIED, RAISED, SLOW, Broken, Pool, WorkersFailed
 
-BAD, DEADLY, KILLED, ENDLESS = 13, 14, 15, 16
+BAD, DEADLY, KILLED, WAITING, ENDLESS = 13, 14, 15, 16, 17
 
 
 def double(number: int) -> int:
@@ -27,7 +27,15 @@ def double(number: int) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         case 16:
             time.sleep(600)
+        case 17:
+            while True:
+                pass
     return 2 * number
+
+
+def waits(seconds: float) -> float:
+    time.sleep(seconds)
+    return 2 * seconds
 
 
 def process_id(_task: int) -> int:
@@ -57,8 +65,19 @@ def test_what_a_task_does_to_its_process_costs_no_other_task() -> None:
 
 
 def test_a_task_that_never_ends_is_given_up() -> None:
-    with Pool(double, 1, limit_s=0.5) as pool:
-        assert list(pool.map([ENDLESS])) == [(ENDLESS, Broken(SLOW, "not done after 0.5 s of real time"))]
+    slow = Broken(SLOW, "not done after 0.2 s of a processor's time")
+    with Pool(double, 1, limit_s=0.2) as pool:
+        assert list(pool.map([ENDLESS, 1])) == [(ENDLESS, slow), (1, 2)]
+
+
+def test_a_task_that_waits_for_ever_is_given_up() -> None:
+    with Pool(double, 1, real_limit_s=0.5) as pool:
+        assert list(pool.map([WAITING])) == [(WAITING, Broken(SLOW, "not done after 0.5 s of real time"))]
+
+
+def test_who_waits_for_a_processor_has_not_had_its_time() -> None:
+    with Pool(waits, 1, limit_s=0.2) as pool:
+        assert list(pool.map([0.5])) == [(0.5, 1.0)]
 
 
 def test_workers_that_cannot_import_what_they_need_end_the_whole() -> None:

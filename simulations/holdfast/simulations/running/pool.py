@@ -30,7 +30,11 @@ SLOW: Final = "took too long"
 """How a task may break; after `RAISED` comes the exception's type."""
 
 TASK_LIMIT_S = 60.0
-"""Real seconds that a task may take; its process is killed then."""
+"""Seconds of a processor's time that a task may take; its process ends then. On a machine that is busy with other
+things they may be many real ones."""
+
+REAL_LIMIT_S = 1_800.0
+"""Real seconds that a task may take: one that only waits needs no processor, and would never end."""
 
 TASKS_MAX = 5_000
 """So many tasks, and a process is replaced by a new one: what libraries never free stays bounded."""
@@ -59,10 +63,11 @@ class WorkersFailed(WorldFailure):
 class _Worker:
     """A process and the task that it is at."""
 
-    def __init__(self, prepare: Callable[[], object] | None, work: Callable[[Any], Any]) -> None:
+    def __init__(self, prepare: Callable[[], object] | None, work: Callable[[Any], Any], limit_s: float) -> None:
+        self._limit_s = limit_s
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, prepare, work), daemon=True)
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, prepare, work, limit_s), daemon=True)
         with _interrupts_blocked():
             self.process.start()
         theirs.close()
@@ -71,10 +76,10 @@ class _Worker:
         self.until_s = 0.0
         self.done = 0
 
-    def give(self, task: Any, limit_s: float) -> None:
+    def give(self, task: Any, real_limit_s: float) -> None:
         with contextlib.suppress(BrokenPipeError):  # it is dead, which is found out when its answer is awaited
             self.connection.send(task)
-        self.task, self.busy, self.until_s = task, True, time.monotonic() + limit_s
+        self.task, self.busy, self.until_s = task, True, time.monotonic() + real_limit_s
 
     def take(self) -> Any:
         """Its answer, which is there, or the news of its end."""
@@ -85,17 +90,19 @@ class _Worker:
         except (EOFError, ConnectionResetError):
             self.close()
             code = self.process.exitcode or 0
+            if code == -signal.SIGPROF:
+                return Broken(SLOW, f"not done after {self._limit_s:g} s of a processor's time")
             cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             return Broken(DIED, f"its process ended {cause}")
         if not ready:
             raise WorkersFailed(f"a worker of the simulation can't start: {answer}")
         return answer
 
-    def give_up(self, limit_s: float) -> Broken:
+    def give_up(self, real_limit_s: float) -> Broken:
         """Kill it in the middle of its task."""
         self.busy = False
         self.kill()
-        return Broken(SLOW, f"not done after {limit_s:g} s of real time")
+        return Broken(SLOW, f"not done after {real_limit_s:g} s of real time")
 
     def kill(self) -> None:
         self.process.kill()
@@ -117,7 +124,8 @@ class _Worker:
 class Pool(Generic[Task, Answer]):
     """`jobs` processes that call `work`. Both functions must be ones of a module. Use as a context manager.
 
-    `prepare` is called once in each process, to import what `work` needs.
+    `prepare` is called once in each process, to import what `work` needs. A task takes at most `limit_s` seconds of a
+    processor's time, and `real_limit_s` real ones.
     """
 
     def __init__(
@@ -127,10 +135,12 @@ class Pool(Generic[Task, Answer]):
         *,
         prepare: Callable[[], object] | None = None,
         limit_s: float = TASK_LIMIT_S,
+        real_limit_s: float = REAL_LIMIT_S,
     ) -> None:
         self._work = work
         self._prepare = prepare
         self._limit_s = limit_s
+        self._real_limit_s = real_limit_s
         self._workers: list[_Worker | None] = [None] * jobs
 
     def __enter__(self) -> Pool[Task, Answer]:
@@ -153,7 +163,7 @@ class Pool(Generic[Task, Answer]):
         finally:
             for worker in self._workers:
                 if worker is not None and worker.busy:
-                    worker.give_up(self._limit_s)
+                    worker.give_up(self._real_limit_s)
 
     def _hand_out(self, tasks: Iterator[Task]) -> bool:
         """Give everybody idle a task; whether anybody has one."""
@@ -161,7 +171,7 @@ class Pool(Generic[Task, Answer]):
             if worker is not None and worker.busy:
                 continue
             for task in tasks:
-                self._idle(at).give(task, self._limit_s)
+                self._idle(at).give(task, self._real_limit_s)
                 break
         return any(worker is not None and worker.busy for worker in self._workers)
 
@@ -171,7 +181,7 @@ class Pool(Generic[Task, Answer]):
             return worker
         if worker is not None and worker.usable:
             worker.close()
-        worker = self._workers[at] = _Worker(self._prepare, self._work)
+        worker = self._workers[at] = _Worker(self._prepare, self._work, self._limit_s)
         return worker
 
     def _done(self) -> Iterator[tuple[Task, Answer | Broken]]:
@@ -182,7 +192,7 @@ class Pool(Generic[Task, Answer]):
             if connection in answering:
                 yield worker.task, worker.take()
             elif time.monotonic() >= worker.until_s:
-                yield worker.task, worker.give_up(self._limit_s)
+                yield worker.task, worker.give_up(self._real_limit_s)
 
 
 @contextlib.contextmanager
@@ -198,8 +208,8 @@ def _interrupts_blocked() -> Iterator[None]:
 # --- in the other process -------------------------------------------------------------------------------
 
 
-def _serve(tasks: Connection, prepare: Callable[[], object] | None, work: Callable[[Any], Any]) -> None:
-    """Answer tasks until nobody can send any."""
+def _serve(tasks: Connection, prepare: Callable[[], object] | None, work: Callable[[Any], Any], limit_s: float) -> None:
+    """Answer tasks until nobody can send any, or one has had its time."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     sys.unraisablehook = _ignore  # what simulated processes left behind in the middle of something
@@ -216,7 +226,10 @@ def _serve(tasks: Connection, prepare: Callable[[], object] | None, work: Callab
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = tasks.recv()
-            tasks.send((True, _answer(work, task)))
+            signal.setitimer(signal.ITIMER_PROF, limit_s)  # at its end SIGPROF ends the process
+            answer = _answer(work, task)
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            tasks.send((True, answer))
 
 
 def _ignore(_unraisable: object) -> None:
