@@ -27,6 +27,8 @@ from tests.unit.gateway.client import CHAT, COMPLETIONS, Answer, ask, chat, comp
 from tests.unit.support.history import application
 from tests.unit.support.replicas import Site, eventually
 
+pytestmark = pytest.mark.memory_network
+
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:

@@ -68,6 +68,7 @@ def test_an_answer_that_makes_no_sense_says_nothing(body: bytes) -> None:
     assert Answer(200, body).read(RequestList) is None
 
 
+@pytest.mark.memory_network
 async def test_somebody_elses_server_at_a_gateways_address_is_no_gateway(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ async def test_somebody_elses_server_at_a_gateways_address_is_no_gateway(
         await child.answer()
 
 
+@pytest.mark.memory_network
 async def test_ids_that_no_request_can_have_are_unknown_and_nobody_is_asked(site: Site) -> None:
     await site_of(site)
     async with Gateways(site) as gateways:
@@ -101,6 +103,7 @@ async def test_ids_that_no_request_can_have_are_unknown_and_nobody_is_asked(site
         assert len(g.requests._remembered) == 0
 
 
+@pytest.mark.memory_network
 async def test_who_only_calls_itself_a_gateway_is_not_told_of_a_requests_end(site: Site) -> None:
     await site_of(site)
     async with Gateways(site) as gateways:

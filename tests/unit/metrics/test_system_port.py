@@ -69,6 +69,7 @@ async def test_health_is_200_while_nothing_is_wrong_and_503_with_the_reasons_oth
 async def test_metrics_are_in_the_text_format_and_made_anew_when_they_are_old(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(system_port, "METRICS_KEPT_S", float("inf"))
     process.ledger.add(process.counter)
     first = await process.get("/metrics")
     assert first.headers["content-type"] == CONTENT_TYPE

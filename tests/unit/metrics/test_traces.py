@@ -36,6 +36,8 @@ from tests.unit.support.history import application
 from tests.unit.support.replicas import CLUSTER, LocalReplica, Site, eventually
 from tests.unit.support.replicas import ask as engine_request
 
+pytestmark = pytest.mark.memory_network
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}

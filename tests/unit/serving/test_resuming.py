@@ -183,6 +183,7 @@ async def test_a_search_does_not_wait_for_a_replica_that_the_log_says_is_gone(
         request = ask(tokens=30)
         answer = await begin_and_lose(first, request, tokens=10)
         await holder.kill()
+        await eventually(lambda: replicas_ready(second) == 0)
         await site.replica(**SLOW)
         await eventually(lambda: replicas_ready(second) == 1)
         resuming = asyncio.create_task(resume(second, answer, request))

@@ -113,6 +113,7 @@ async def test_a_replica_cuts_who_means_another_or_breaks_the_protocol(frames: l
     await replica.kill()
 
 
+@pytest.mark.real_sockets
 @pytest.mark.parametrize("garbage", [b"\xff" * 64, b"\x00\x00\x00\x02\xc1\xc1", b"GET / HTTP/1.1\r\n\r\n" * 9])
 async def test_a_replica_cuts_who_speaks_another_language(garbage: bytes) -> None:
     replica = await local_replica()
@@ -281,6 +282,7 @@ async def test_tokens_of_an_attempt_that_was_stopped_are_dropped(site: Site) -> 
         assert starts[0].attempt != starts[1].attempt
 
 
+@pytest.mark.real_sockets
 async def test_frames_arrive_whole_through_a_connection_that_trickles(site: Site) -> None:
     replica = await local_replica()
     reader, writer = await asyncio.open_connection(*replica.address.rsplit(":", 1))
@@ -295,6 +297,7 @@ async def test_frames_arrive_whole_through_a_connection_that_trickles(site: Site
     await replica.kill()
 
 
+@pytest.mark.real_sockets
 async def test_a_peer_that_does_not_read_is_cut_when_too_much_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "WRITE_BUFFER_MAX_BYTES", 1 << 20)
     made: list[Connection] = []
@@ -320,6 +323,7 @@ async def test_a_peer_that_does_not_read_is_cut_when_too_much_waits_for_it(monke
     server.close()
 
 
+@pytest.mark.real_sockets
 async def test_a_peer_that_reads_again_is_no_longer_congested() -> None:
     made: list[Connection] = []
 

@@ -26,7 +26,7 @@ from holdfast.store.memory import MemoryLogServer
 from tests.unit.support.history import INFO, History
 
 CLUSTER = "test"
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 HEARTBEAT_S = 0.02
 
 
