@@ -58,6 +58,17 @@ class Run:
         name, incarnation = by or self.leader
         return self.append(DECISIONS, self.event(decision, name, incarnation, epoch))
 
+    def wish(self, wish: Fact) -> str:
+        """An operator's wish; its event."""
+        self.fact(wish, "operator.op")
+        return self.history.appended[-1].message_id
+
+    def grant(self, wish: str, decision: Decision) -> str:
+        """The leader's decision on a wish; its event."""
+        granted = msgspec.structs.replace(self.event(decision, *self.leader, EPOCH_1), cause=wish)
+        self.append(DECISIONS, granted)
+        return granted.id
+
     def event(self, payload: ev.Payload, writer: str, incarnation: str, epoch: int = 0) -> Event:
         """The payload in its envelope."""
         self._count += 1
@@ -124,10 +135,7 @@ def well() -> Run:
     run.at_s = 1.0
     run.decide(ev.LeaderElected("node-1", "i1"))
     run.gateway("gateway-1", 103)
-    run.fact(ev.DeployRequested(application(replicas=2)), "operator.op")
-    wish = run.history.appended[-1].message_id
-    deployed = run.event(ev.ApplicationDeployed(application(replicas=2)), *run.leader, EPOCH_1)
-    run.append(DECISIONS, msgspec.structs.replace(deployed, cause=wish))
+    run.grant(run.wish(ev.DeployRequested(application(replicas=2))), ev.ApplicationDeployed(application(replicas=2)))
     for number, node in ((1, "node-1"), (2, "node-2")):
         run.starts(run.place(number, node), node, 110 + number)
     run.at_s = 2.0

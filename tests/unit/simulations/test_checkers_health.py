@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from holdfast.core import events as ev
 from holdfast.simulations.checkers import goal_reached_s
 from holdfast.simulations.records import GATEWAY, Reach, Settle
-from tests.unit.simulations.recorded import EPOCH_1, Run, broken, only, well
+from tests.unit.simulations.recorded import Run, broken, only, well
 from tests.unit.support.history import application
 
 ALL = ("app.tiny.1", "app.tiny.2")
@@ -45,12 +44,10 @@ def test_a_goal_that_is_reached_after_the_bound_is_found() -> None:
 def test_a_goal_that_was_left_again_was_reached_late() -> None:
     run = well()
     run.at_s = 20.0
-    run.fact(ev.DeployRequested(application(replicas=2)), "operator.op")
-    wish = run.history.appended[-1].message_id
+    wish = run.wish(ev.DeployRequested(application(replicas=2)))
     assert "app waits for a decision" in only(broken(run), "liveness")
     run.at_s = 21.0
-    decided = run.event(ev.ApplicationDeployed(application(replicas=2)), *run.leader, EPOCH_1)
-    run.append("decisions", msgspec.structs.replace(decided, cause=wish))
+    run.grant(wish, ev.ApplicationDeployed(application(replicas=2)))
     assert "reached after 11.000 s" in only(broken(run), "liveness")
     assert goal_reached_s(run.history) == 21.0
 
@@ -64,13 +61,14 @@ def test_a_replica_too_few_is_found() -> None:
 
 def test_a_replica_of_an_older_revision_is_found() -> None:
     run = well()
-    run.decide(ev.ApplicationDeployed(application(replicas=2, version=1)))
+    other = application(replicas=2, version=1)
+    run.grant(run.wish(ev.DeployRequested(other)), ev.ApplicationDeployed(other))
     assert "tiny has 0 of 2 replicas running" in only(broken(run), "liveness")
 
 
 def test_a_replica_that_nobody_wants_is_found() -> None:
     run = well()
-    run.decide(ev.ApplicationDeleted("app"))
+    run.grant(run.wish(ev.DeleteRequested("app")), ev.ApplicationDeleted("app"))
     assert "app.tiny.1 is RUNNING, and nobody wants it" in only(broken(run), "liveness")
 
 
@@ -108,7 +106,7 @@ def test_a_cluster_without_a_gateway_is_found() -> None:
 def test_without_a_time_to_settle_no_goal_is_asked_for() -> None:
     run = well()
     run.history.settle = None
-    run.decide(ev.ApplicationDeleted("app"))
+    run.grant(run.wish(ev.DeleteRequested("app")), ev.ApplicationDeleted("app"))
     assert broken(run) == []
 
 

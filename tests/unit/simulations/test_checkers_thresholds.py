@@ -28,14 +28,14 @@ def decided(run: Run, cause: str | None, values: Thresholds) -> None:
     run.append(DECISIONS, msgspec.structs.replace(event, cause=cause))
 
 
-def changed(second: Thresholds = BOTH, *, between: ev.Decision | None = None) -> Run:
-    """Two requests, of which the second is decided so; perhaps after another decision."""
+def changed(second: Thresholds = BOTH, *, between: ev.ApplicationDeployed | None = None) -> Run:
+    """Two requests, of which the second is decided so; perhaps after a deployment."""
     run = well()
     run.at_s = 13.0
     first, other = asked(run, FEW), asked(run, SOON)
     decided(run, first, Thresholds(requests_in_flight_threshold=2))
     if between is not None:
-        run.decide(between)
+        run.grant(run.wish(ev.DeployRequested(between.application)), between)
     decided(run, other, second)
     run.history.threshold_changed(14.0, "tiny", "requests_in_flight_threshold", 2)
     run.history.threshold_changed(14.0, "tiny", "queue_age_threshold_s", 5.0)

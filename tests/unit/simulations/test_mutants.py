@@ -62,6 +62,7 @@ from tests.unit.gateway import test_draining as test_gateway_draining
 from tests.unit.serving import test_waiting
 from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
 from tests.unit.simulations.test_jetstream_contract import test_the_contract_holds as holds_in_simulation
+from tests.unit.simulations.wish_witnesses import WISH_WITNESSES
 from tests.unit.support.history import INFO, History, application
 from tests.unit.support.replicas import Site
 from tests.unit.support.virtual_time import settle, virtual_time
@@ -586,6 +587,7 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "start-pause": test_reconcile.test_failed_starts_are_tried_again_after_longer_and_longer_waits,
     "lost-gateways": lambda: test_reconcile.test_a_gateway_whose_lease_expired_is_given_up_once(False),
     **STREAM_WITNESSES,
+    **WISH_WITNESSES,
     "canary": test_replica_watch.test_a_change_is_told_once_with_its_reason_and_an_end_once_no_check_fails,
     "health-budget": test_unhealthy.test_only_one_goes_at_a_time_where_a_part_would_be_less_than_one,
     "stop-told": _told_to_stop,

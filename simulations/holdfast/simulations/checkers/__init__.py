@@ -19,6 +19,7 @@ from holdfast.simulations.checkers.starts import attempts, starts
 from holdfast.simulations.checkers.streams import ends, error_counts, streams
 from holdfast.simulations.checkers.thresholds import thresholds
 from holdfast.simulations.checkers.violation import Violation
+from holdfast.simulations.checkers.wishes import wishes
 from holdfast.simulations.history import History
 
 __all__ = ["CHECKERS", "Violation", "check_all", "error_counts", "goal_reached_s"]
@@ -28,6 +29,7 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     ends,
     cancels,
     shedding,
+    wishes,
     thresholds,
     moves,
     owners,

@@ -9,7 +9,18 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from holdfast.core.errors import Misuse
-from holdfast.simulations.mutants import cancelling, draining, health, leading, log, placing, serving, shedding, streams
+from holdfast.simulations.mutants import (
+    cancelling,
+    draining,
+    health,
+    leading,
+    log,
+    placing,
+    serving,
+    shedding,
+    streams,
+    wishing,
+)
 from holdfast.simulations.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "Mutant", "NoSuchMutant", "mutant", "removed"]
@@ -20,6 +31,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         *log.MUTANTS,
         *leading.MUTANTS,
         *placing.MUTANTS,
+        *wishing.MUTANTS,
         *streams.MUTANTS,
         *cancelling.MUTANTS,
         *health.MUTANTS,
