@@ -15,6 +15,7 @@ from holdfast.simulations.records import (
     Acknowledged,
     Appended,
     Attempt,
+    Begun,
     Cancellation,
     Exchange,
     Fault,
@@ -64,6 +65,7 @@ class History:
         self.terms: list[Term] = []
         self.requests: list[Request] = []
         self.exchanges: list[Exchange] = []
+        self.begun: list[Begun] = []
         self.cancellations: list[Cancellation] = []
         self.threshold_changes: list[ThresholdChange] = []
         self.faults: list[Fault] = []
@@ -126,6 +128,10 @@ class History:
         exchange = Exchange(pid, at_s, due_s)
         self.exchanges.append(exchange)
         return exchange
+
+    def stream_begun(self, at_s: float, pid: int, prompt: str = "", response_id: str = "") -> None:
+        """A gateway sent the frame that begins a stream at a replica, or takes it over."""
+        self.begun.append(Begun(at_s, pid, prompt, response_id))
 
     def cancellation(self, at_s: float, request: int, mode: str) -> Cancellation:
         """Somebody cancels a request. Set `told_s` of the record once that is said to be done."""

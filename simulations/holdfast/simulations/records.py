@@ -220,7 +220,8 @@ class Try(msgspec.Struct, gc=False):
 class Exchange(msgspec.Struct, gc=False):
     """A request for tokens as a gateway's process (by its id) has it. `due_s` is by when that must have ended it: after
     its own time limit, and what a client may take for the last write. `sent_away_s` is when its client was told in
-    the middle of a stream to go on at another gateway, as this one ends.
+    the middle of a stream to go on at another gateway, as this one ends. `request` is the number that the client says
+    (-1: none); at `lost_s` it was told that a replica was lost, and the stream with it.
     """
 
     pid: int
@@ -228,6 +229,19 @@ class Exchange(msgspec.Struct, gc=False):
     due_s: float
     ended_s: float | None = None
     sent_away_s: float | None = None
+    request: int = -1
+    lost_s: float | None = None
+
+
+class Begun(msgspec.Struct, frozen=True, gc=False):
+    """A gateway's process (by its id) began a stream at a replica, or took it over there: the frame was sent. Either
+    `prompt` says whose it is, or the answer's `response_id`.
+    """
+
+    at_s: float
+    pid: int
+    prompt: str = ""
+    response_id: str = ""
 
 
 class Attempt(msgspec.Struct, gc=False):

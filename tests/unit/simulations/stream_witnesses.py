@@ -131,6 +131,9 @@ STREAM_WITNESSES: dict[str, Callable[[], object]] = {
     "migration-limit": partial(
         test_stream.test_a_stream_may_change_its_replica_so_often_and_then_fails_with_what_it_lost, 1
     ),
+    "goes-on-elsewhere": partial(
+        test_stream.test_a_stream_may_change_its_replica_so_often_and_then_fails_with_what_it_lost, 1
+    ),
     "breaks-engines": _breaks_engines,
     "probation": _one_suspect_at_a_time,
     "gateway-drain": _lets_end,

@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.core import applications, drains, membership, replica_life
 from holdfast.core import events as ev
+from holdfast.core.config import ApplicationConfig, DrainMode
 from holdfast.simulations.mutants.edits import Edit, edit
 from tests.unit.simulations.recorded import Run, broken, well
 from tests.unit.support.history import application
@@ -20,7 +21,7 @@ def found(run: Run) -> str:
     return "\n".join(violation.message for violation in broken(run) if violation.checker == "wishes")
 
 
-def deploy(run: Run, wished: ev.ApplicationConfig = OTHER) -> None:
+def deploy(run: Run, wished: ApplicationConfig = OTHER) -> None:
     run.grant(run.wish(ev.DeployRequested(wished)), ev.ApplicationDeployed(wished))
 
 
@@ -108,7 +109,7 @@ def test_an_undecided_wish_is_nothing_without_a_time_to_settle() -> None:
         (None, 1.5, True),
     ],
 )
-def test_who_stops_by_a_drain_in_another_way_is_found(mode: ev.DrainMode, deadline_s: float, is_found: bool) -> None:
+def test_who_stops_by_a_drain_in_another_way_is_found(mode: DrainMode, deadline_s: float, is_found: bool) -> None:
     run = well()
     ordered = drain(run, "replica", "app.tiny.1", 2.0)
     run.grant(ordered, ev.ReplicaStopOrdered("app.tiny.1", "it is drained", mode, deadline_s))

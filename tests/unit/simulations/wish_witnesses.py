@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.core import events as ev
+from holdfast.core.config import ApplicationConfig
 from tests.unit.support.history import History, application
 
 
@@ -32,7 +33,7 @@ def _lifted_meanwhile() -> None:
     assert list(history.state.drain_requests) == ["node/a"]
 
 
-def _revision_after(changed: ev.ApplicationConfig) -> int:
+def _revision_after(changed: ApplicationConfig) -> int:
     history = _led()
     history.decide(ev.ApplicationDeployed(application()))
     history.decide(ev.ApplicationDeployed(changed))

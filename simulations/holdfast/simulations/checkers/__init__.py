@@ -7,6 +7,7 @@ from typing import Final
 
 from holdfast.simulations.checkers.cancels import cancels
 from holdfast.simulations.checkers.draining import routable, taken_out
+from holdfast.simulations.checkers.given_up import given_up
 from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
 from holdfast.simulations.checkers.log import durability, fences, fold, leaders
 from holdfast.simulations.checkers.members import leases, members
@@ -32,6 +33,7 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     wishes,
     thresholds,
     moves,
+    given_up,
     owners,
     attempts,
     durability,

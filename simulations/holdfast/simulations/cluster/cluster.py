@@ -24,6 +24,7 @@ from holdfast.simulations.cluster.door import SimDoor, cut_client
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica, SimLauncher
 from holdfast.simulations.cluster.servers import Servers
+from holdfast.simulations.cluster.starts import SentStarts
 from holdfast.simulations.history import History
 from holdfast.simulations.nats.client import SimConnection
 from holdfast.simulations.plan import Plan
@@ -244,6 +245,7 @@ class Cluster:
         assert process is not None
         stop = asyncio.Event()
         member.on_stop(stop, self.knobs.drain_timeout_s)
+        process.on_write = SentStarts(process, self.history).sent
         await be_gateway(
             self.settings_for(member.host),
             member.identity(),

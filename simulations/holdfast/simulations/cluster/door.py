@@ -41,6 +41,12 @@ PARTS_MAX: Final = 64
 STOPPING: Final = b'"gateway_stopping"'
 """What clients are told who are to go to another gateway: with their first word, or in the middle of a stream."""
 
+LOST: Final = b'"stream_lost"'
+"""What clients are told whose stream lost its replica and can't go on."""
+
+REQUEST: Final = b"request-"
+"""How the ids begin that clients give their requests; a number follows."""
+
 OK: Final = 200
 
 CONNECTION: Final = "holdfast.connection"
@@ -219,6 +225,7 @@ class _Connection:
 
     async def _exchange(self, scope: Scope) -> None:
         due = self._record = self._door.exchange_began()
+        due.request = _number(scope["headers"])
         try:
             await self._app(scope, self._receive, self._send)
         except Exception as error:
@@ -252,6 +259,8 @@ class _Connection:
         self._answered = not more
         if STOPPING in data and self._begun and self._record is not None:
             self._record.sent_away_s = self._process.world.now_s
+        elif LOST in data and self._record is not None:
+            self._record.lost_s = self._process.world.now_s
         end.send(BodyPart(data, more), len(data))
         while more and end.unread_bytes > UNREAD_BYTES_MAX and not self.gone:  # noqa: ASYNC110 - nobody could signal it
             await asyncio.sleep(LOOK_S)
@@ -260,6 +269,13 @@ class _Connection:
         self._end.close()
         self.gone = True
         self._door.forget(self._end.number)
+
+
+def _number(headers: Headers) -> int:
+    """The number that a client of this run gave its request; -1 if it gave none."""
+    given = next((value for name, value in headers if name == b"x-request-id"), b"")
+    number = given.removeprefix(REQUEST)
+    return int(number) if number != given and number.isdigit() else -1
 
 
 def cut_client(scope: Scope) -> None:

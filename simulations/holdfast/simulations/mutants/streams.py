@@ -19,6 +19,7 @@ from holdfast.gateway.serving import Serving
 from holdfast.gateway.session import StreamSession
 from holdfast.gateway.sse import Encoder
 from holdfast.gateway.stalls import StallWatch
+from holdfast.simulations.checkers.given_up import GIVEN_UP
 from holdfast.simulations.checkers.health import BOUNDS, LIVENESS
 from holdfast.simulations.checkers.moves import MOVES
 from holdfast.simulations.checkers.owners import OWNERS
@@ -314,6 +315,12 @@ MUTANTS: Final = (
         "a stream that loses one replica after the other ends",
         (edit(Stream.lost, ("self.attempts > self.migrations_max", "False")),),
         (ATTEMPTS,),
+    ),
+    Mutant(
+        "goes-on-elsewhere",
+        "a stream that loses its replica goes on at another one, and does not end",
+        (edit(Stream.lost, ("self.attempts > self.migrations_max", "True")),),
+        (GIVEN_UP,),
     ),
     Mutant(
         "breaks-engines",

@@ -38,6 +38,7 @@ class SimProcess:
         self.rng = world.rng(f"process {name} {pid}")
         self.alive = True
         self.frozen = False
+        self.on_write: Callable[[bytes], object] | None = None
         self.status: int | None = None
         self.lane = world.scheduler.lane()
         offset_s = self.rng.random() * CLOCK_OFFSET_MAX_S

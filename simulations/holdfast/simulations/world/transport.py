@@ -62,6 +62,8 @@ class SimTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         end = self._end
+        if end.process.on_write is not None:
+            end.process.on_write(bytes(data))
         end.send(bytes(data), len(data))
         if end.unread_bytes > WINDOW_BYTES and not self._full and end.waiting_bytes > self._high_bytes:
             self._full = True
