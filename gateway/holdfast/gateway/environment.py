@@ -1,11 +1,14 @@
-"""Names in the environment that look like settings of Holdfast and are none: misspelt ones must not pass silently."""
+"""Settings in the environment that are none, or can't be read: misspelt names must not pass silently, and what is wrong
+is told with its name."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeGuard, get_origin
 
 from pydantic import BaseModel
 
@@ -33,11 +36,37 @@ def check_names(environment: Mapping[str, str], settings: type[BaseModel]) -> No
 
 def setting_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """The environment's names for a model's settings; a nested model may also be given as a whole, as JSON."""
+    for name, _kind in _settings(model, prefix):
+        yield name
+
+
+def not_json(environment: Mapping[str, str], settings: type[BaseModel]) -> list[str]:
+    """The names whose values must be JSON, as lists and whole nested models are, and are none."""
+    structured = {
+        name for name, kind in _settings(settings, PREFIX) if _is_model(kind) or get_origin(kind) in (tuple, list, dict)
+    }
+    return sorted(name for name, text in environment.items() if name.upper() in structured and not _is_json(text))
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Names in the environment, and what kind of value belongs there."""
     for name, field in model.model_fields.items():
-        yield f"{prefix}{name.upper()}"
         kind = field.annotation
-        if inspect.isclass(kind) and issubclass(kind, BaseModel):
-            yield from setting_names(kind, f"{prefix}{name.upper()}__")
+        yield f"{prefix}{name.upper()}", kind
+        if _is_model(kind):
+            yield from _settings(kind, f"{prefix}{name.upper()}__")
+
+
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return inspect.isclass(kind) and issubclass(kind, BaseModel)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_service_link(name: str, value: str) -> bool:

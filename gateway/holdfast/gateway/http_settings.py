@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from holdfast.store.settings import number
+
+Key = Annotated[SecretStr, Field(min_length=1)]
+"""An API key. An empty one, as of a template's unset variable, would let in who sends none behind `Bearer`."""
 
 
 class HttpSettings(BaseModel):
@@ -12,11 +17,11 @@ class HttpSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    api_keys: tuple[SecretStr, ...] = Field(
+    api_keys: tuple[Key, ...] = Field(
         default=(),
         description="Keys of which a client must send one as `Authorization: Bearer <key>` on `/v1`. None: open.",
     )
-    admin_keys: tuple[SecretStr, ...] = Field(
+    admin_keys: tuple[Key, ...] = Field(
         default=(),
         description="API keys that may also see and cancel all requests (`/v1/requests`), not only those of their own. "
         "Where there are any, only they may change thresholds (`POST /busy_threshold`).",
@@ -26,7 +31,7 @@ class HttpSettings(BaseModel):
         description="The highest `x-holdfast-priority` that a request may claim without a key of `admin_keys`. "
         "A higher one gets 403.",
     )
-    overload_status: Literal[503, 429, 529] = Field(
+    overload_status: Annotated[Literal[503, 429, 529], BeforeValidator(number)] = Field(
         default=503, description="The status of rejections: 503, 429 or 529."
     )
     requests_max: Annotated[int, Field(ge=1)] = Field(

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from holdfast.actors.identity import lease_prefix, stream_name, subject_prefix
 from holdfast.core.config import NAME_PATTERN, DrainMode
 from holdfast.core.errors import InvalidConfig
 from holdfast.gateway.admission_settings import AdmissionSettings
-from holdfast.gateway.environment import check_names
+from holdfast.gateway.environment import check_names, not_json
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.tracing_settings import TracingSettings
@@ -169,6 +169,10 @@ def load_settings(**overrides: Any) -> Settings:
         found = error.errors(include_input=False)
         lines = [": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in found]
         raise InvalidConfig("settings (HOLDFAST_... or options): " + "; ".join(lines)) from error
+    except SettingsError as error:
+        # Its own words tell neither the name nor what is missing.
+        names = " and ".join(not_json(os.environ, Settings)) or str(error)
+        raise InvalidConfig(f'{names} in the environment must be JSON, a list such as \'["a", "b"]\'') from error
 
 
 def parse_json_object(what: str, text: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 Subject = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=128)]
 
 
-def _number(value: object) -> object:
-    """The environment has texts only, and a literal takes none for a number."""
+def number(value: object) -> object:
+    """For literals that are numbers: the environment has texts only, and a literal takes none for a number."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
@@ -72,7 +72,7 @@ class JetStreamSettings(TlsSettings):
     nkey_seed_file: Path | None = Field(
         None, description="A file with an nkey seed. Needs `pip install 'nats-py[nkeys]'`."
     )
-    replicas: Annotated[Literal[1, 3, 5], BeforeValidator(_number)] = Field(
+    replicas: Annotated[Literal[1, 3, 5], BeforeValidator(number)] = Field(
         1,
         description="Copies of the stream. 3 or 5 need as many servers; 1 survives no lost disk. "
         "`holdfast up --servers 3` sets 3.",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+from pydantic import BaseModel
 
 from holdfast.core.errors import InvalidConfig
 from holdfast.gateway.environment import setting_names
@@ -67,3 +72,53 @@ def test_the_number_of_copies_is_taken_from_the_environment(monkeypatch: pytest.
     monkeypatch.setenv("HOLDFAST_NATS__REPLICAS", "three")
     with pytest.raises(InvalidConfig, match=r"nats\.replicas"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HOLDFAST_HTTP__API_KEYS", "hidden-key"),
+        ("HOLDFAST_NATS__URLS", "nats://hidden-key:4222"),
+        ("HOLDFAST_HTTP", '{"api_keys": ["hidden-key"'),
+    ],
+)
+def test_a_list_that_is_no_json_is_refused_by_its_name_and_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("HOLDFAST_ETCD__ENDPOINTS", '["http://a:2379"]')
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidConfig, match=rf"^{name} in the environment must be JSON") as refused:
+        load_settings()
+    assert "hidden-key" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["HOLDFAST_HTTP__API_KEYS", "HOLDFAST_HTTP__ADMIN_KEYS"])
+def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, '["good", ""]')
+    with pytest.raises(InvalidConfig, match=r"http\.(api|admin)_keys\.1: .*at least 1"):
+        load_settings()
+
+
+def test_every_setting_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = load_settings()
+    for name, value in _values(defaults, "HOLDFAST_"):
+        monkeypatch.setenv(name, value)
+    assert load_settings() == defaults
+
+
+@pytest.mark.parametrize("status", [503, 429, 529])
+def test_the_status_of_rejections_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("HOLDFAST_HTTP__OVERLOAD_STATUS", str(status))
+    assert load_settings().http.overload_status == status
+
+
+def _values(model: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+    """The settings that have a value, as texts for the environment."""
+    for name in type(model).model_fields:
+        value: Any = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _values(value, f"{prefix}{name.upper()}__")
+        elif isinstance(value, tuple):
+            yield f"{prefix}{name.upper()}", json.dumps(value)
+        elif value is not None:
+            yield f"{prefix}{name.upper()}", str(value)
