@@ -14,7 +14,8 @@ from holdfast.gateway.app import create_app
 from holdfast.gateway.cli import gateway_health
 from holdfast.gateway.cli.gateway_health import GatewayTold, as_told, ask_gateways, down_since
 from tests.unit.gateway.fakes import FakeBackend
-from tests.unit.gateway.server import free_port, serving
+from tests.unit.gateway.server import serving
+from tests.unit.support.ports import free_port
 
 MUTE = "it does not answer at http://here/health from here"
 

@@ -11,7 +11,8 @@ import pytest
 
 from holdfast.gateway.app import App
 from tests.unit.gateway.cancelling import Gateways, begin, running, site_of
-from tests.unit.gateway.server import free_port, serving
+from tests.unit.gateway.server import serving
+from tests.unit.support.ports import free_port
 from tests.unit.support.replicas import Site
 
 
@@ -19,7 +20,7 @@ from tests.unit.support.replicas import Site
 async def app() -> AsyncIterator[App]:
     """A gateway that asks for keys."""
     async with Site() as site:
-        await site_of(site)
+        await site_of(site, itl_ms=100)  # its requests go on for longer than any command takes
         async with Gateways(site, api_keys=("a", "b"), admin_keys=("root",)) as gateways:
             yield await gateways.start("g")
 

@@ -64,6 +64,7 @@ def keeper(child: FakeChild, said: list[str]) -> Keeper:
     return Keeper(child, changed=lambda: None, say=said.append)
 
 
+@pytest.mark.memory_network
 @pytest.mark.parametrize("fails", [None, WorldFailure, OSError])
 async def test_a_child_that_dies_right_at_start_is_given_up_with_its_last_words(
     tmp_path: Path, fails: type[Exception] | None
@@ -76,6 +77,7 @@ async def test_a_child_that_dies_right_at_start_is_given_up_with_its_last_words(
     assert child.starts == EARLY_DEATHS_MAX
 
 
+@pytest.mark.memory_network
 async def test_once_settled_a_child_is_started_again_and_again(tmp_path: Path) -> None:
     child, said = FakeChild(tmp_path / "log"), list[str]()
     kept = keeper(child, said)
@@ -136,6 +138,7 @@ async def served() -> bool:
     return True
 
 
+@pytest.mark.memory_network
 async def test_the_end_of_each_process_is_told(tmp_path: Path) -> None:
     child, told = FakeChild(tmp_path / "log"), list[int]()
     child.pid = 41
@@ -154,6 +157,7 @@ async def test_the_end_of_each_process_is_told(tmp_path: Path) -> None:
     assert told == [41], "one that is not kept any more was told to end"
 
 
+@pytest.mark.memory_network
 async def test_what_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
     willing, stubborn = FakeChild(tmp_path / "a", dies=0), FakeChild(tmp_path / "b")
     await stop_all([willing, stubborn], 0.01)

@@ -165,9 +165,9 @@ def serving(servers: Servers, gateways: int = 2) -> Iterator[Servers]:
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
     try:
-        assert began.wait(10)
+        assert began.wait(60)
         yield servers
     finally:
         loop.call_soon_threadsafe(over.set)
-        thread.join(10)
+        thread.join(60)
         loop.close()

@@ -31,7 +31,8 @@ from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.openai import ChatRequest
 from holdfast.gateway.sse import ChatEncoder, Head
 from holdfast.gateway.tracing import UNTRACED, RequestTrace
-from tests.unit.gateway.server import free_port, serving
+from tests.unit.gateway.server import serving
+from tests.unit.support.ports import free_port
 
 CONNECTIONS = 32
 SECONDS = 5.0

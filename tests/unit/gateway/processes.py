@@ -14,11 +14,11 @@ from holdfast.core.ports import Log
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.settings import Settings, load_settings
 from holdfast.store.memory_leases import MemoryLeasesServer
-from tests.unit.gateway.server import free_port
+from tests.unit.support.ports import free_port
 from tests.unit.support.replicas import Site
 from tests.unit.support.world import identity_of
 
-READY_S = 10.0
+READY_S = 60.0
 
 
 @dataclass

@@ -15,8 +15,8 @@ from tests.unit.gateway.client import CHAT, chat, connected
 from tests.unit.gateway.fakes import FakeBackend
 from tests.unit.gateway.server import serving
 
-SOON_S = 5.0
-WRITE_TIMEOUT_S = 0.4
+SOON_S = 60.0
+WRITE_TIMEOUT_S = 1.0
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def test_a_client_that_does_not_read_holds_the_engine_back_and_may_go(
     async with connected(port) as connection:
         await connection.post(CHAT, chat(stream=True, ignore_eos=True, max_tokens=10_000_000))
         still = 0
-        async with asyncio.timeout(SOON_S * 4):
+        async with asyncio.timeout(SOON_S):
             while still < 20_000:
                 before = backend.chunks
                 await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def test_a_client_that_reads_nothing_for_too_long_is_cut_and_its_engine_fr
     backend.chunk = 1_000
     async with serving(app) as port, connected(port) as connection:
         await connection.post(CHAT, chat(stream=True, ignore_eos=True, max_tokens=10_000_000))
-        await asyncio.wait_for(backend.left.wait(), SOON_S * 4)
+        await asyncio.wait_for(backend.left.wait(), SOON_S)
         assert 'outcome="slow_client"' in await outcomes(app)
         await until(lambda: not server_ends(port))
         with pytest.raises(ConnectionResetError):
@@ -110,7 +110,7 @@ async def test_a_client_that_reads_slowly_is_left_alone(backend: FakeBackend) ->
         read = b""
         while b"[DONE]" not in read:
             read = read[-20:] + await connection.reader.read(1 << 20)
-            await asyncio.sleep(WRITE_TIMEOUT_S / 20)
+            await asyncio.sleep(WRITE_TIMEOUT_S / 40)
         assert 'outcome="ok"' in await outcomes(app)
 
 

@@ -22,11 +22,12 @@ from holdfast.gateway.standing import STARTING_S, Standing
 from tests.unit.gateway.client import CHAT, chat, connected
 from tests.unit.gateway.processes import RunningGateway, gateway_on
 from tests.unit.support.history import History, application
-from tests.unit.support.replicas import Site, eventually
+from tests.unit.support.replicas import PATIENCE_S, LocalReplica, Site, eventually, hasten
 from tests.unit.support.virtual_time import virtual_time
 
 LONG_S = 3_600.0
-SOON_S = 5.0
+SLOW_MS, TOKENS = 500, 100
+"""A stream that goes on for as long as anybody looks, unless its engine is hastened."""
 
 
 @pytest.fixture
@@ -52,15 +53,15 @@ async def state(gateway: RunningGateway) -> str:
 
 
 async def until_state(gateway: RunningGateway, wanted: str) -> None:
-    deadline_s = asyncio.get_running_loop().time() + SOON_S
+    deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
     while (found := await state(gateway)) != wanted:
         assert asyncio.get_running_loop().time() < deadline_s, f"it is {found}"
         await asyncio.sleep(0.01)
 
 
-async def begun(connection: Any, replica: Any, max_tokens: int = 1_000) -> bytes:
+async def begun(connection: Any, replica: LocalReplica) -> bytes:
     """Ask for a stream; its head, with the first event."""
-    await connection.post(CHAT, chat(stream=True, max_tokens=max_tokens))
+    await connection.post(CHAT, chat(stream=True, max_tokens=TOKENS))
     head: bytes = await connection.reader.readuntil(b"\n\n")
     await eventually(lambda: not replica.free)
     return head
@@ -89,13 +90,14 @@ async def test_a_drained_gateway_refuses_requests_and_serves_again_when_the_drai
 
 async def test_what_is_open_may_finish_until_the_deadline(site: Site) -> None:
     async with site:
-        replica = await site.replica(itl_ms=20)
+        replica = await site.replica(itl_ms=SLOW_MS)
         async with gateway_on(site) as gateway:
             await gateway.until(200)
             async with connected(gateway.port) as connection:
-                await begun(connection, replica, max_tokens=10)
+                await begun(connection, replica)
                 order(site, "finish", LONG_S)
                 await until_state(gateway, "DRAINING")
+                hasten(replica)
                 assert b"[DONE]" in await connection.reader.readuntil(b"[DONE]\n\n")
             await until_state(gateway, "DRAINED")
             await eventually(lambda: site.read().gateways["g"].drained)
@@ -103,13 +105,14 @@ async def test_what_is_open_may_finish_until_the_deadline(site: Site) -> None:
 
 async def test_without_a_deadline_what_is_open_ends_by_itself(site: Site) -> None:
     async with site:
-        replica = await site.replica(itl_ms=20)
+        replica = await site.replica(itl_ms=SLOW_MS)
         async with gateway_on(site, drain_timeout_s=0) as gateway:
             await gateway.until(200)
             async with connected(gateway.port) as connection:
-                await begun(connection, replica, max_tokens=20)
+                await begun(connection, replica)
                 order(site)
                 await until_state(gateway, "DRAINING")
+                hasten(replica)
                 await connection.reader.readuntil(b"[DONE]\n\n")
             await until_state(gateway, "DRAINED")
             await eventually(lambda: bool(drained(site)))
@@ -121,13 +124,13 @@ async def test_what_is_open_then_is_told_to_go_on_elsewhere_and_is_kept_for_that
     site: Site, mode: DrainMode, deadline_s: float
 ) -> None:
     async with site:
-        replica = await site.replica(itl_ms=20)
+        replica = await site.replica(itl_ms=SLOW_MS)
         async with gateway_on(site) as gateway:
             await gateway.until(200)
             async with connected(gateway.port) as connection:
                 await begun(connection, replica)
                 order(site, mode, deadline_s)
-                async with asyncio.timeout(SOON_S):
+                async with asyncio.timeout(PATIENCE_S):
                     rest = (await connection.reader.readuntil(b"}}\n\n")).decode()
             assert (
                 json.loads(rest[rest.rindex('{"error"') : rest.rindex("}}") + 2])["error"]["code"] == "gateway_stopping"
@@ -148,7 +151,7 @@ def drained(site: Site) -> list[ev.Event]:
 async def first_answer(gateway: RunningGateway) -> httpx.Response:
     """What the first request gets that finds the port open."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.port}", trust_env=False) as client:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
                     return await client.post(CHAT, json=chat(max_tokens=3))
@@ -173,15 +176,16 @@ async def test_a_gateway_that_is_started_again_is_drained_from_the_beginning(sit
 
 async def test_a_lifted_drain_interrupts_one_that_waits(site: Site) -> None:
     async with site:
-        replica = await site.replica(itl_ms=20)
+        replica = await site.replica(itl_ms=SLOW_MS)
         async with gateway_on(site) as gateway:
             await gateway.until(200)
             async with connected(gateway.port) as connection:
-                await begun(connection, replica, max_tokens=20)
+                await begun(connection, replica)
                 order(site, "finish", LONG_S)
                 await until_state(gateway, "DRAINING")
                 lift(site)
                 await gateway.until(200)
+                hasten(replica)
                 await connection.reader.readuntil(b"[DONE]\n\n")
         assert not drained(site)
 

@@ -11,7 +11,7 @@ from holdfast.core.events import GatewayJoined
 from holdfast.gateway.cli.running import EXIT_MISUSE, exit_code, first_known
 from holdfast.store.memory_leases import MemoryLeasesServer
 from tests.unit.gateway.processes import gateway_on
-from tests.unit.support.replicas import Site
+from tests.unit.support.replicas import PATIENCE_S, Site
 
 
 async def test_a_gateway_whose_name_lives_on_another_machine_ends_with_one_line() -> None:
@@ -21,7 +21,7 @@ async def test_a_gateway_whose_name_lives_on_another_machine_ends_with_one_line(
     async with Site() as site:
         site.fact(GatewayJoined("g", "elsewhere", 9, "http://elsewhere:8000", "0"), by="gateway.g", incarnation="0")
         with pytest.raises(BaseExceptionGroup) as caught:
-            async with gateway_on(site, leases) as gateway, asyncio.timeout(5):
+            async with gateway_on(site, leases) as gateway, asyncio.timeout(PATIENCE_S):
                 await asyncio.wait([gateway.stopped])
     error = first_known(caught.value)
     assert isinstance(error, NameTaken)

@@ -19,6 +19,9 @@ from tests.unit.support.history import application
 from tests.unit.support.replicas import Site
 from tests.unit.support.virtual_time import virtual_time
 
+ROUNDED = timedelta(seconds=1)
+"""A plane's end is noted on one clock and told on another, which is read a moment before."""
+
 
 @pytest.fixture
 def site() -> Site:
@@ -43,12 +46,13 @@ async def test_a_plane_that_is_down_is_told_with_its_time_and_does_not_make_the_
             healthy = await gateway.until(200)
             assert healthy["details"]["planes"] == {"log": {"up": True}, "leases": {"up": True}}
             assert healthy["details"]["degraded"] == []
+            before = datetime.now(UTC)
             (site.server if down == "log" else leases).stop()
             details = (await gateway.until(200))["details"]
             assert details["planes"][other] == {"up": True}
             assert details["planes"][down]["up"] is False
             since = datetime.fromisoformat(details["planes"][down]["down_since"])
-            assert timedelta(0) <= datetime.now(UTC) - since < timedelta(seconds=5)
+            assert before - ROUNDED <= since <= datetime.now(UTC)
             assert details["degraded"] == [f"the {down} servers don't answer"]
             text = await metrics(gateway.port)
             assert f'holdfast_plane_up{{plane="{down}"}} 0.0' in text

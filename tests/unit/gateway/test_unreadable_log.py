@@ -12,7 +12,7 @@ from holdfast.gateway.cli.running import first_known
 from tests.unit.gateway.client import CHAT, chat, connected
 from tests.unit.gateway.processes import gateway_on
 from tests.unit.support.history import application
-from tests.unit.support.replicas import Site
+from tests.unit.support.replicas import PATIENCE_S, Site
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def test_a_gateway_that_starts_on_such_a_log_ends_with_one_line(site: Site
     async with site:
         sequence = site.server.append("facts.operator.stray", b"hello", "stray", 0)
         with pytest.raises(BaseExceptionGroup) as caught:
-            async with gateway_on(site) as gateway, asyncio.timeout(5):
+            async with gateway_on(site) as gateway, asyncio.timeout(PATIENCE_S):
                 await asyncio.wait([gateway.stopped])
     error = first_known(caught.value)
     assert isinstance(error, CorruptLog)

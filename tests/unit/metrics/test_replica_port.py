@@ -13,8 +13,8 @@ from holdfast.actors.engines.base import Engine
 from holdfast.actors.replica_main import LOADING, load_engine, run
 from holdfast.actors.specification import Ready, ReplicaSpecification, Report
 from holdfast.core.config import EngineConfig
-from tests.unit.metrics.ports import free_port
 from tests.unit.support.history import INFO, application
+from tests.unit.support.ports import free_port
 from tests.unit.support.replicas import eventually
 from tests.unit.support.virtual_time import virtual_time
 from tests.unit.support.world import World

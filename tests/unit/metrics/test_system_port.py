@@ -14,7 +14,7 @@ import pytest
 from holdfast.actors import system_port
 from holdfast.actors.metrics import CONTENT_TYPE, Ledger, Section
 from holdfast.actors.system_port import CONNECTIONS_MAX, SystemPort, system_pages
-from tests.unit.metrics.ports import free_port
+from tests.unit.support.ports import free_port
 from tests.unit.support.replicas import eventually
 
 HOST = "127.0.0.1"
