@@ -130,7 +130,11 @@ class FileEvents:
         """In a thread: the error that was written since the last look."""
         seen, self._seen = self._seen, self._read()
         words = self._seen[1].decode(errors="replace").split()
-        if self._seen == seen or not words or words[1:] not in ([], [self._replica]):
+        if self._seen == seen or not words:
+            return None
+        if len(words) > 2:
+            logger.warning("%s has more than one XID and one replica's name: it counts for nothing", self._path)
+        if words[1:] not in ([], [self._replica]):
             return None
         if not (words[0].isascii() and words[0].isdecimal()):
             logger.warning("%s has no XID: %.20r", self._path, words[0])

@@ -197,7 +197,7 @@ class Line(msgspec.Struct, frozen=True):
     `waiting`: all that wait. `ahead`: those that go first, of its priority and higher ones. `waiting_max`: how many may
     wait. `drain_per_s` and `age_max_s` are as `Service` has them, None where there is nothing to go by. `patient`: one
     request may wait whatever its age would be, as a short burst is no overload, and tenants with less than their share
-    have something to wait for.
+    have something to wait for; none where `age_max_s` is 0.
     """
 
     waiting: int
@@ -220,7 +220,7 @@ def decide(asked: int, places: int, line: Line) -> Reason | None:
         return Reason.QUEUE_FULL
     if line.drain_per_s is None or line.age_max_s is None:
         return None
-    if not line.ahead and line.patient:
+    if not line.ahead and line.patient and line.age_max_s > 0:
         return None
     if line.ahead + waits > line.drain_per_s * line.age_max_s:
         return Reason.QUEUE_AGE if line.ahead or line.age_max_s * line.drain_per_s >= 1 else Reason.IN_FLIGHT

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from holdfast.core.cluster import ClusterState
@@ -20,7 +20,7 @@ from holdfast.core.events import BusyThresholdSet, Record
 from holdfast.core.thresholds import NO_CHANGES, ThresholdChanges
 from holdfast.gateway.backend import Backend
 from holdfast.gateway.exchange import KeyRing
-from holdfast.gateway.problems import HttpRefusal, Problem, invalid
+from holdfast.gateway.problems import CLIENT_CLOSED_REQUEST, HttpRefusal, Problem, body_too_slow, invalid
 
 DECIDED_IN_S = 5.0
 """So long a change may take until it holds (seconds). It may still come to hold later."""
@@ -59,11 +59,12 @@ class BusyThresholdRequest(ThresholdChanges, frozen=True, forbid_unknown_fields=
 
 
 class BusyThresholdPages:
-    """The endpoint."""
+    """The endpoint. A body may take `body_timeout_s` seconds to arrive."""
 
-    def __init__(self, backend: Backend, keys: KeyRing) -> None:
+    def __init__(self, backend: Backend, keys: KeyRing, body_timeout_s: float) -> None:
         self._backend = backend
         self._keys = keys
+        self._body_timeout_s = body_timeout_s
 
     async def answer(self, request: Request) -> Response:
         """`GET`: the thresholds of all models. `POST`: change a model's, or tell them where none is given; returns once
@@ -75,7 +76,7 @@ class BusyThresholdPages:
             self._keys.check(authorization)
             return _json(BusyThresholdList(self._all()))
         self._keys.check_admin(authorization)
-        asked = _decoded(await _body(request))
+        asked = _decoded(await _body_in_time(request, self._body_timeout_s))
         changes = asked.changes()
         if changes != NO_CHANGES:
             await self._backend.set_thresholds(asked.model, changes)
@@ -130,6 +131,17 @@ def log_unavailable(message: str) -> HttpRefusal:
     return HttpRefusal(Problem(503, message, "log_unavailable", retry_after_s=1.0))
 
 
+async def _body_in_time(request: Request, timeout_s: float) -> bytes:
+    """The whole body. Raises `HttpRefusal` if it is too long, too slow, or its client left, who is told nothing."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _body(request)
+    except TimeoutError:
+        raise body_too_slow(timeout_s) from None
+    except ClientDisconnect:
+        raise HttpRefusal(Problem(CLIENT_CLOSED_REQUEST, "The client left.", "request_cancelled")) from None
+
+
 async def _body(request: Request) -> bytes:
     body = b""
     async for part in request.stream():
@@ -143,12 +155,13 @@ def _decoded(body: bytes) -> BusyThresholdRequest:
     try:
         return msgspec.json.decode(body, type=BusyThresholdRequest)
     except UNDECODABLE as error:
-        raise _refusal(str(error)) from error
+        raise _refusal(error) from error
 
 
-def _refusal(message: str) -> Exception:
-    _what, _, at = message.partition(" - at `$.")
-    return invalid(f"Invalid thresholds: {message}.", at.rstrip("`") or None)
+def _refusal(error: Exception) -> Exception:
+    _what, _, at = str(error).partition(" - at `$.")
+    code = "invalid_value" if isinstance(error, msgspec.ValidationError) else "invalid_json"
+    return invalid(f"Invalid thresholds: {error}.", at.rstrip("`") or None, code)
 
 
 def _json(content: object) -> Response:

@@ -56,7 +56,7 @@ def create_pages(
 ) -> Starlette:
     """The Starlette application for everything but the generating routes, which it knows only as POST-only."""
     pages = _Pages(backend, settings, gateway, metrics, keys)
-    thresholds = BusyThresholdPages(backend, keys)
+    thresholds = BusyThresholdPages(backend, keys, settings.body_timeout_s)
     get = ["GET"]
     routes = [
         Route("/v1/chat/completions", pages.unreachable, methods=["POST"]),

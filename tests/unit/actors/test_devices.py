@@ -235,7 +235,7 @@ def test_a_file_tells_of_what_is_written_into_it_once_and_of_nothing_from_before
         event = events._look()
         assert (event and event.xid) == heard
         assert events._look() is None
-    assert len(caplog.messages) == 2
+    assert len(caplog.messages) == 3
     file.unlink()
     assert events._look() is None
 

@@ -101,6 +101,12 @@ def test_one_request_may_wait_where_places_become_free_slowly_unless_requests_ar
     assert decide(1, 0, msgspec.structs.replace(slow, waiting=1, ahead=1)) is Reason.QUEUE_AGE
 
 
+def test_nobody_waits_where_no_time_is_given_for_it() -> None:
+    assert decide(1, 0, line(age_max_s=0.0)) is Reason.IN_FLIGHT
+    assert decide(2, 1, line(age_max_s=0.0)) is Reason.IN_FLIGHT
+    assert decide(1, 1, line(age_max_s=0.0)) is None
+
+
 def test_nothing_but_the_length_bounds_a_queue_of_which_nothing_is_known() -> None:
     assert decide(1, 0, line(waiting=9, ahead=9, drain_per_s=None)) is None
     assert decide(1, 0, line(waiting=9, ahead=9, age_max_s=None)) is None

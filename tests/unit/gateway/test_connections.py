@@ -138,6 +138,15 @@ async def test_a_body_that_does_not_come_is_408(backend: FakeBackend) -> None:
     assert 'outcome="slow_client"' in await outcomes(app)
 
 
+async def test_thresholds_that_do_not_come_are_408(backend: FakeBackend) -> None:
+    app = create_app(backend, HttpSettings(body_timeout_s=0.05))
+    async with serving(app) as port, connected(port) as connection:
+        connection.head("/busy_threshold", "content-length: 100")
+        connection.writer.write(b"{")
+        assert b" 408 " in await connection.reader.readuntil(b"\r\n\r\n")
+        assert b"request_timeout" in await connection.reader.readuntil(b"}}")
+
+
 async def test_a_client_that_goes_while_sending_is_not_an_error(
     app: App, port: int, caplog: pytest.LogCaptureFixture
 ) -> None:

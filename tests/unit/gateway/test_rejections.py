@@ -283,6 +283,31 @@ async def test_thresholds_that_cannot_be_are_refused(body: dict[str, object] | b
     assert backend.busy == NONE_SET
 
 
+@pytest.mark.parametrize(("body", "code"), [(b"{", "invalid_json"), (b'{"model": 1}', "invalid_value")])
+async def test_thresholds_that_are_no_json_are_told_apart(body: bytes, code: str) -> None:
+    assert (await ask(create_app(FakeBackend()), "/busy_threshold", body)).error["code"] == code
+
+
+async def test_a_client_that_leaves_amid_its_thresholds_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    came: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> dict[str, Any]:
+        return came.pop(0)
+
+    statuses = []
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "path": "/busy_threshold", "method": "POST", "headers": [], "query_string": b""}
+    await create_app(FakeBackend())(scope, receive, send)
+    assert (statuses[0], came) == (499, [])
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_thresholds_need_a_key_where_one_is_asked_for(method: str) -> None:
     app = create_app(FakeBackend(), HttpSettings(api_keys=(SecretStr("key"),)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.gateway.cli.options import DataDirOption, EtcdOption, JsonOption, NatsOption
-from holdfast.gateway.cli.running import execute
+from holdfast.gateway.cli.running import execute, plain
 
 if TYPE_CHECKING:
     from holdfast.core.events import Record
@@ -179,7 +179,7 @@ def _line(record: Record) -> str:
 
 
 def _details(payload: Any) -> str:
-    """The payload's fields, the short ones."""
+    """The payload's fields, the short ones, in one line."""
     import msgspec
 
     fields = msgspec.to_builtins(payload)
@@ -189,9 +189,11 @@ def _details(payload: Any) -> str:
             continue
         if name == "application" and isinstance(value, dict):
             shown += [f"{item['name']}={item['num_replicas']}x" for item in value["deployments"]]
-        elif not isinstance(value, dict):
+        elif isinstance(value, dict):
+            shown.append(f"{name}=({', '.join(f'{one}={what}' for one, what in value.items())})")
+        else:
             shown.append(f"{name}={value}")
-    return " ".join(shown)
+    return plain(" ".join(shown))
 
 
 def _explain(chain: list[Record]) -> None:

@@ -73,6 +73,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def plain(text: str) -> str:
+    """The text in one line, without what a terminal would take for a command: engines' exceptions may have any."""
+    return "".join(letter if letter.isprintable() else "?" for letter in one_line(text))
+
+
 def stop_on_signals(
     stop: Callable[[], None], at_once: Callable[[int], None], hurry: tuple[int, Callable[[], None]] | None = None
 ) -> None:
