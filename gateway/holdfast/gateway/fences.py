@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from holdfast.gateway.session import StreamRun
 
 ORPHANS_MAX = 10_000
 """So many streams are remembered to be fenced at a replica that is not reached, and as many stops that it may not
@@ -16,6 +20,11 @@ have heard."""
 
 Name = tuple[str, int]
 """A stream, and the highest of its ordinals that is fenced: as in `Fence.streams`."""
+
+
+def names_of(runs: Iterable[StreamRun]) -> list[Name]:
+    """Of those that have one, up to the ordinals that they have now."""
+    return [(run.name, run.ordinal) for run in runs if run.name]
 
 
 class Fences:

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from holdfast.gateway.pool import Pool
     from holdfast.gateway.session import StreamRun
 
+HELD_FRACTION = 0.25
+"""A stream that is held back costs an engine its prompt and tokens anew: more must wait than this part of them."""
+
+
+def is_behind(run: StreamRun, unsent_max: int) -> bool:
+    """Whether more than so many of its tokens, and more than a part of all it has, wait for its client."""
+    unsent, tokens = run.stream.unsent, (run.stream.prompt_tokens or 0) + len(run.stream.accepted)
+    return unsent > max(unsent_max, HELD_FRACTION * tokens)
+
 
 class Holding:
     """The streams of a gateway that are held back.

@@ -1,4 +1,4 @@
-"""A gateway's link to one replica: dials it, keeps the attempts that run on it, notices when it is gone.
+"""A gateway's link to one replica: keeps the attempts that run on it, and gives them up when it is gone.
 
 Everything that comes in is handled in the callback that received it, without a task or a queue per stream:
 a step's frame goes straight into the stream machines, and only the sessions that wait are woken.
@@ -13,37 +13,33 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from holdfast.actors.wire import Connection
-from holdfast.core.errors import PeerViolation, RequestRefused, StreamLost
+from holdfast.core.errors import RequestRefused, StreamLost
 from holdfast.core.frames import (
-    PROTOCOL_VERSION,
     UNKNOWN_STREAM,
     Admitted,
     Attach,
-    Fence,
     Find,
     Found,
     Heartbeat,
-    Hello,
-    Ping,
     Refused,
     Release,
     Start,
     Step,
-    Stop,
     Welcome,
     decode_from_replica,
 )
-from holdfast.core.liveness import Liveness, Suspicion
+from holdfast.core.liveness import Suspicion
 from holdfast.core.requests import EngineInfo
 from holdfast.core.thresholds import NONE_SET, Thresholds
-from holdfast.gateway.alarm import Alarm
+from holdfast.gateway.contact import REDIAL_FIRST_S, Contact
 from holdfast.gateway.delivery import deliver
-from holdfast.gateway.fences import Fences
+from holdfast.gateway.fences import names_of
 from holdfast.gateway.handover import Handover, Incoming
+from holdfast.gateway.holding import is_behind
 from holdfast.gateway.link_load import LinkLoad
 from holdfast.gateway.link_record import LinkRecord
 from holdfast.gateway.link_settings import LinkSettings
@@ -52,30 +48,14 @@ from holdfast.gateway.stalls import StallWatch
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
 
-PING_MIN_S = 0.05
-"""A link pings its replica as often as that sends heartbeats, but no more often than this (seconds)."""
-
-LOOK_MIN_S = 0.01
-"""It looks at its replica with each ping, and when a suspicion is due; so long is between two looks at least, and so
-much later is a look that nothing may be early for (seconds)."""
-
-STOOD_STILL_S = 0.2
-"""A look that comes this late means that this process stood still, not the replica (seconds)."""
-
 STALL_LOOK_S = 0.5
 """A link looks this often whether streams stand still, or their clients are behind (seconds)."""
 
-STALL_MARGIN_S = 1.0
-"""A replica looks after its own engine; what it does not see within its limit the gateway does, so much later."""
-
-HELD_FRACTION = 0.25
-"""A stream that is held back costs an engine its prompt and tokens anew: more must wait than this part of them."""
-
-REDIAL_FIRST_S = 0.05
-REDIAL_MAX_S = 1.0
-"""Between tries to reach a replica that the log calls running: doubling, times 0.5 to 1.5."""
-
 logger = logging.getLogger(__name__)
+
+
+def _nothing(*_told: object) -> None:
+    """For what nobody wants to be told, or to hear any more."""
 
 
 class ReplicaLink:
@@ -90,13 +70,11 @@ class ReplicaLink:
         rng: random.Random,
         on_capacity: Callable[[ReplicaLink], None],
         on_orphans: Callable[[list[StreamRun], StreamLost], None],
-        on_suspicion: Callable[[ReplicaLink, Suspicion, float, int], None] = lambda _link, _why, _silence_s, _streams: (
-            None
-        ),
-        on_trust: Callable[[ReplicaLink, float], None] = lambda _link, _suspected_s: None,
-        on_dismissed: Callable[[ReplicaLink], None] = lambda _link: None,
-        on_turned_away: Callable[[StreamRun], None] = lambda _run: None,
-        on_behind: Callable[[ReplicaLink, StreamRun], None] = lambda _link, _run: None,
+        on_suspicion: Callable[[ReplicaLink, Suspicion, float, int], None] = _nothing,
+        on_trust: Callable[[ReplicaLink, float], None] = _nothing,
+        on_dismissed: Callable[[ReplicaLink], None] = _nothing,
+        on_turned_away: Callable[[StreamRun], None] = _nothing,
+        on_behind: Callable[[ReplicaLink, StreamRun], None] = _nothing,
         engine_stall_timeout_s: float = 2.0,
         record: LinkRecord | None = None,
         thresholds: Thresholds = NONE_SET,
@@ -114,7 +92,6 @@ class ReplicaLink:
         self.stepped_s = 0.0
         """When the last step came from the replica (time of the loop)."""
         self._settings = settings
-        self._rng = rng
         self._on_capacity = on_capacity
         self._on_orphans = on_orphans
         self._on_turned_away = on_turned_away
@@ -122,12 +99,10 @@ class ReplicaLink:
         self._on_trust = on_trust
         self._on_dismissed = on_dismissed
         self._on_behind = on_behind
-        self._stall_s = engine_stall_timeout_s + STALL_MARGIN_S
         self._suspected_s: float | None = None
-        self._fences = Fences()
+        self._contact = Contact(replica, address, settings, engine_stall_timeout_s, rng, self._on_body, self._on_cut)
         self._questions: dict[int, Callable[[Found | None], None]] = {}
         self._stalls = StallWatch(settings)
-        self._connection: Connection | None = None
         self._attempts: dict[int, StreamRun] = {}
         self._incoming = Incoming()
         self._on_probation: StreamRun | None = None
@@ -135,10 +110,6 @@ class ReplicaLink:
         self.pressure = LinkLoad(thresholds)
         self._draining = False
         self._full = False
-        self._liveness = self._fresh_liveness(0.0)
-        self._lost = True
-        self._welcomed = False
-        self._alarm = Alarm()
 
     def found(self, *, sick: bool) -> None:
         """Its node says how it is."""
@@ -159,7 +130,7 @@ class ReplicaLink:
     @property
     def reached(self) -> bool:
         """Whether the replica can be asked, even if it takes nothing new."""
-        return self._welcomed and self._suspected_s is None
+        return self._contact.welcomed and self._suspected_s is None
 
     @property
     def takes_moved(self) -> bool:
@@ -205,7 +176,6 @@ class ReplicaLink:
 
     def begin(self, run: StreamRun) -> None:
         """Start the run's next attempt here."""
-        assert self._connection is not None
         request = run.stream.start()
         attempt = self._take(run)
         self.record.began(run)
@@ -213,7 +183,7 @@ class ReplicaLink:
         if run.stream.suspect:
             self._on_probation = run
         place = run.trace.begun(run, self)
-        self._connection.send(Start(attempt, request, run.name, run.ordinal, place.parent, run.left_s, place.state))
+        self._contact.send(Start(attempt, request, run.name, run.ordinal, place.parent, run.left_s, place.state))
 
     def runs(self) -> list[StreamRun]:
         """The streams that run here, the oldest attempts first."""
@@ -221,11 +191,10 @@ class ReplicaLink:
 
     def prepare(self, handover: Handover) -> None:
         """Begin here what goes on elsewhere until it is admitted."""
-        assert self._connection is not None
         attempt = next(self._numbers)
         self._incoming.add(attempt, handover)
         run, place = handover.run, handover.prepared(self)
-        self._connection.send(
+        self._contact.send(
             Start(attempt, handover.request, run.name, handover.ordinal, place.parent, run.left_s, place.state)
         )
 
@@ -237,21 +206,18 @@ class ReplicaLink:
 
     def decline(self, handover: Handover, attempt: int) -> None:
         """What was prepared is not wanted any more."""
-        if self._connection is not None:
-            self._connection.send(Stop(attempt))
-            if handover.run.name:
-                self._fences.stopped((handover.run.name, handover.ordinal), self._liveness.pinged)
+        self._contact.stop(attempt, handover.run.name, handover.ordinal)
 
     def ask(self, stream: str, answer: Callable[[Found | None], None]) -> int | None:
         """Ask the replica for a stream; the question's number, None if the replica can't be asked now.
 
         `answer` is called once, with None when the connection is lost first, unless `forget` is.
         """
-        if self._connection is None or not self.reached:
+        if not self.reached:
             return None
         question = next(self._numbers)
         self._questions[question] = answer
-        self._connection.send(Find(question, stream))
+        self._contact.send(Find(question, stream))
         return question
 
     def forget(self, question: int) -> None:
@@ -260,16 +226,15 @@ class ReplicaLink:
 
     def attach(self, run: StreamRun, ordinal: int) -> None:
         """Take over the stream, which the replica holds as its attempt `ordinal`. It may refuse, if it is gone."""
-        assert self._connection is not None
         run.stream.start()
         run.ordinal = max(run.ordinal, ordinal) + 1
         run.trace.begun(run, self)
-        self._connection.send(Attach(self._take(run), run.name, run.ordinal, run.left_s))
+        self._contact.send(Attach(self._take(run), run.name, run.ordinal, run.left_s))
 
     def _take(self, run: StreamRun) -> int:
         if not self._attempts and self._settings.heartbeat_interval_s > STALL_LOOK_S:
             # With nothing here to look for, the next look would be at the next ping.
-            self._alarm.rouse()
+            self._contact.rouse()
         attempt = next(self._numbers)
         self._attempts[attempt] = run
         run.link, run.attempt, run.began_s = self, attempt, asyncio.get_running_loop().time()
@@ -279,16 +244,13 @@ class ReplicaLink:
         """Tell the replica to forget the run's attempt, if it is still there."""
         if self._attempts.pop(run.attempt, None) is not None:
             self.record.left(run)
-            if self._connection is not None:
-                self._connection.send(Stop(run.attempt))
-                if run.name:
-                    self._fences.stopped((run.name, run.ordinal), self._liveness.pinged)
+            self._contact.stop(run.attempt, run.name, run.ordinal)
             self._freed()
 
     def release(self, run: StreamRun) -> None:
         """Let the replica keep the run's attempt for another gateway, if that can ask for it."""
-        if run.name and self._connection is not None and self._attempts.pop(run.attempt, None) is not None:
-            self._connection.send(Release(run.attempt))
+        if run.name and not self._contact.lost and self._attempts.pop(run.attempt, None) is not None:
+            self._contact.send(Release(run.attempt))
             self._freed()
         else:
             self.end(run)
@@ -296,85 +258,39 @@ class ReplicaLink:
     def retire(self) -> None:
         """Send nothing new; close as soon as what is here has ended."""
         self.retired = True
-        self._alarm.rouse()
+        self._contact.rouse()
 
     async def run(self) -> None:
         """Dial, and dial again, until retired and vacant."""
-        redial_s = REDIAL_FIRST_S
-        while not self.retired:
-            try:
-                await self._connect()
-            except (OSError, TimeoutError, PeerViolation) as error:
-                logger.info("replica %s at %s is not reached: %s", self.replica, self.address, error)
-                await asyncio.sleep(redial_s * self._rng.uniform(0.5, 1.5))
-                redial_s = min(redial_s * 2, REDIAL_MAX_S)
-                continue
-            redial_s = REDIAL_FIRST_S
-            now_s = asyncio.get_running_loop().time()
-            self._liveness = self._fresh_liveness(now_s)
-            self._trust(now_s)
+        while await self._contact.reach(lambda: not self.retired):
+            self._trust(asyncio.get_running_loop().time())
             self._on_capacity(self)
             try:
                 await self._watch()
             finally:
-                self._cut()
+                self._contact.cut()
             await asyncio.sleep(REDIAL_FIRST_S)
-
-    async def _connect(self) -> None:
-        host, port = self.address.rsplit(":", 1)
-        host = host.strip("[]")
-        loop = asyncio.get_running_loop()
-        self._lost = self._welcomed = False
-        async with asyncio.timeout(self._settings.dial_timeout_s):
-            _transport, connection = await loop.create_connection(
-                lambda: Connection(self._on_body, self._on_connection_lost), host, int(port)
-            )
-            self._connection = connection
-            connection.send(Hello(PROTOCOL_VERSION, self._settings.cluster, self._settings.gateway, self.replica))
-            try:
-                while not (self._welcomed or self._lost):
-                    await self._alarm.wait()
-            except BaseException:
-                self._cut()
-                raise
-        if not self._welcomed:
-            raise PeerViolation("it closed the connection instead of a welcome")
 
     async def _watch(self) -> None:
         """Return when the connection is lost, silent for too long, or no longer needed."""
-        loop = asyncio.get_running_loop()
-        ping_s = look_s = loop.time()
-        while not self._lost:
+        look_s = asyncio.get_running_loop().time()
+        while not self._contact.lost:
             if self.retired and not self._attempts and not self._incoming:
                 return
-            looked_s = loop.time()
-            due_s = min(ping_s, self._liveness.due_s() + LOOK_MIN_S, look_s if self._attempts else math.inf)
-            due_s = max(due_s, looked_s + LOOK_MIN_S)
-            await self._alarm.wait(due_s - looked_s)
-            if self._doubtful(loop.time()):
-                # Who was held up, if only for a moment, reads first what has come meanwhile.
-                await asyncio.sleep(0)
-            connection, now_s = self._connection, loop.time()
-            if connection is None:
-                return
-            if now_s >= ping_s:
-                connection.send(Ping(self._liveness.ping()))
-                ping_s = now_s + max(PING_MIN_S, self._settings.heartbeat_interval_s)
-            if now_s - due_s > STOOD_STILL_S:
-                # It was us: what the replica sent meanwhile has still to be read.
-                self._liveness.stood_still(now_s)
+            now_s = await self._contact.wait(look_s if self._attempts else math.inf)
+            if now_s is None:
                 continue
-            if self._lost_touch(connection, now_s):
+            if self._lost_touch(now_s):
                 return
             if now_s >= look_s:
                 look_s = now_s + STALL_LOOK_S
                 self._look_for_stalls(now_s)
                 self._look_for_slow_clients()
 
-    def _lost_touch(self, connection: Connection, now_s: float) -> bool:
+    def _lost_touch(self, now_s: float) -> bool:
         """Suspect the replica if there is reason to; whether the connection is of no use any more."""
-        unheard_s = self._unheard_s(connection, now_s)
-        suspicion = self._liveness.look(now_s)
+        unheard_s = self._contact.unheard_s(now_s)
+        suspicion = self._contact.look(now_s)
         if suspicion is not None:
             self._suspect(now_s, suspicion, unheard_s)
         if unheard_s <= self._settings.heartbeat_timeout_s:
@@ -382,27 +298,14 @@ class ReplicaLink:
         logger.warning("replica %s: no word for %.1f s, or none of ours arrives; leaving it", self.replica, unheard_s)
         return True
 
-    def _doubtful(self, now_s: float) -> bool:
-        """Whether there is reason to suspect the replica, or to leave it, by what has been read until now."""
-        connection = self._connection
-        if connection is None:
-            return False
-        unheard_s = self._unheard_s(connection, now_s)
-        return unheard_s > self._settings.heartbeat_timeout_s or self._liveness.doubt(now_s) is not None
-
-    def _unheard_s(self, connection: Connection, now_s: float) -> float:
-        """For how long nothing came, or nothing that shows that it hears us."""
-        self._liveness.heard(connection.last_received_s)
-        return max(now_s - connection.last_received_s, self._liveness.unheard_s(now_s))
-
     def _look_for_stalls(self, now_s: float) -> None:
         """Let streams migrate that bring nothing while their replica's engine goes on."""
-        stalled = self._stalls.look(self._attempts, self._liveness.step, now_s)
+        stalled = self._stalls.look(self._attempts, self._contact.step, now_s)
         if stalled:
             for attempt, run in stalled:
                 del self._attempts[attempt]
                 run.avoid = self
-            self._fence([attempt for attempt, _run in stalled], _names(run for _attempt, run in stalled))
+            self._contact.fence([attempt for attempt, _run in stalled], names_of(run for _attempt, run in stalled))
             cause = StreamLost(f"the stream stood still on replica {self.replica}", "stalled")
             self._on_orphans([run for _attempt, run in stalled], cause)
             self._freed()
@@ -410,11 +313,8 @@ class ReplicaLink:
     def _look_for_slow_clients(self) -> None:
         """Tell of streams of which too much waits for their clients."""
         unsent_max = self._settings.unsent_tokens_max
-        if not unsent_max:
-            return
-        for run in [run for run in self._attempts.values() if run.stream.unsent > unsent_max]:
-            tokens = (run.stream.prompt_tokens or 0) + len(run.stream.accepted)
-            if run.stream.unsent > HELD_FRACTION * tokens:
+        if unsent_max:
+            for run in [run for run in self._attempts.values() if is_behind(run, unsent_max)]:
                 self._on_behind(self, run)
 
     def _suspect(self, now_s: float, suspicion: Suspicion, silence_s: float) -> None:
@@ -424,30 +324,20 @@ class ReplicaLink:
         self._attempts.clear()
         self._on_probation = None
         self._on_suspicion(self, suspicion, silence_s, len(orphans))
-        names = _names(run for _attempt, run in orphans)
+        names = names_of(run for _attempt, run in orphans)
         incoming, more = self._incoming.drop()
         names += more
-        self._fence([*(attempt for attempt, _run in orphans), *incoming], names)
+        self._contact.fence([*(attempt for attempt, _run in orphans), *incoming], names)
         # What is lost on the way, or with this connection, is told again over the next one.
-        self._fences.add(names)
+        self._contact.fences.add(names)
         cause = StreamLost(f"replica {self.replica} is {suspicion}", suspicion)
         self._on_orphans([run for _attempt, run in orphans], cause)
         self._freed()
 
-    def _fence(self, attempts: list[int], streams: list[tuple[str, int]]) -> None:
-        """Tell the replica what it has lost, with what it could not be told before."""
-        streams = [*self._fences.take(), *streams]
-        if self._connection is not None and (attempts or streams):
-            self._connection.send(Fence(attempts, streams))
-
-    def _fresh_liveness(self, now_s: float) -> Liveness:
-        settings = self._settings
-        return Liveness(settings.heartbeat_interval_s, settings.suspicion_phi, self._stall_s, now_s)
-
     def _trust(self, now_s: float) -> None:
         suspected_s, self._suspected_s = self._suspected_s, None
         if suspected_s is not None:
-            self._fences.clear()
+            self._contact.fences.clear()
             self._on_trust(self, now_s - suspected_s)
             self._on_capacity(self)
 
@@ -465,18 +355,11 @@ class ReplicaLink:
         elif isinstance(frame, Refused):
             self._on_refused(frame)
         elif isinstance(frame, Found):
-            answer = self._questions.pop(frame.question, None)
-            if answer is not None:
-                answer(frame)
+            self._questions.pop(frame.question, _nothing)(frame)
         elif isinstance(frame, Welcome):
-            if frame.replica != self.replica:
-                raise PeerViolation(f"{frame.replica} answers where {self.replica} should")
+            self._contact.welcome(connection, frame)
             self.info = frame.info
             self.pressure.introduced(frame.info)
-            connection.introduced()
-            self._fence([], [])
-            self._welcomed = True
-            self._alarm.rouse()
 
     def _on_admitted(self, frame: Admitted) -> None:
         handover = self._incoming.take(frame.attempt)
@@ -509,10 +392,9 @@ class ReplicaLink:
             self._on_capacity(self)
 
     def _on_heartbeat(self, connection: Connection, beat: Heartbeat) -> None:
-        self._liveness.beat(beat.heard, beat.load, connection.last_received_s)
-        self._fences.heard(beat.heard)
+        self._contact.heard(connection, beat)
         self._stalls.beat(beat.barren)
-        if self._suspected_s is not None and self._liveness.suspicion is None:
+        if self._suspected_s is not None and self._contact.suspicion is None:
             self._trust(connection.last_received_s)
         had_room = self.room
         self.pressure.reported(beat.load, self._taken, beat.pace)
@@ -544,25 +426,14 @@ class ReplicaLink:
             run.refused(RequestRefused(frame.message, code=frame.code, param=frame.param))
         self._freed()
 
-    def _on_connection_lost(self, connection: Connection) -> None:
-        if connection is self._connection:
-            self._cut()
-
-    def _cut(self) -> None:
-        """Drop the connection; its streams are orphans now."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-        self._welcomed = False
-        self._lost = True
-        self._alarm.rouse()
+    def _on_cut(self) -> None:
+        """The connection is dropped: its streams are orphans now."""
         self.pressure.forget()
         self._full = False
         self._on_probation = None
         orphans = list(self._attempts.values())
         self._attempts.clear()
-        self._fences.broke()
-        self._fences.add(_names(orphans) + self._incoming.drop()[1])
+        self._contact.fences.add(names_of(orphans) + self._incoming.drop()[1])
         questions, self._questions = self._questions, {}
         for answer in questions.values():
             answer(None)
@@ -572,14 +443,6 @@ class ReplicaLink:
     def _freed(self) -> None:
         if self._on_probation is not None and self._on_probation.link is not self:
             self._on_probation = None
-        if self._attempts:
-            self._on_capacity(self)
-            return
-        if self.retired:
-            self._alarm.rouse()
+        if self.retired and not self._attempts:
+            self._contact.rouse()
         self._on_capacity(self)
-
-
-def _names(runs: Iterable[StreamRun]) -> list[tuple[str, int]]:
-    """As in `Fence.streams`."""
-    return [(run.name, run.ordinal) for run in runs if run.name]

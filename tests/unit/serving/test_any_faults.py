@@ -141,7 +141,7 @@ class Gateways:
         gateway = self.alive.pop(0)
         for link in gateway._links.values():
             link._on_orphans = lambda _runs, _cause: None
-            link._cut()
+            link._contact.cut()
             link.retire()
         for reader, owner in self._readers.items():
             if owner is gateway:

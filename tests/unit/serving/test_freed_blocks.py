@@ -115,7 +115,7 @@ async def test_of_a_stream_whose_stop_was_lost_with_the_connection(site: Site, m
     monkeypatch.setattr(Liveness, "beat", lambda _self, _heard, _load, _now_s: None)
     monkeypatch.setattr(Fences, "heard", lambda _self, _ping: None)
     await session.__aexit__()
-    await eventually(lambda: len(gateway._links["app.tiny.1"]._fences) == 1)
+    await eventually(lambda: len(gateway._links["app.tiny.1"]._contact.fences) == 1)
     monkeypatch.undo()
     replica.cut()
     await freed_after_one_step(replica, stepped)
@@ -126,4 +126,4 @@ async def test_stops_that_were_heard_are_not_remembered(site: Site) -> None:
     gateway = await site.gateway()
     for number in range(50):
         await (await entered(gateway, name=f"cmpl-{number}")).__aexit__()
-    await eventually(lambda: len(gateway._links["app.tiny.1"]._fences) == 0)
+    await eventually(lambda: len(gateway._links["app.tiny.1"]._contact.fences) == 0)

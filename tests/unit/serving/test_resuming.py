@@ -52,8 +52,8 @@ async def begin_and_lose(gateway: Serving, *choices: EngineRequest, tokens: int,
     await session.__aenter__()
     answer = await Answer().read(session, tokens=tokens)
     for link in gateway._links.values():
-        assert link._connection is not None
-        link._connection.abort()
+        assert link._contact.connection is not None
+        link._contact.connection.abort()
         link._on_orphans = lambda _runs, _cause: None
         link.retire()
     return answer
@@ -307,7 +307,7 @@ async def test_what_is_drawn_again_counts_as_later_than_the_copy_that_was_of_no_
         await answer.read(session, tokens=20)
         for link in first._links.values():
             link._on_orphans = lambda _runs, _cause: None
-            link._cut()
+            link._contact.cut()
             link.retire()
         nothing = Resumption((0,), replay=False)
         async with second.open(MODEL, [request], stops=[], name=NAME, resumption=nothing) as again:

@@ -183,8 +183,8 @@ async def test_a_gateway_that_goes_takes_its_streams_with_it(site: Site) -> None
         async with opened(gateway, ask(tokens=10_000)) as session, opened(other, ask(tokens=60)) as lasting:
             await Answer().read(session, tokens=2)
             for link in gateway._links.values():
-                assert link._connection is not None
-                link._connection.abort()
+                assert link._contact.connection is not None
+                link._contact.connection.abort()
             gateway.standing.draining = True
             (await Answer().read(lasting)).check(ask(tokens=60))
         await eventually(lambda: replica.free)

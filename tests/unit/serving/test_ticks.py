@@ -129,14 +129,14 @@ class ReadLate(Alarm):
         loop._jumping.now_s += seconds
         self._turns -= 1
         if self._turns == 0:
-            self._link._lost = True
+            self._link._contact.lost = True
         loop.call_soon(self._read)
 
     def _read(self) -> None:
-        connection = self._link._connection
+        connection = self._link._contact.connection
         assert connection is not None
         connection.last_received_s = asyncio.get_running_loop().time()
-        beat = Heartbeat(EngineLoad(0, 0, 0, 9, 1), False, self._link._liveness._pinged)
+        beat = Heartbeat(EngineLoad(0, 0, 0, 9, 1), False, self._link._contact._liveness._pinged)
         self._link._on_heartbeat(connection, beat)
 
 
@@ -149,11 +149,12 @@ def test_what_has_come_is_read_before_it_is_missed() -> None:
         link = ReplicaLink(
             "app.tiny.1", "r:1", 8, settings, random.Random(1), nothing, nothing, lambda *told: found.append(told[1])
         )
-        link._connection = Connection(nothing, nothing)
-        link._connection.last_received_s = asyncio.get_running_loop().time()
-        link._liveness = link._fresh_liveness(asyncio.get_running_loop().time())
-        link._lost = False
-        link._alarm = ReadLate(link, 200)
+        contact, now_s = link._contact, asyncio.get_running_loop().time()
+        contact.connection = Connection(nothing, nothing)
+        contact.connection.last_received_s = now_s
+        contact._liveness = contact._fresh_liveness(now_s)
+        contact.lost = False
+        contact._alarm = ReadLate(link, 200)
         await link._watch()
 
     with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:

@@ -58,9 +58,9 @@ async def _hears(frame: FromGateway, method: str) -> None:
 
 def _fences_again() -> None:
     link, sent = _link(), list[Frame]()
-    link._fences.add([("s", 1)])
-    link._connection = cast(Connection, SimpleNamespace(send=sent.append, introduced=lambda: None))
-    link._on_body(link._connection, msgspec.msgpack.encode(Welcome(PROTOCOL_VERSION, "r", INFO)))
+    link._contact.fences.add([("s", 1)])
+    link._contact.connection = cast(Connection, SimpleNamespace(send=sent.append, introduced=lambda: None))
+    link._on_body(link._contact.connection, msgspec.msgpack.encode(Welcome(PROTOCOL_VERSION, "r", INFO)))
     assert [type(frame) for frame in sent] == [Fence]
 
 

@@ -359,7 +359,7 @@ def _link() -> ReplicaLink:
 
 
 class _Run:
-    link, attempt, claim, awaits_first, began_s = None, 0, DEFAULT_CLAIM, False, 0.0
+    link, attempt, name, ordinal, claim, awaits_first, began_s = None, 0, "", 0, DEFAULT_CLAIM, False, 0.0
 
 
 def _run() -> StreamRun:
@@ -377,7 +377,7 @@ async def _numbers() -> None:
 @virtual_time
 async def _no_room() -> None:
     link = _link()
-    link._welcomed = True
+    link._contact.welcomed = True
     assert link.room
     link._take(_run())
     assert not link.room
@@ -386,12 +386,12 @@ async def _no_room() -> None:
 @virtual_time
 async def _told_to_stop() -> None:
     link, run, sent = _link(), _run(), list[object]()
-    link._connection = cast(Any, SimpleNamespace(send=sent.append))
+    link._contact.connection = cast(Any, SimpleNamespace(send=sent.append))
     run.name, run.ordinal = "s", 1
     attempt = link._take(run)
     link.end(run)
     assert sent == [Stop(attempt)]
-    assert len(link._fences) == 1
+    assert len(link._contact.fences) == 1
 
 
 @virtual_time
@@ -433,7 +433,9 @@ async def _tells_others() -> None:
 
 
 def _notices() -> None:
-    assert _link()._lost_touch(cast(Any, SimpleNamespace(last_received_s=0.0)), 100.0)
+    link = _link()
+    link._contact.connection = cast(Any, SimpleNamespace(last_received_s=0.0))
+    assert link._lost_touch(100.0)
 
 
 @virtual_time
@@ -445,7 +447,7 @@ async def _dials_again() -> None:
         tries += 1
         raise OSError("no route")
 
-    link._connect = connect  # type: ignore[method-assign]
+    link._contact._dial = connect  # type: ignore[method-assign]
     running = asyncio.create_task(link.run())
     await asyncio.sleep(10)
     running.cancel()
@@ -490,7 +492,7 @@ async def _serves() -> None:
 
 def _pool() -> Pool:
     link = _link()
-    link._welcomed = True
+    link._contact.welcomed = True
     pool = Pool(DeploymentConfig("tiny", EngineConfig("mock")))
     pool.links.append(link)
     return pool

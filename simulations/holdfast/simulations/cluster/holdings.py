@@ -65,8 +65,8 @@ class Holdings:
             # Links to replicas that are told to stop are forgotten, but for what runs there.
             links = [*serving._links.values(), *(run.link for run in serving._pool_of if run.link is not None)]
             for link in links:
-                end = _end_of(link._connection)
-                if end is not None and link._welcomed:
+                end = _end_of(link._contact.connection)
+                if end is not None and link._contact.welcomed:
                     reached[end] = _Reached(member.name, link, list(link._attempts.values()))
         return reached, named
 

@@ -155,7 +155,7 @@ class Sampler:
         open_now = sum(one.pid == process.pid and one.ended_s is None for one in history.exchanges)
         history.sample(now_s, member.name, "streams of requests", len(serving._pool_of), CHOICES_MAX * open_now)
         for link in serving._links.values():
-            history.sample(now_s, member.name, "streams to fence", len(link._fences), 2 * ORPHANS_MAX)
+            history.sample(now_s, member.name, "streams to fence", len(link._contact.fences), 2 * ORPHANS_MAX)
         if settling:
             history.gateway_reaches(
                 now_s, member.name, tuple(link.replica for link in serving._links.values() if link.ready)

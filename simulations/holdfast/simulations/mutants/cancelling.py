@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.gateway.contact import Contact
 from holdfast.gateway.fences import Fences
-from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.requests import Requests
 from holdfast.gateway.telling import Tellings
 from holdfast.simulations.checkers.cancels import CANCELS
@@ -24,7 +24,7 @@ MUTANTS: Final = (
         "stop-told",
         "an engine is told at once that nobody wants a stream any more",
         (
-            edit(ReplicaLink.end, ("self._connection.send(Stop(run.attempt))", "pass")),
+            edit(Contact.stop, ("self.connection.send(Stop(attempt))", "pass")),
             edit(Fences.stopped, ("self._stopped.append((pinged, stream))", "pass")),
         ),
         (CANCELS,),

@@ -12,6 +12,7 @@ from holdfast.core.liveness import Liveness
 from holdfast.core.stream import Stream
 from holdfast.gateway import resuming
 from holdfast.gateway.client.machine import CallMachine
+from holdfast.gateway.contact import Contact
 from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.pool import Pool
@@ -216,7 +217,7 @@ MUTANTS: Final = (
     Mutant(
         "redial",
         "a replica that can't be reached is dialled again for as long as the log has it",
-        (edit(ReplicaLink.run, ("continue", "return")),),
+        (edit(Contact.reach, ("redial_s = min(redial_s * 2, REDIAL_MAX_S)", "return False")),),
         (LIVENESS,),
         CUT_OFF,
     ),
@@ -224,7 +225,7 @@ MUTANTS: Final = (
         "silence",
         "a replica that is silent, or does not hear, loses its streams to others and gets no new ones",
         (
-            edit(ReplicaLink._lost_touch, ("unheard_s = self._unheard_s(connection, now_s)", "return False")),
+            edit(ReplicaLink._lost_touch, ("unheard_s = self._contact.unheard_s(now_s)", "return False")),
             edit(Liveness.due_s, ("if self.suspicion is not None:", "if True:")),
         ),
         (MOVES,),
@@ -263,7 +264,7 @@ MUTANTS: Final = (
     Mutant(
         "fence-again",
         "what a replica could not be told of streams that are elsewhere it is told once it is reached again",
-        (edit(ReplicaLink._on_body, ("self._fence([], [])", "pass")),),
+        (edit(Contact.welcome, ("self.fence([], [])", "pass")),),
         (OWNERS,),
         _RESET,
     ),

@@ -382,7 +382,7 @@ def _measure(cluster: ScaleCluster, looks: _Looks, progress: Callable[[str], obj
 def _beat_cpu_s(gateway: GatewayProcess) -> float:
     """What one heartbeat costs a gateway, from its bytes on."""
     link = next(iter(gateway._serving._links.values()))
-    connection = link._connection
+    connection = link._contact.connection
     assert connection is not None
     beats = [encode(Heartbeat(EngineLoad(0, 0, 0, 1, 0), False, 0))] * BEATS_TIMED
     began_s = time.process_time()
