@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from holdfast.gateway.peers import FORWARDED, Answer, Peers, ask_by_httpx
 from holdfast.gateway.requests import RequestList
 from holdfast.gateway.telling import path_of
+from tests.contract.helpers import Certificates
 from tests.unit.gateway.cancelling import Gateways, begin, cancelled, listed, running, site_of
 from tests.unit.gateway.client import ask
 from tests.unit.support.replicas import Site, eventually
@@ -48,6 +51,22 @@ async def test_a_clients_key_is_passed_on_as_it_came(called: tuple[Server, str],
     answer = await Peers("a", lambda: {"b": url}, ask_by_httpx).ask("b", "DELETE", path_of("r"), key)
     assert answer == Answer(200, b"{}")
     assert b"\r\nauthorization: " + key + b"\r\n" in server.heard[0]
+
+
+async def test_a_key_goes_to_no_server_whose_certificate_nobody_has_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = Certificates(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.certificate, certificates.key)
+    server = Server()
+    async with await asyncio.start_server(server.answer, "127.0.0.1", 0, ssl=context) as listening:
+        url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            await ask_by_httpx("GET", url, {"authorization": "Bearer sk-1"}, 10.0)
+        assert server.heard == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
+        assert await ask_by_httpx("GET", url, {"authorization": "Bearer sk-1"}, 10.0) == Answer(200, b"{}")
 
 
 @pytest.mark.parametrize("id_", [".", "..", "../../health", "a/../b", "%2e%2e"])

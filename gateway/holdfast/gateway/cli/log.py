@@ -185,7 +185,7 @@ def _details(payload: Any) -> str:
     fields = msgspec.to_builtins(payload)
     shown = []
     for name, value in fields.items():
-        if name == "type" or value is None or value == "":
+        if name in ("type", "info") or value is None or value == "":
             continue
         if name == "application" and isinstance(value, dict):
             shown += [f"{item['name']}={item['num_replicas']}x" for item in value["deployments"]]
