@@ -27,6 +27,7 @@ up: $(VENV)/.installed
 	@$(BIN)/holdfast up $(ARGS)
 
 # Two at a time: tests on real processes mostly wait for them. Those of a module share clusters, so that they stay together.
+# Tests of properties try the same each time; ARGS="tests/unit --hypothesis-profile fresh" draws anew.
 test: $(VENV)/.installed-dev
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest tests/unit --numprocesses 2

@@ -1,4 +1,4 @@
-"""Replicas, links and sessions over real sockets: right tokens, right ends, everything freed."""
+"""Replicas, links and sessions together: right tokens, right ends, everything freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Real replicas and gateways' serving sides in this process, over loopback sockets, under a log written by hand."""
+"""Real replicas and gateways' serving sides in this process, under a log written by hand.
+
+They are connected over loopback, or, on a `MemoryNetworkLoop`, over its network.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ async def eventually(predicate: Callable[[], bool]) -> None:
 
 
 class LocalReplica:
-    """A replica on a loopback socket, with a mock engine that can be held between two steps."""
+    """A replica that listens, with a mock engine that can be held between two steps."""
 
     def __init__(self, name: str, engine: MockEngine, cluster: str = CLUSTER) -> None:
         self.name = name

@@ -121,7 +121,11 @@ async def _crowd(engine: TorchEngine, guests: list[Guest], alone: tuple[Recorded
     return recorder.streams
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     st.lists(st.one_of(guests, leavers), min_size=1, max_size=12),
     st.sampled_from(PREFILLS),
