@@ -129,9 +129,9 @@ class History:
         self.exchanges.append(exchange)
         return exchange
 
-    def stream_begun(self, at_s: float, pid: int, prompt: str = "", response_id: str = "") -> None:
+    def stream_begun(self, at_s: float, pid: int, timeout_s: float, *, prompt: str = "", response_id: str = "") -> None:
         """A gateway sent the frame that begins a stream at a replica, or takes it over."""
-        self.begun.append(Begun(at_s, pid, prompt, response_id))
+        self.begun.append(Begun(at_s, pid, timeout_s, prompt, response_id))
 
     def cancellation(self, at_s: float, request: int, mode: str) -> Cancellation:
         """Somebody cancels a request. Set `told_s` of the record once that is said to be done."""

@@ -235,11 +235,12 @@ class Exchange(msgspec.Struct, gc=False):
 
 class Begun(msgspec.Struct, frozen=True, gc=False):
     """A gateway's process (by its id) began a stream at a replica, or took it over there: the frame was sent. Either
-    `prompt` says whose it is, or the answer's `response_id`.
+    `prompt` says whose it is, or the answer's `response_id`. The replica was told that it may take `timeout_s`.
     """
 
     at_s: float
     pid: int
+    timeout_s: float
     prompt: str = ""
     response_id: str = ""
 

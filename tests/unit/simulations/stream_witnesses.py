@@ -42,7 +42,10 @@ from tests.unit.support.virtual_time import virtual_time
 SETTINGS = LinkSettings("test", "g")
 
 
-def _link(on_orphans: Callable[[list[StreamRun], StreamLost], None] = lambda _runs, _cause: None) -> ReplicaLink:
+def unconnected_link(
+    on_orphans: Callable[[list[StreamRun], StreamLost], None] = lambda _runs, _cause: None,
+) -> ReplicaLink:
+    """A link whose replica nobody dials."""
     return ReplicaLink("r", "h:1", 1, SETTINGS, random.Random(1), lambda _link: None, on_orphans)
 
 
@@ -57,7 +60,7 @@ async def _hears(frame: FromGateway, method: str) -> None:
 
 
 def _fences_again() -> None:
-    link, sent = _link(), list[Frame]()
+    link, sent = unconnected_link(), list[Frame]()
     link._contact.fences.add([("s", 1)])
     link._contact.connection = cast(Connection, SimpleNamespace(send=sent.append, introduced=lambda: None))
     link._on_body(link._contact.connection, msgspec.msgpack.encode(Welcome(PROTOCOL_VERSION, "r", INFO)))
@@ -111,7 +114,7 @@ async def _lets_end() -> None:
 @virtual_time
 async def _stands_still() -> None:
     orphans: list[StreamRun] = []
-    link = _link(lambda runs, _cause: orphans.extend(runs))
+    link = unconnected_link(lambda runs, _cause: orphans.extend(runs))
     stream = Stream(EngineRequest(prompt="x"))
     run = cast(StreamRun, SimpleNamespace(stream=stream, name="", avoid=None, link=None, attempt=0))
     link._take(run)

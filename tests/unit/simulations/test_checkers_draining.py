@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from holdfast.core import events as ev
+from holdfast.core.config import DrainMode
 from holdfast.simulations.checkers.draining import OBEYED_S, UNREAD_S
 from tests.unit.simulations.recorded import Run, broken, well
 
@@ -109,3 +110,27 @@ def test_a_replica_that_is_placed_on_a_drained_node_is_found() -> None:
         run.fact(ev.StreamsFenced("node-1", "app.tiny.1", "gateway-1", number), "node.node-1")
     run.place(3, "node-2")
     assert "app.tiny.3 is placed on node-2, which is drained" in found(run, "taken_out")
+
+
+@pytest.mark.parametrize(
+    ("mode", "said_s", "ends_s", "is_found"),
+    [
+        ("finish", 16.0, 18.0, True),
+        ("finish", 16.0, None, True),
+        ("finish", 16.0, 16.5, False),
+        ("finish", 20.5, 25.0, False),
+        ("migrate", 16.0, 18.0, False),
+    ],
+)
+def test_a_gateway_that_calls_itself_drained_while_it_has_requests_is_found(
+    mode: DrainMode, said_s: float, ends_s: float | None, is_found: bool
+) -> None:
+    run = well()
+    run.at_s = 15.0
+    run.history.exchange(14.0, run.processes["gateway-1"].pid, 99.0).ended_s = ends_s
+    wish = run.wish(ev.DrainRequested("gateway", "gateway-1", mode, 5.0))
+    ordered = run.grant(wish, ev.DrainOrdered("gateway", "gateway-1", mode, 5.0))
+    run.at_s = said_s
+    answer = run.event(ev.GatewayDrained("gateway-1", 0), "gateway-1", "i1")
+    run.append("facts.gateway.gateway-1", msgspec.structs.replace(answer, cause=ordered))
+    assert ("calls itself drained, and has a request until" in found(run, "taken_out")) is is_found

@@ -25,9 +25,9 @@ def lost(begun: int, *, most: int | None = 4, attached: int = 0) -> Run:
     exchange.request, exchange.lost_s = request.id, 14.0
     for number in range(begun):
         if number < attached:
-            history.stream_begun(11.5, pid, response_id=request.response_id)
+            history.stream_begun(11.5, pid, 5.0, response_id=request.response_id)
         else:
-            history.stream_begun(11.5, pid, prompt=request.prompt)
+            history.stream_begun(11.5, pid, 5.0, prompt=request.prompt)
     return run
 
 
@@ -51,9 +51,9 @@ def test_what_began_elsewhere_or_at_another_time_is_no_attempt_of_this_one() -> 
     run = lost(1)
     request = run.history.requests[-1]
     run.history.begun += [
-        Begun(12.0, 999, request.prompt),
-        Begun(10.0, run.processes["gateway-1"].pid, request.prompt),
-        Begun(12.0, run.processes["gateway-1"].pid, "another question"),
+        Begun(12.0, 999, 5.0, request.prompt),
+        Begun(10.0, run.processes["gateway-1"].pid, 5.0, request.prompt),
+        Begun(12.0, run.processes["gateway-1"].pid, 5.0, "another question"),
     ]
     assert "after 1 attempts, and 3 are due" in found(run)
 
@@ -79,7 +79,33 @@ def test_what_a_gateway_begins_is_read_off_the_wire() -> None:
 
     process = world.spawn("g", "h", main)
     sent = SentStarts(process, history).sent
-    sent(encode(Ping(1)) + encode(Start(1, EngineRequest(prompt="what?"), "id/0/x", 1)))
-    sent(encode(Attach(2, "id/0/x", 2)))
+    sent(encode(Ping(1)) + encode(Start(1, EngineRequest(prompt="what?"), "id/0/x", 1, timeout_s=3.0)))
+    sent(encode(Attach(2, "id/0/x", 2, 2.0)))
     world.close()
-    assert history.begun == [Begun(0.0, process.pid, "what?"), Begun(0.0, process.pid, "", "id")]
+    assert history.begun == [Begun(0.0, process.pid, 3.0, "what?"), Begun(0.0, process.pid, 2.0, "", "id")]
+
+
+def begins(timeout_s: float, *, asked_s: float = 0.0) -> Run:
+    """At 20 s a gateway begins a stream of a request which it got at 11 s, and has until 40 s for."""
+    run = well()
+    history = run.history
+    request = history.request(answered(7, timeout_s=asked_s))
+    pid = run.processes["gateway-1"].pid
+    history.exchange(11.0, pid, 40.0).request = request.id
+    history.stream_begun(20.0, pid, timeout_s, prompt=request.prompt)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "asked_s", "told"),
+    [
+        (0.0, 0.0, "may take as long as it likes"),
+        (22.0, 0.0, "may take 22 s, and it has 21.000 s"),
+        (20.0, 0.0, ""),
+        (4.0, 12.0, ""),
+        (5.0, 12.0, "may take 5 s, and it has 4.000 s"),
+    ],
+)
+def test_an_attempt_that_may_take_longer_than_its_request_is_found(timeout_s: float, asked_s: float, told: str) -> None:
+    messages = [one.message for one in broken(begins(timeout_s, asked_s=asked_s)) if one.checker == "deadlines"]
+    assert (told in "\n".join(messages)) if told else messages == []

@@ -61,6 +61,7 @@ from tests.unit.core import test_drains, test_overloads, test_reconcile, test_st
 from tests.unit.gateway import test_draining as test_gateway_draining
 from tests.unit.serving import test_waiting
 from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
+from tests.unit.simulations.telling_witnesses import TELLING_WITNESSES
 from tests.unit.simulations.test_jetstream_contract import test_the_contract_holds as holds_in_simulation
 from tests.unit.simulations.wish_witnesses import WISH_WITNESSES
 from tests.unit.support.history import INFO, History, application
@@ -590,6 +591,7 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "lost-gateways": lambda: test_reconcile.test_a_gateway_whose_lease_expired_is_given_up_once(False),
     **STREAM_WITNESSES,
     **WISH_WITNESSES,
+    **TELLING_WITNESSES,
     "canary": test_replica_watch.test_a_change_is_told_once_with_its_reason_and_an_end_once_no_check_fails,
     "health-budget": test_unhealthy.test_only_one_goes_at_a_time_where_a_part_would_be_less_than_one,
     "stop-told": _told_to_stop,

@@ -7,7 +7,8 @@ from typing import Final
 
 from holdfast.simulations.checkers.cancels import cancels
 from holdfast.simulations.checkers.draining import routable, taken_out
-from holdfast.simulations.checkers.given_up import given_up
+from holdfast.simulations.checkers.facts import facts
+from holdfast.simulations.checkers.given_up import deadlines, given_up
 from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
 from holdfast.simulations.checkers.log import durability, fences, fold, leaders
 from holdfast.simulations.checkers.members import leases, members
@@ -34,6 +35,7 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     thresholds,
     moves,
     given_up,
+    deadlines,
     owners,
     attempts,
     durability,
@@ -50,6 +52,7 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     routable,
     taken_out,
     sickness,
+    facts,
     orphans,
     members,
     bounds,

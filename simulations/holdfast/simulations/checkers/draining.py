@@ -26,6 +26,9 @@ CALM_S: Final = 10.0
 OBEYED_S: Final = 3.0
 """A gateway has done as a drain says so long after that drain's deadline, in seconds, where nothing befalls anybody."""
 
+LAST_WORD_S: Final = 1.0
+"""A request's last event may be on its way so long after its streams have ended, in seconds."""
+
 
 # --- routable -------------------------------------------------------------------------------------------
 
@@ -119,7 +122,7 @@ def taken_out(history: History) -> list[Violation]:
     no replicas.
     """
     log = final_log(history)
-    return [*_obeyed(history, log), *_lifted(log), *_given(log)]
+    return [*_obeyed(history, log), *_too_early(history, log), *_lifted(log), *_given(log)]
 
 
 def _obeyed(history: History, log: FinalLog) -> Iterator[Violation]:
@@ -137,6 +140,26 @@ def _obeyed(history: History, log: FinalLog) -> Iterator[Violation]:
         if gateway.drain is not None and gateway.drain.event == record.event.id and not gateway.drained:
             message = f"{order.name} was drained by sequence {record.sequence}, and has not said that it is"
             yield Violation(TAKEN_OUT, due_s, message)
+
+
+def _too_early(history: History, log: FinalLog) -> Iterator[Violation]:
+    """Gateways that call themselves drained while requests go on there, and the time for these is not over."""
+    orders = {record.event.id: (place, record.event.payload) for place, record in log.effective()}
+    for place, record in enumerate(log.records):
+        said = record.event.payload
+        if not isinstance(said, ev.GatewayDrained) or record.event.cause not in orders:
+            continue
+        ordered, order = orders[record.event.cause]
+        if not isinstance(order, ev.DrainOrdered) or order.mode == "migrate":
+            continue
+        at_s, over_s = log.times[place], log.times[ordered] + (order.deadline_s or 0.0)
+        for exchange in history.exchanges:
+            mine = log.members.get(exchange.pid)
+            here = mine is not None and (mine.name, mine.incarnation) == (said.gateway, record.event.incarnation)
+            ends_s = history.ended_s if exchange.ended_s is None else exchange.ended_s
+            if here and exchange.began_s < log.times[ordered] and at_s < over_s and ends_s > at_s + LAST_WORD_S:
+                message = f"{said.gateway} calls itself drained, and has a request until {ends_s:.3f} s"
+                yield Violation(TAKEN_OUT, at_s, f"sequence {record.sequence}: {message}")
 
 
 def _process(history: History, log: FinalLog, name: str, at_s: float) -> Process | None:

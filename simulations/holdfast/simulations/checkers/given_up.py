@@ -1,4 +1,4 @@
-"""Streams that lose their replica go on: a gateway gives one up only once it has tried as often as it may."""
+"""Attempts of streams, as gateways begin them: as many as a stream may have, and each with its request's deadline."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from holdfast.core.stream import BARREN_ATTEMPTS_MAX
 from holdfast.simulations.checkers.folding import final_log
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
-from holdfast.simulations.records import Exchange, Request
+from holdfast.simulations.records import Begun, Exchange, Request
 
 GIVEN_UP: Final = "given_up"
+DEADLINES: Final = "deadlines"
 
 UNSENT: Final = 1
 """So many of an exchange's attempts may have ended before their frames were on the wire, with the connection."""
@@ -30,20 +31,45 @@ def given_up(history: History) -> list[Violation]:
         request = requests.get(exchange.request)
         if exchange.lost_s is None or request is None or not _deployed(history, request.model, exchange):
             continue
-        begun = sum(1 for _ in _begun(history, request, exchange))
+        begun = sum(1 for _ in _begun_between(history, request, exchange, exchange.lost_s))
         if begun + UNSENT < due:
             message = f"request {request.id} was given up after {begun} attempts, and {due} are due"
             found.append(Violation(GIVEN_UP, exchange.lost_s, message))
     return found
 
 
-def _begun(history: History, request: Request, exchange: Exchange) -> Iterator[float]:
-    """When the exchange's gateway began a stream of the request; one may be of another try at the same gateway."""
-    assert exchange.lost_s is not None
+LATE_S: Final = 1.0
+"""A slow gateway reads a request so long after it came, in seconds, and its time begins then."""
+
+
+def deadlines(history: History) -> list[Violation]:
+    """A replica is told with each attempt, also with later ones and where one is taken over, how long its request may
+    still take at its gateway: no longer than that, and than its client asked for.
+    """
+    requests = {request.id: request for request in history.requests}
+    found = []
+    for exchange in history.exchanges:
+        request = requests.get(exchange.request)
+        if request is None:
+            continue
+        due_s = exchange.due_s + LATE_S
+        if request.timeout_s:
+            due_s = min(due_s, exchange.began_s + request.timeout_s + LATE_S)
+        ends_s = history.ended_s if exchange.ended_s is None else exchange.ended_s
+        for one in _begun_between(history, request, exchange, ends_s):
+            if not 0 < one.timeout_s <= due_s - one.at_s:
+                told = f"may take {one.timeout_s:g} s" if one.timeout_s else "may take as long as it likes"
+                message = f"a replica is told that request {request.id} {told}, and it has {due_s - one.at_s:.3f} s"
+                found.append(Violation(DEADLINES, one.at_s, message))
+    return found
+
+
+def _begun_between(history: History, request: Request, exchange: Exchange, until_s: float) -> Iterator[Begun]:
+    """What the exchange's gateway began of the request until then; one may be of another try at the same gateway."""
     for one in history.begun:
         mine = one.prompt == request.prompt if one.prompt else one.response_id == request.response_id
-        if mine and one.pid == exchange.pid and exchange.began_s <= one.at_s <= exchange.lost_s:
-            yield one.at_s
+        if mine and one.pid == exchange.pid and exchange.began_s <= one.at_s <= until_s:
+            yield one
 
 
 def _deployed(history: History, model: str, exchange: Exchange) -> bool:

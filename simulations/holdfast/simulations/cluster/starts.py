@@ -21,6 +21,6 @@ class SentStarts:
         for body in FrameBuffer().feed(data):
             frame = decode_from_gateway(body)
             if isinstance(frame, Start):
-                self._history.stream_begun(now_s, pid, prompt=prompt_text(frame.request))
+                self._history.stream_begun(now_s, pid, frame.timeout_s, prompt=prompt_text(frame.request))
             elif isinstance(frame, Attach):
-                self._history.stream_begun(now_s, pid, response_id=frame.stream.partition("/")[0])
+                self._history.stream_begun(now_s, pid, frame.timeout_s, response_id=frame.stream.partition("/")[0])

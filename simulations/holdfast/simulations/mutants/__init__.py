@@ -19,6 +19,7 @@ from holdfast.simulations.mutants import (
     serving,
     shedding,
     streams,
+    telling,
     wishing,
 )
 from holdfast.simulations.mutants.mutant import Mutant
@@ -32,6 +33,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         *leading.MUTANTS,
         *placing.MUTANTS,
         *wishing.MUTANTS,
+        *telling.MUTANTS,
         *streams.MUTANTS,
         *cancelling.MUTANTS,
         *health.MUTANTS,
