@@ -32,7 +32,7 @@ from holdfast.actors.replica import Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.core.config import EngineConfig
 from holdfast.core.requests import EngineInfo
-from tests.unit.support.replicas import eventually
+from tests.unit.support.replicas import PATIENCE_S, eventually
 
 ENGINE = cast(Engine, SimpleNamespace(info=EngineInfo("m", 8, 8, 8, True, "cuda:1")))
 
@@ -132,7 +132,7 @@ async def test_a_driver_that_hangs_holds_up_nobody(hanging: HangingNvml) -> None
     assert not watching.done()
     hanging.over.set()
     with pytest.raises(DeviceFailed, match="XID 95 on GPU-b: uncontained memory error"):
-        await asyncio.wait_for(watching, 10)
+        await asyncio.wait_for(watching, PATIENCE_S)
     assert hanging.registered == ["GPU-b"]
 
 
@@ -141,7 +141,7 @@ async def test_it_is_waited_for_within_bounds_and_the_log_says_so(
 ) -> None:
     monkeypatch.setattr(devices, "OPEN_TIMEOUT_S", 0.01)
     with caplog.at_level(logging.WARNING, devices.__name__):
-        await asyncio.wait_for(watch_devices(ENGINE), 10)
+        await asyncio.wait_for(watch_devices(ENGINE), PATIENCE_S)
     assert not hanging.over.is_set()
     assert caplog.messages == ["XID errors are not watched for: NVML did not answer within 0.01 s"]
 
@@ -270,4 +270,4 @@ async def test_an_error_that_is_injected_ends_a_replica_with_any_engine(
 async def test_nothing_is_injected_where_no_file_is_named() -> None:
     engine = await class_engine()
     assert await events_for(engine) == []
-    await asyncio.wait_for(watch_devices(engine), 10)
+    await asyncio.wait_for(watch_devices(engine), PATIENCE_S)

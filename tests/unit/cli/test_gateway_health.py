@@ -16,6 +16,7 @@ from holdfast.gateway.cli.gateway_health import GatewayTold, as_told, ask_gatewa
 from tests.unit.gateway.fakes import FakeBackend
 from tests.unit.gateway.server import serving
 from tests.unit.support.ports import free_port
+from tests.unit.support.replicas import PATIENCE_S
 
 MUTE = "it does not answer at http://here/health from here"
 
@@ -31,7 +32,8 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-async def url(backend: FakeBackend) -> AsyncIterator[str]:
+async def url(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    monkeypatch.setattr(gateway_health, "ANSWER_TIMEOUT_S", PATIENCE_S)
     async with serving(create_app(backend, gateway="gateway-1")) as port:
         yield f"http://127.0.0.1:{port}"
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.gateway import peers
 from holdfast.gateway.peers import FORWARDED, Answer, Peers, ask_by_httpx
 from holdfast.gateway.requests import RequestList
 from holdfast.gateway.telling import path_of
 from tests.contract.helpers import Certificates
 from tests.unit.gateway.cancelling import Gateways, begin, cancelled, listed, running, site_of
 from tests.unit.gateway.client import ask
-from tests.unit.support.replicas import Site, eventually
+from tests.unit.support.replicas import PATIENCE_S, Site, eventually
 
 
 class Server:
@@ -33,7 +34,8 @@ class Server:
 
 
 @pytest.fixture
-async def called() -> AsyncIterator[tuple[Server, str]]:
+async def called(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Server, str]]:
+    monkeypatch.setattr(peers, "CALL_TIMEOUT_S", PATIENCE_S)
     server = Server()
     async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening:
         yield server, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"

@@ -15,7 +15,7 @@ from holdfast.actors import system_port
 from holdfast.actors.metrics import CONTENT_TYPE, Ledger, Section
 from holdfast.actors.system_port import CONNECTIONS_MAX, SystemPort, system_pages
 from tests.unit.support.ports import free_port
-from tests.unit.support.replicas import eventually
+from tests.unit.support.replicas import PATIENCE_S, eventually
 
 HOST = "127.0.0.1"
 
@@ -49,7 +49,7 @@ async def raw(port: int, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(HOST, port)
     writer.write(data)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             return await reader.read()
     except ConnectionResetError:
         return b""
@@ -125,7 +125,8 @@ async def test_a_client_that_asks_on_and_takes_no_answer_is_left_with_what_waits
     port.close()
 
 
-async def test_no_more_connections_than_the_limit_are_kept(process: Process) -> None:
+async def test_no_more_connections_than_the_limit_are_kept(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_port, "REQUEST_TIMEOUT_S", PATIENCE_S)
     held = [await asyncio.open_connection(HOST, process.system.port) for _ in range(CONNECTIONS_MAX)]
     assert await raw(process.system.port, b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n") == b""
     for _reader, writer in held:

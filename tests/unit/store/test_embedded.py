@@ -12,8 +12,9 @@ import pytest
 
 from holdfast.core.errors import Misuse, WorldFailure
 from holdfast.store import embedded
-from holdfast.store.embedded import ChildProcess, etcd_server, find_binary, free_port, nats_server
+from holdfast.store.embedded import ChildProcess, etcd_server, find_binary, nats_server
 from tests.contract.helpers import eventually
+from tests.unit.support.ports import free_port
 
 PARENT = """
 import asyncio, sys
@@ -56,7 +57,7 @@ async def test_servers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 async def test_stop_is_orderly_and_start_again_keeps_the_port(tmp_path: Path) -> None:
-    server = nats_server(tmp_path)
+    server = nats_server(tmp_path, free_port())
     await server.start()
     first, url = server.pid, server.url
     with pytest.raises(Misuse, match="running already"):
@@ -73,7 +74,7 @@ async def test_stop_is_orderly_and_start_again_keeps_the_port(tmp_path: Path) ->
 
 async def test_a_frozen_server_is_stopped_nevertheless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "STOP_TIMEOUT_S", 0.1)
-    server = nats_server(tmp_path)
+    server = nats_server(tmp_path, free_port())
     await server.start()
     assert server.pid is not None
     os.kill(server.pid, signal.SIGSTOP)
@@ -82,14 +83,14 @@ async def test_a_frozen_server_is_stopped_nevertheless(tmp_path: Path, monkeypat
 
 
 async def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    server = nats_server(tmp_path, more_config="no_such_option: 1")
+    server = nats_server(tmp_path, free_port(), more_config="no_such_option: 1")
     with pytest.raises(WorldFailure, match="no_such_option"):
         await server.start()
     assert server.pid is None
 
 
 async def test_a_taken_port_is_told(tmp_path: Path) -> None:
-    async with nats_server(tmp_path / "one") as one:
+    async with nats_server(tmp_path / "one", free_port()) as one:
         port = int(one.url.rpartition(":")[2])
         for second in (nats_server(tmp_path / "two", port), etcd_server(tmp_path / "three", free_port(), port)):
             with pytest.raises(WorldFailure, match=f"{second.name} can't listen on port {port}"):
@@ -120,7 +121,7 @@ def test_the_etcd_found_is_the_server_and_no_wrapper() -> None:
 
 def test_free_ports_lie_below_those_of_outgoing_connections() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert all(free_port() < lowest for _ in range(20))
+    assert all(embedded.free_port() < lowest for _ in range(20))
 
 
 def test_durability_is_not_traded_for_speed(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ async def bed() -> AsyncIterator[tuple[Site, LocalReplica, Stepped]]:
     engine = await engine_of()
     stepped = Stepped(engine)
     async with Site() as site:
-        site.deploy(application(replicas=1))
+        site.deploy(application(replicas=1, engine_stall_timeout_s=600.0))
         yield site, await site.replica(engine=cast(MockEngine, stepped)), stepped
     await engine.close()
 
