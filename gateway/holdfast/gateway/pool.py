@@ -58,7 +58,7 @@ class Pool:
         self.searches: dict[Search, None] = {}
         self.closed = False
         self.exhausted = False
-        """Whether no link has room, for certain. A link that comes to have some says so to `Serving._pump`, which
+        """Whether no link has room, for certain. A link that comes to have some says so to `Dispatch.pump`, which
         takes this back: so nobody looks at thousands of links again and again while all of them are full."""
         self.full = False
         """As `exhausted`, for streams that lost their replica."""

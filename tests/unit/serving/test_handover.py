@@ -69,7 +69,7 @@ async def test_dismissed_streams_go_on_elsewhere_and_their_replica_is_idle_befor
             if isinstance(fact, StreamsMigrated):
                 told.append(fact)
 
-        gateway._report = report
+        gateway._dispatch._report = report
         drained: list[asyncio.Task[None]] = []
 
         def leave() -> None:

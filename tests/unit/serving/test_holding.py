@@ -178,7 +178,7 @@ async def test_a_stream_that_is_held_back_right_after_it_moved_moves_no_longer(s
             (run,) = session._runs
             assert run.link is not None
             run.move = Move(gateway.ledger, MODEL, "lost", 0.0)
-            gateway._holding.hold(run.link, run)
+            gateway._dispatch.holding.hold(run.link, run)
             answer.add(session._collect())
             await answer.read(session)
         answer.check(asked)

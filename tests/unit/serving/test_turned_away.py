@@ -39,8 +39,8 @@ async def held_up(site: Site, *, replicas: int = 1, **settings: Any) -> tuple[li
     for replica in found:
         replica.engine.hang()
     gateway = await site.gateway(**settings)
-    gateway._retries = RetryBudget(0.0, 0.0)
-    gateway._retries._held = 0.0
+    gateway._dispatch._retries = RetryBudget(0.0, 0.0)
+    gateway._dispatch._retries._held = 0.0
     return found, gateway
 
 

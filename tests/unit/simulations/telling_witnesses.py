@@ -13,6 +13,7 @@ from holdfast.core import events as ev
 from holdfast.core.cluster import Drain
 from holdfast.core.frames import Start
 from holdfast.core.placement import occupancy
+from holdfast.gateway.dispatch import Dispatch
 from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.session import StreamRun
@@ -91,10 +92,10 @@ def _leaves() -> None:
     left: list[bool] = []
     run = SimpleNamespace(end_move=lambda _how: None, link=None, leave_queue=lambda: left.append(True))
     run.trace = SimpleNamespace(ended=lambda _how: None)
-    serving = object.__new__(Serving)
-    serving._pool_of, serving._idle = {}, asyncio.Event()
-    serving._holding = cast(Any, SimpleNamespace(forget=lambda _run: None))
-    serving._withdraw(cast(StreamRun, run))
+    dispatch = object.__new__(Dispatch)
+    dispatch.pool_of, dispatch._idle = {}, asyncio.Event()
+    dispatch.holding = cast(Any, SimpleNamespace(forget=lambda _run: None))
+    dispatch.withdraw(cast(StreamRun, run))
     assert left
 
 

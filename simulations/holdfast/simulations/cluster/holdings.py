@@ -59,11 +59,11 @@ class Holdings:
             if not isinstance(inside, GatewayProcess) or process is None or not process.alive or process.frozen:
                 continue
             serving = inside._serving
-            for run in serving._pool_of:
+            for run in serving._dispatch.pool_of:
                 if run.name:
                     named[run.name] = (member.name, run)
             # Links to replicas that are told to stop are forgotten, but for what runs there.
-            links = [*serving._links.values(), *(run.link for run in serving._pool_of if run.link is not None)]
+            links = [*serving._links.values(), *(run.link for run in serving._dispatch.pool_of if run.link is not None)]
             for link in links:
                 end = _end_of(link._contact.connection)
                 if end is not None and link._contact.welcomed:

@@ -153,10 +153,11 @@ class Sampler:
         process = member.process
         assert process is not None
         open_now = sum(one.pid == process.pid and one.ended_s is None for one in history.exchanges)
-        history.sample(now_s, member.name, "streams of requests", len(serving._pool_of), CHOICES_MAX * open_now)
+        streams = serving._dispatch.pool_of
+        history.sample(now_s, member.name, "streams of requests", len(streams), CHOICES_MAX * open_now)
         waiting_on = [run for pool in serving._pools.values() for run in pool.queue]
         waiting_on += [run for link in serving._links.values() for run in link._attempts.values()]
-        nobodys = sum(run not in serving._pool_of for run in waiting_on)
+        nobodys = sum(run not in streams for run in waiting_on)
         history.sample(now_s, member.name, "streams that no request has", nobodys, 0)
         for link in serving._links.values():
             history.sample(now_s, member.name, "streams to fence", len(link._contact.fences), 2 * ORPHANS_MAX)

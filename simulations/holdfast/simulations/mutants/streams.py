@@ -13,10 +13,10 @@ from holdfast.core.stream import Stream
 from holdfast.gateway import resuming
 from holdfast.gateway.client.machine import CallMachine
 from holdfast.gateway.contact import Contact
+from holdfast.gateway.dispatch import Dispatch
 from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.link import ReplicaLink
 from holdfast.gateway.pool import Pool
-from holdfast.gateway.serving import Serving
 from holdfast.gateway.session import StreamSession
 from holdfast.gateway.sse import Encoder
 from holdfast.gateway.stalls import StallWatch
@@ -304,7 +304,7 @@ MUTANTS: Final = (
         "who finds no replica with room waits for a while, and is told then that there is none",
         (
             edit(
-                Serving._enqueue,
+                Dispatch._enqueue,
                 ("run.waiting_since_s + self._settings.replica_wait_s", "run.waiting_since_s + 1_000_000.0"),
             ),
         ),

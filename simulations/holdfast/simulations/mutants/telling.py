@@ -7,9 +7,9 @@ from typing import Final
 from holdfast.actors.child import Child
 from holdfast.actors.stopping import Stopping
 from holdfast.core import replica_life
+from holdfast.gateway.dispatch import Dispatch
 from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.link import ReplicaLink
-from holdfast.gateway.serving import Serving
 from holdfast.simulations.checkers.draining import TAKEN_OUT
 from holdfast.simulations.checkers.facts import FACTS
 from holdfast.simulations.checkers.given_up import DEADLINES
@@ -98,7 +98,7 @@ MUTANTS: Final = (
     Mutant(
         "leaves-the-queue",
         "a request whose client has gone waits no longer",
-        (edit(Serving._withdraw, ("run.leave_queue()", "pass")),),
+        (edit(Dispatch.withdraw, ("run.leave_queue()", "pass")),),
         (BOUNDS,),
         CROWDED,
     ),
