@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, cast
 
@@ -60,6 +61,9 @@ class SystemPort:
         for port in range(first, last + 1) if first else ():
             try:
                 self._server = await loop.create_server(lambda: _Connection(self._pages, self._connections), host, port)
+            except socket.gaierror as unknown:  # no other port would do, and each may take as long as DNS does
+                error = unknown
+                break
             except OSError as refused:
                 error = refused
                 continue

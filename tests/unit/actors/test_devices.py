@@ -267,6 +267,14 @@ async def test_an_error_that_is_injected_ends_a_replica_with_any_engine(
     await engine.close()
 
 
+async def test_a_replica_runs_where_the_file_to_inject_errors_by_can_not_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await class_engine()
+    assert await events_for(engine, str(tmp_path), REPLICA) == []
+    assert caplog.messages == [f"no XID errors can be injected: [Errno 21] Is a directory: {str(tmp_path)!r}"]
+
+
 async def test_nothing_is_injected_where_no_file_is_named() -> None:
     engine = await class_engine()
     assert await events_for(engine) == []

@@ -161,6 +161,22 @@ async def test_without_any_free_port_there_is_a_warning_and_no_port(
     assert "no system port" in caplog.text
 
 
+async def test_a_host_that_is_none_is_looked_up_once(
+    process: Process, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    async def unknown(_protocol: object, host: str, port: int) -> None:
+        asked.append((host, port))
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_server", unknown)
+    system = SystemPort(system_pages(process.ledger, list))
+    await system.open("nowhere.invalid", 9_090)
+    assert (asked, system.port) == ([("nowhere.invalid", 9_090)], 0)
+    assert "Name or service not known" in caplog.text
+
+
 async def test_port_0_means_none(caplog: pytest.LogCaptureFixture) -> None:
     process = Process()
     await process.system.open(HOST, 0)
