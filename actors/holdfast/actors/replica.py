@@ -27,7 +27,7 @@ from holdfast.actors.replica_metrics import ReplicaMetrics
 from holdfast.actors.specification import Fenced, ReplicaSpecification, Report
 from holdfast.actors.wire import Connection
 from holdfast.core.barren import BarrenMeter
-from holdfast.core.errors import HoldfastError, PeerViolation, RequestRefused, WrongReplica
+from holdfast.core.errors import HoldfastError, InvalidConfig, PeerViolation, RequestRefused, WrongReplica
 from holdfast.core.frames import (
     PROTOCOL_VERSION,
     UNKNOWN_STREAM,
@@ -155,9 +155,14 @@ class Replica:
         return True
 
     async def listen(self) -> tuple[asyncio.Server, str]:
-        """Open the replica's socket; the server and its address."""
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._accept, self._specification.host, 0)
+        """Open the replica's socket; the server and its address. Raises `InvalidConfig` where there can't be one."""
+        host = self._specification.host
+        try:
+            server = await asyncio.get_running_loop().create_server(self._accept, host, 0)
+        except OSError as error:
+            raise InvalidConfig(
+                f"can't listen on {host} ({error.strerror or error}): HOLDFAST_NODE__HOST names it"
+            ) from error
         host, port = server.sockets[0].getsockname()[:2]
         return server, f"{host}:{port}"
 

@@ -64,6 +64,17 @@ def test_it_serves_until_sigterm_and_ends_with_0() -> None:
     in_virtual_time(scenario())
 
 
+async def test_an_address_that_it_can_not_listen_on_is_a_mistake_and_is_named() -> None:
+    told = Told()
+    nowhere = msgspec.json.decode(specification(), type=ReplicaSpecification)
+    line = msgspec.json.encode(msgspec.structs.replace(nowhere, host="192.0.2.1"))
+    assert await run(told, stdin(line)) == 2
+    (failed,) = told.reports
+    assert isinstance(failed, Failed)
+    assert failed.message.startswith("can't listen on 192.0.2.1 (")
+    assert "HOLDFAST_NODE__HOST" in failed.message
+
+
 class Wordless(Exception):
     def __str__(self) -> str:
         raise ValueError
