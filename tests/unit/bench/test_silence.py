@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from examples.bench.silence import BOTH, Address, Direction, SilentNetwork
+from tests.unit.support.ports import free_port
 
 PATIENCE_S = 60.0
 LOOK_S = 0.1
@@ -147,5 +148,5 @@ async def test_a_call_to_nobody_is_ended(network: SilentNetwork, process: Proces
 
 
 async def test_a_relay_is_made_once(network: SilentNetwork, process: Process) -> None:
-    address = network.relay(("127.0.0.2", process.address[1]), process.address, Direction.IN)
+    address = network.relay(("127.0.0.2", free_port()), process.address, Direction.IN)
     assert network.relay(address, process.address, Direction.IN) == address

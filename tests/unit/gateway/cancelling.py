@@ -14,7 +14,7 @@ from holdfast.gateway.machine import Machine
 from holdfast.gateway.peers import Answer as PeerAnswer
 from tests.unit.gateway.client import COMPLETIONS, Answer, ask, completion, converse
 from tests.unit.support.history import application
-from tests.unit.support.replicas import LocalReplica, Site, eventually
+from tests.unit.support.replicas import PATIENCE_S, LocalReplica, Site, eventually
 
 LONG = 4_000
 """Tokens of a request that goes on until somebody ends it."""
@@ -82,7 +82,7 @@ class Pending:
 
     async def answer(self) -> Answer:
         """What came, once it has ended."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.task
 
 

@@ -28,6 +28,7 @@ from holdfast.core.frames import (
 from tests.unit.support.history import INFO, application
 from tests.unit.support.replicas import (
     CLUSTER,
+    PATIENCE_S,
     Answer,
     LocalReplica,
     Site,
@@ -107,7 +108,7 @@ async def test_a_replica_cuts_who_means_another_or_breaks_the_protocol(frames: l
     peer = await Peer().dial(replica.address)
     for frame in frames:
         peer.connection.send(frame)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await peer.closed.wait()
     await replica.replica.abandoned()
     await replica.kill()
@@ -119,7 +120,7 @@ async def test_a_replica_cuts_who_speaks_another_language(garbage: bytes) -> Non
     replica = await local_replica()
     reader, writer = await asyncio.open_connection(*replica.address.rsplit(":", 1))
     writer.write(garbage)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
     writer.close()
@@ -289,7 +290,7 @@ async def test_frames_arrive_whole_through_a_connection_that_trickles(site: Site
     for byte in encode(HELLO) + encode(Start(1, ask(tokens=2))):
         writer.write(bytes([byte]))
         await writer.drain()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         seen = b""
         while b"Admitted" not in seen:
             seen += await reader.read(4096)

@@ -232,7 +232,7 @@ async def test_the_event_loop_turns_during_a_step(engine: TorchEngine, monkeypat
 
     def held_forward(*arguments: Any) -> torch.Tensor:
         loop.call_soon_threadsafe(entered.set)
-        assert released.wait(timeout=30)
+        assert released.wait(timeout=240)
         return forward(*arguments)
 
     monkeypatch.setattr(engine._model, "forward", held_forward)
