@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from holdfast.store.embedded import free_port
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
-PORT_TRIES_MAX = 100
 
 
 @contextlib.contextmanager
@@ -29,7 +27,7 @@ def own_cluster(
     engine: str, replicas: int, engine_args: str = "{}", environment: Mapping[str, str] | None = None
 ) -> Iterator[int]:
     """A cluster of one node and one gateway with these variables, stopped at the end; the gateway's port."""
-    port = free_ports(1)
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
         command = [sys.executable, "-m", "holdfast.gateway.cli", "up", "--engine", engine]
         command += ["--engine-args", engine_args, "--replicas", str(replicas), "--port", str(port)]
@@ -51,17 +49,6 @@ def own_cluster(
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row, none of which an outgoing connection may take meanwhile."""
-    for _ in range(PORT_TRIES_MAX):
-        first = free_port()
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise SystemExit(f"no {count} free ports in a row")
 
 
 def get_json(port: int, path: str) -> Any:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from examples.bench.cluster import START_TIMEOUT_S, STOP_TIMEOUT_S, free_ports
+from examples.bench.cluster import START_TIMEOUT_S, STOP_TIMEOUT_S
 from examples.bench.silence import Direction, SilentNetwork
 from holdfast.actors.clock import SystemClock
 from holdfast.actors.follower import Follower
@@ -30,7 +30,7 @@ from holdfast.gateway.goal import SHIPPED_MODEL_NAME, Wish, application_for
 from holdfast.gateway.leftovers import MARK, kill_marked
 from holdfast.gateway.processes import identify, open_log
 from holdfast.gateway.settings import Settings, load_settings
-from holdfast.store.embedded import ChildProcess
+from holdfast.store.embedded import ChildProcess, free_ports
 from holdfast.store.embedded_cluster import Count, etcd_servers, nats_servers
 
 ITL_MS = 6

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,11 +24,20 @@ from holdfast.gateway.cli import app
 from holdfast.gateway.cli.finding import find_cluster
 from holdfast.gateway.cli.status import collect
 from holdfast.gateway.leftovers import MARK
-from holdfast.store.embedded import free_port
+from holdfast.store.embedded import free_ports
 
-START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 15.0
-WAIT_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60.0
+WAIT_TIMEOUT_S = 90.0
+HTTP_TIMEOUT_S = 60.0
+"""These only end what hangs (seconds): a busy machine takes many times as long as an idle one, and is not at fault."""
+
+PATIENCE = {"HOLDFAST_SERVING__SUSPICION_PHI": "300", "HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S": "10"}
+"""For clusters whose migrations are counted: none must come from a replica that was only slow."""
+
+NO_CANARY = ("--deployment-args", json.dumps({"canary": False}))
+"""For clusters whose replicas are frozen and thawed: on a busy machine that lasts until a canary has them replaced."""
+
 LOOK_S = 0.05
 READY_LINE = "Holdfast serves on"
 
@@ -63,7 +71,7 @@ class Cluster:
     ) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
-        self.port = _free_ports(gateways)
+        self.port = free_ports(gateways)
         self.url = f"http://127.0.0.1:{self.port}"
         self.options = options
         self.environment = environment or {}
@@ -179,7 +187,7 @@ class Cluster:
     def health(self) -> dict[str, Any]:
         """What `/health` tells; empty while the gateway doesn't answer."""
         try:
-            health: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=5, trust_env=False).json()
+            health: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=HTTP_TIMEOUT_S, trust_env=False).json()
         except httpx.HTTPError:
             return {}
         return health
@@ -209,21 +217,6 @@ def until_value(read: Callable[[], _T], predicate: Callable[[_T], bool], timeout
 
     until(good, timeout_s, lambda: found)
     return found[0]
-
-
-def _free_ports(number: int) -> int:
-    """The first of that many free ports in a row."""
-    while True:
-        first = free_port()
-        with contextlib.suppress(OSError):
-            for port in range(first, first + number):
-                _try_port(port)
-            return first
-
-
-def _try_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
 
 
 Start = Callable[..., Cluster]

@@ -20,7 +20,7 @@ import psutil
 from examples.bench.chaos.victims import Kind, Process, View
 from holdfast.gateway.data_dir import ClusterFile, DataDirectory
 from holdfast.gateway.leftovers import find_marked, kill_marked
-from holdfast.store.embedded import free_port, is_free
+from holdfast.store.embedded import free_ports
 
 ITL_MS: Final = 6
 """The mock engine's time between two tokens."""
@@ -31,7 +31,6 @@ STOP_TIMEOUT_S: Final = 30.0
 
 HEALTH_TIMEOUT_S: Final = 1.0
 POLL_S: Final = 0.1
-PORT_TRIES_MAX: Final = 100
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -62,7 +61,7 @@ class Cluster:
         self.directory = DataDirectory(directory / "data")
         self.frozen: set[int] = set()
         self._output = directory / "up.txt"
-        self._port = _free_ports(size.gateways)
+        self._port = free_ports(size.gateways)
         self._process: asyncio.subprocess.Process | None = None
         self._http = httpx.AsyncClient(timeout=HEALTH_TIMEOUT_S, trust_env=False)
 
@@ -242,11 +241,3 @@ def send(process: Process, what: signal.Signals) -> bool:
             os.kill(process.pid, what)
             return True
     return False
-
-
-def _free_ports(count: int) -> int:
-    for _ in range(PORT_TRIES_MAX):
-        first = free_port()
-        if all(is_free(first + more) for more in range(1, count)):
-            return first
-    raise Failed(f"no {count} free ports in a row")

@@ -10,6 +10,8 @@ thread that lives as long as they should, normally the main one.
 **They keep their port.** Clients reconnect to where they were, so a server that is started again listens on the
 same port. Free ports are picked below the range that Linux hands to outgoing connections (from 32768): in that
 range a client that keeps dialling a closed loopback port can connect to itself and so take the port for good.
+Between the choice of a port and its use others look for ports too: who chooses one claims it from all that choose in
+this way, by the name of an abstract Unix socket, which the kernel gives up when the process ends.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ MEMBER_STOP_TIMEOUT_S = 0.5
 KILL_TIMEOUT_S = 5.0
 PORTS = range(20000, 32000)
 PORT_TRIES_MAX = 100
+CLAIMS_MAX = 256
+"""So many ports a process claims at once; what it claimed first it gives up first."""
+
 FILE_STORE_BYTES_MAX = 64 << 30
 ETCD_QUOTA_BYTES = 2 << 30
 NATS_CONFIG = "nats-server.conf"
@@ -316,11 +321,37 @@ def _initial_cluster(membership: Membership) -> str:
 
 
 def free_port(*, besides: Collection[int] = ()) -> int:
-    """A loopback port that nobody listens on now, and none of `besides`. Raises `WorldFailure`."""
-    for port in random.sample(PORTS, PORT_TRIES_MAX):
-        if port not in besides and is_free(port):
-            return port
+    """A loopback port that nobody listens on or has claimed, and none of `besides`: now ours. Raises `WorldFailure`."""
+    return free_ports(1, besides=besides)
+
+
+def free_ports(count: int, *, besides: Collection[int] = ()) -> int:
+    """The first of so many such ports in a row. Raises `WorldFailure`."""
+    for first in random.sample(PORTS, PORT_TRIES_MAX):
+        if all(port not in besides and port not in _claims and can_have(port) for port in range(first, first + count)):
+            return first
     raise WorldFailure(f"no free port found among {PORT_TRIES_MAX} tried between {PORTS.start} and {PORTS.stop}")
+
+
+def can_have(port: int) -> bool:
+    """Whether nobody listens on a loopback port and nobody else has claimed it; then it is claimed."""
+    return is_free(port) and (port in _claims or _claim(port))
+
+
+_claims: dict[int, int] = {}
+"""Ports of this process, the earliest first, each with the descriptor of the socket that claims it."""
+
+
+def _claim(port: int) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        try:
+            claim.bind(f"\0holdfast-port-{port}")
+        except OSError:
+            return False
+        _claims[port] = claim.detach()
+    while len(_claims) > CLAIMS_MAX:
+        os.close(_claims.pop(next(iter(_claims))))
+    return True
 
 
 def is_free(port: int) -> bool:

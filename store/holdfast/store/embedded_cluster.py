@@ -26,9 +26,9 @@ from holdfast.store.embedded import (
     PORTS,
     ChildProcess,
     Membership,
+    can_have,
     etcd_server,
     free_port,
-    is_free,
     nats_server,
 )
 
@@ -113,7 +113,7 @@ def _all_kept(ports: Iterable[int | None], taken: set[int]) -> list[int]:
 
 def _kept(port: int | None, taken: set[int]) -> int:
     """This port if it can be had, else a free one; noted in `taken`."""
-    good = port is not None and port in PORTS and port not in taken and is_free(port)
+    good = port is not None and port in PORTS and port not in taken and can_have(port)
     found = port if good and port is not None else free_port(besides=taken)
     taken.add(found)
     return found

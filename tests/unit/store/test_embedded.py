@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import pytest
 
 from holdfast.core.errors import Misuse, WorldFailure
 from holdfast.store import embedded
-from holdfast.store.embedded import ChildProcess, etcd_server, find_binary, nats_server
+from holdfast.store.embedded import (
+    ChildProcess,
+    can_have,
+    etcd_server,
+    find_binary,
+    free_ports,
+    is_free,
+    nats_server,
+)
 from tests.contract.helpers import eventually
 from tests.unit.support.ports import free_port
 
@@ -30,6 +39,9 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+CHOOSER = "from holdfast.store.embedded import free_ports; print(free_ports(2), flush=True); input()"
 
 
 def alive(pid: int) -> bool:
@@ -122,6 +134,28 @@ def test_the_etcd_found_is_the_server_and_no_wrapper() -> None:
 def test_free_ports_lie_below_those_of_outgoing_connections() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(embedded.free_port() < lowest for _ in range(20))
+
+
+def test_a_port_that_another_process_has_chosen_is_chosen_by_nobody_else_while_it_lives() -> None:
+    other = subprocess.Popen([sys.executable, "-c", CHOOSER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    with other:
+        first = int(other.stdout.readline())
+        assert is_free(first)
+        assert not can_have(first)
+        assert not can_have(first + 1)
+        other.stdin.close()
+    assert can_have(first)
+
+
+def test_a_process_is_given_no_port_twice_before_it_has_had_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "PORTS", range(19_000, 19_200))
+    chosen = [embedded.free_port() for _ in range(50)]
+    assert len(set(chosen)) == len(chosen)
+    monkeypatch.setattr(embedded, "CLAIMS_MAX", 10)
+    free_ports(2)
+    assert list(embedded._claims)[:8] == chosen[-8:]
 
 
 def test_durability_is_not_traded_for_speed(tmp_path: Path) -> None:
