@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from tests.acceptance.conftest import Cluster, Start, until
+from tests.acceptance.conftest import HTTP_TIMEOUT_S, WAIT_TIMEOUT_S, Cluster, Start, until
 
 KEYS = {"HOLDFAST_HTTP__API_KEYS": '["user"]', "HOLDFAST_HTTP__ADMIN_KEYS": '["boss"]'}
 
@@ -19,12 +19,13 @@ def cluster(start_cluster: Start) -> Cluster:
 
 def client_of(cluster: Cluster, gateway: int, key: str = "boss") -> httpx.AsyncClient:
     url = f"http://127.0.0.1:{cluster.port + gateway}"
-    return httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=HTTP_TIMEOUT_S, trust_env=False)
 
 
 def told_by(cluster: Cluster, gateway: int) -> dict[str, object]:
     url = f"http://127.0.0.1:{cluster.port + gateway}/busy_threshold"
-    answer = httpx.get(url, headers={"authorization": "Bearer user"}, timeout=30, trust_env=False)
+    answer = httpx.get(url, headers={"authorization": "Bearer user"}, timeout=HTTP_TIMEOUT_S, trust_env=False)
     (found,) = answer.json()["thresholds"]
     assert isinstance(found, dict)
     return found
@@ -33,7 +34,7 @@ def told_by(cluster: Cluster, gateway: int) -> dict[str, object]:
 def until_told(cluster: Cluster, gateway: int, wanted: dict[str, object]) -> None:
     until(
         lambda: told_by(cluster, gateway).items() >= wanted.items(),
-        30.0,
+        WAIT_TIMEOUT_S,
         lambda: told_by(cluster, gateway),
     )
 

@@ -10,7 +10,7 @@ import msgspec
 
 from holdfast.actors.engines.mock import mock_text
 from holdfast.core.requests import EngineRequest, Sampling
-from tests.acceptance.conftest import Cluster
+from tests.acceptance.conftest import HTTP_TIMEOUT_S, Cluster
 
 STREAMS = 64
 TOKENS = 256
@@ -43,7 +43,7 @@ async def stream_text(
 
 async def test_64_streams_of_256_tokens_are_complete_and_correct(mock_cluster: Cluster) -> None:
     limits = httpx.Limits(max_connections=STREAMS)
-    async with httpx.AsyncClient(base_url=mock_cluster.url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=mock_cluster.url, timeout=HTTP_TIMEOUT_S, limits=limits) as client:
         results = await asyncio.gather(
             *(stream_text(client, f"stream {number}", number, TOKENS) for number in range(STREAMS))
         )

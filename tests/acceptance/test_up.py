@@ -19,10 +19,20 @@ import pytest
 
 from holdfast.gateway.settings import default_model_directory
 from holdfast.store.embedded import free_port
-from tests.acceptance.conftest import Cluster, Start, Status, holdfast, run_holdfast, until
+from tests.acceptance.conftest import (
+    HTTP_TIMEOUT_S,
+    START_TIMEOUT_S,
+    WAIT_TIMEOUT_S,
+    Cluster,
+    Start,
+    Status,
+    holdfast,
+    run_holdfast,
+    until,
+)
 
 ORDERLY_STOP_S = 30.0
-REPLACED_S = 20.0
+REPLACED_S = 60.0
 FIRST_TOKEN_S = 60.0
 
 Event = dict[str, Any]
@@ -36,7 +46,7 @@ def running(status: Status) -> list[dict[str, Any]]:
 def complete(cluster: Cluster, model: str = "mock", max_tokens: int = 3) -> str:
     """A completion's text."""
     body = {"model": model, "prompt": "hello", "max_tokens": max_tokens, "seed": 1}
-    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30, trust_env=False)
+    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=HTTP_TIMEOUT_S, trust_env=False)
     assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["text"]
     return text
@@ -86,11 +96,15 @@ def test_nodes_and_replicas_answer_on_their_system_ports(mock_cluster: Cluster) 
     complete(mock_cluster)
     status = mock_cluster.status()
     served = 0.0
+
+    def get(port: int, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=HTTP_TIMEOUT_S, trust_env=False)
+
     for member in [*status["nodes"], *running(status)]:
-        url = f"http://127.0.0.1:{member['system_port']}"
-        assert httpx.get(f"{url}/health", trust_env=False).json() == {"status": "healthy", "reasons": []}
-        assert httpx.get(f"{url}/live", trust_env=False).status_code == 200
-        metrics = httpx.get(f"{url}/metrics", trust_env=False).text
+        port = member["system_port"]
+        assert get(port, "/health").json() == {"status": "healthy", "reasons": []}
+        assert get(port, "/live").status_code == 200
+        metrics = get(port, "/metrics").text
         served += sum(
             float(value) for value in re.findall(r"^holdfast_engine_generation_tokens_total (\S+)", metrics, re.M)
         )
@@ -206,7 +220,7 @@ def test_killed_servers_are_started_again_on_their_ports(mock_cluster: Cluster) 
     for service in ("nats", "etcd"):
         os.kill(before[service]["pid"], signal.SIGKILL)
     assert complete(mock_cluster)  # streams need neither
-    until(lambda: len(mock_cluster.output.split("starting it again")) == 3, 10, lambda: mock_cluster.output)
+    until(lambda: len(mock_cluster.output.split("starting it again")) == 3, WAIT_TIMEOUT_S, lambda: mock_cluster.output)
     after = mock_cluster.wait(lambda status: all(service["reachable"] for service in status["services"].values()))
     for service in ("nats", "etcd"):
         assert after["services"][service]["url"] == before[service]["url"]
@@ -290,7 +304,9 @@ def test_ctrl_c_ends_everything_in_time_even_what_is_frozen_and_the_next_up_goes
     assert {process.pid for process in tree} == set(cluster.processes())
     assert len(tree) == 2 + 2 + 2 + 2  # servers, nodes, gateways, replicas
     body = {"model": "mock", "prompt": "hello", "max_tokens": 500, "stream": True}
-    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=30, trust_env=False) as answer:
+    with httpx.stream(
+        "POST", f"{cluster.url}/v1/completions", json=body, timeout=HTTP_TIMEOUT_S, trust_env=False
+    ) as answer:
         next(answer.iter_lines())
         asked = time.monotonic()
         assert cluster.stop() == 0, cluster.output
@@ -338,7 +354,7 @@ def test_a_model_that_does_not_load_ends_up_with_its_message_until_it_is_mended(
         (tmp_path / name).write_text("nonsense")
     cluster = start_cluster("--model", str(tmp_path), engine="torch", replicas=1, run=False)
     cluster.start(wait=False)
-    assert cluster.join(60) == 1
+    assert cluster.join(START_TIMEOUT_S) == 1
     assert "failed to start 3 times" in cluster.output
     assert "config.json" in cluster.output
     assert cluster.processes() == []
@@ -370,7 +386,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(mock_cluster: Cluster) -> None:
     """The last test of the module: it ends the cluster that the others look at."""
     os.kill(mock_cluster.status()["gateways"][0]["pid"], signal.SIGSTOP)
     mock_cluster.signal(signal.SIGINT)
-    until(lambda: "everything to end" in mock_cluster.output, 5, lambda: mock_cluster.output)
+    until(lambda: "everything to end" in mock_cluster.output, WAIT_TIMEOUT_S, lambda: mock_cluster.output)
     mock_cluster.signal(signal.SIGINT)
-    assert mock_cluster.join(3) == 128 + signal.SIGINT
-    until(lambda: not mock_cluster.processes(), 3, mock_cluster.processes)
+    assert mock_cluster.join() == 128 + signal.SIGINT
+    until(lambda: not mock_cluster.processes(), WAIT_TIMEOUT_S, mock_cluster.processes)

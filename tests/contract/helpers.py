@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 PATIENCE_S = 60.0
+"""Only ends what hangs (seconds)."""
+
 POLL_S = 0.01
 
 

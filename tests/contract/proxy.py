@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -36,6 +37,8 @@ class TcpProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.refusing = False
         self.accepted = 0
+        self.withheld = 0
+        """On so many connections that carry nothing a request has been sent."""
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -89,16 +92,27 @@ class TcpProxy:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_pump(reader, server_writer, pipe.requests_flow, pipe))
+                    group.create_task(_pump(reader, server_writer, pipe.requests_flow, pipe, self._withhold))
                     group.create_task(_pump(server_reader, writer, pipe.answers_flow, pipe))
         finally:
             pipe.abort()
             self._pipes.discard(pipe)
 
+    def _withhold(self) -> None:
+        self.withheld += 1
 
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, flow: asyncio.Event, pipe: Pipe) -> None:
+
+async def _pump(
+    source: asyncio.StreamReader,
+    sink: asyncio.StreamWriter,
+    flow: asyncio.Event,
+    pipe: Pipe,
+    on_withheld: Callable[[], None] = lambda: None,
+) -> None:
     try:
         while chunk := await source.read(CHUNK_BYTES):
+            if not flow.is_set():
+                on_withheld()
             await flow.wait()
             sink.write(chunk)
             await sink.drain()

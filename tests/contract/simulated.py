@@ -48,7 +48,7 @@ class SimulatedEtcdWorld:
         self.world = world
         self.history = History()
         self.servers = EtcdServers(world, self.history, [f"etcd-{n}" for n in range(1, members + 1)], knobs)
-        self.settings = etcd_settings(*self.servers.endpoints, prefix="/test/", request_timeout_s=4.0)
+        self.settings = etcd_settings(*self.servers.endpoints, prefix="/test/")
         self.process: SimProcess | None = None
         for name in self.servers.names:
             self.servers.start(name)

@@ -20,7 +20,7 @@ from holdfast.store.etcd_gateway import EtcdGateway, encoded
 from holdfast.store.settings import EtcdSettings
 from tests.contract.helpers import Certificates, Reading, eventually
 from tests.contract.proxy import TcpProxy
-from tests.contract.worlds import ETCD_FAST, compact, etcd_settings
+from tests.contract.worlds import compact, etcd_settings
 
 DEAD = "http://127.0.0.1:9"
 SECRET = "s3cret-of-the-test"
@@ -52,14 +52,13 @@ async def test_a_half_open_endpoint_is_passed_over_within_one_try(etcd_url: str,
     lease = await leases.grant(60)
     assert second.accepted == 0
     first.freeze()
-    start = asyncio.get_running_loop().time()
     assert await leases.keep_alive(lease.id) > 0
-    assert asyncio.get_running_loop().time() - start < 1.5
+    assert first.withheld == 1
     assert (await leases.status()).url == second.url
 
 
 async def test_when_no_endpoint_answers_all_are_named(etcd_url: str) -> None:
-    async with TcpProxy(etcd_url) as proxy, opened(etcd_settings(proxy.url, DEAD)) as leases:
+    async with TcpProxy(etcd_url) as proxy, opened(etcd_settings(proxy.url, DEAD, request_timeout_s=4)) as leases:
         proxy.refusing = True
         proxy.cut()
         with pytest.raises(LeasesUnavailable) as caught:
@@ -74,11 +73,11 @@ async def test_when_no_endpoint_answers_all_are_named(etcd_url: str) -> None:
 
 async def test_opening_says_that_nobody_answers() -> None:
     with pytest.raises(LeasesUnavailable, match=DEAD):
-        await EtcdLeases.open(etcd_settings(DEAD, request_timeout_s=0.3))
+        await EtcdLeases.open(etcd_settings(DEAD, request_timeout_s=1))
 
 
 async def test_a_frozen_server_is_unavailable_until_it_thaws(tmp_path: Path) -> None:
-    async with etcd_server(tmp_path) as server, opened(etcd_settings(server.url, request_timeout_s=0.7)) as leases:
+    async with etcd_server(tmp_path) as server, opened(etcd_settings(server.url, request_timeout_s=2)) as leases:
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
         with pytest.raises(LeasesUnavailable):
@@ -113,9 +112,8 @@ async def test_connections_that_died_while_idle_cost_one_try_and_not_one_each(et
     async with TcpProxy(etcd_url) as proxy, opened(etcd_settings(proxy.url)) as leases:
         await asyncio.gather(*(leases.list("") for _ in range(8)))
         proxy.freeze()
-        start = asyncio.get_running_loop().time()
         await leases.list("")
-        assert asyncio.get_running_loop().time() - start < 2 * ETCD_FAST["try_timeout_s"]
+        assert proxy.withheld == 1
 
 
 async def test_a_grant_whose_answer_is_lost_leaves_no_second_lease(etcd_url: str) -> None:
@@ -286,7 +284,7 @@ async def switch_on_authentication(url: str, prefix: str) -> None:
 
 async def test_authentication_and_tokens_that_expire(tmp_path: Path, stack: AsyncExitStack) -> None:
     server = await stack.enter_async_context(etcd_server(tmp_path))
-    settings = etcd_settings(server.url, prefix="/mine/", user="holdfast", password=SECRET, request_timeout_s=4)
+    settings = etcd_settings(server.url, prefix="/mine/", user="holdfast", password=SECRET)
     with pytest.raises(InvalidConfig, match="authentication switched off"):
         await EtcdLeases.open(settings)
     await switch_on_authentication(server.url, "/mine/")
@@ -335,14 +333,14 @@ async def test_tls_with_a_client_certificate(tmp_path: Path, stack: AsyncExitSta
         "tls_cert_file": certificates.certificate,
         "tls_key_file": certificates.key,
     }
-    leases = await stack.enter_async_context(opened(etcd_settings(server.url, request_timeout_s=5, **files)))
+    leases = await stack.enter_async_context(opened(etcd_settings(server.url, **files)))
     lease = (await leases.grant(60)).id
     after = (await leases.list("")).revision
     async with Reading(leases.watch("", after=after)) as reading:
         await leases.put("k", b"", lease)
         await reading.count(1)
     with pytest.raises(LeasesUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
-        await EtcdLeases.open(etcd_settings(server.url, request_timeout_s=0.5))
+        await EtcdLeases.open(etcd_settings(server.url, request_timeout_s=2))
 
 
 async def test_an_unreadable_certificate_is_told(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from holdfast.store.jetstream_stream import stream_config, subjects
 from holdfast.store.nats_link import NoResponders
 from holdfast.store.settings import JetStreamSettings
 from tests.contract.helpers import Certificates
-from tests.contract.worlds import jetstream_settings
+from tests.contract.worlds import CALL_TIMEOUT_S, jetstream_settings
 
 SECRET = "s3cret-of-the-test"
 
@@ -36,11 +36,11 @@ async def create_by_hand(url: str, settings: JetStreamSettings, **changes: Any) 
     """Create the stream as an operator might have."""
     async with opened(jetstream_settings(url)) as other:
         config = {**stream_config(settings), **changes}
-        await other._api.call(f"STREAM.CREATE.{settings.stream}", config, timeout_s=5)
+        await other._api.call(f"STREAM.CREATE.{settings.stream}", config, timeout_s=CALL_TIMEOUT_S)
 
 
 async def stream_of(log: JetStreamLog) -> dict[str, Any]:
-    info = await log._api.stream_info(5)
+    info = await log._api.stream_info(CALL_TIMEOUT_S)
     config: dict[str, Any] = info["config"]
     return config
 
@@ -110,10 +110,10 @@ async def test_a_stream_on_other_subjects_is_refused(nats_url: str) -> None:
 async def test_what_is_not_the_logs_does_not_get_into_its_stream(nats_url: str) -> None:
     settings = jetstream_settings(nats_url)
     async with opened(settings) as log:
-        connection = await log._session.connection(5)
+        connection = await log._session.connection(CALL_TIMEOUT_S)
         for stray in ("stray", "decisions.stray", "fact.node"):
             with pytest.raises(NoResponders):
-                await connection.request(f"{settings.subject_prefix}.{stray}", b"hello", 1)
+                await connection.request(f"{settings.subject_prefix}.{stray}", b"hello", CALL_TIMEOUT_S)
         assert (await log.status()).messages == 0
 
 
@@ -165,7 +165,7 @@ async def test_servers_before_2_12_3_are_refused(version: str, refused: bool) ->
         expected = IncompatibleServer if refused else LogUnavailable
         told = f"nats-server {version}; upgrade it to 2.12.3" if refused else "JetStream does not answer|no answer"
         with pytest.raises(expected, match=told):
-            await JetStreamLog.open(jetstream_settings(url, open_timeout_s=0.5))
+            await JetStreamLog.open(jetstream_settings(url, open_timeout_s=CALL_TIMEOUT_S if refused else 2))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ async def test_credentials_refused_later_are_a_failure_that_may_pass(tmp_path: P
     server = nats_server(tmp_path, more_config=config(SECRET))
     async with server:
         port = int(server.url.rpartition(":")[2])
-        async with opened(jetstream_settings(server.url, user="someone", password=SECRET, append_timeout_s=1)) as log:
+        async with opened(jetstream_settings(server.url, user="someone", password=SECRET, append_timeout_s=4)) as log:
             await server.kill()
             async with nats_server(tmp_path, port, more_config=config("changed")):
                 with pytest.raises(LogUnavailable, match="refused the credentials"):
@@ -222,12 +222,12 @@ async def test_tls_with_a_client_certificate(tmp_path: Path, stack: AsyncExitSta
     async with opened(jetstream_settings(url, **files)) as log:
         assert await log.append("facts.a", b"", message_id="m", expected_last=0) == 1
     with pytest.raises(LogUnavailable, match="certificate"):
-        await JetStreamLog.open(jetstream_settings(url, open_timeout_s=0.5))
+        await JetStreamLog.open(jetstream_settings(url, open_timeout_s=2))
 
 
 async def test_a_server_without_tls_is_not_talked_to_in_the_clear(nats_url: str) -> None:
     settings = jetstream_settings(
-        nats_url.replace("nats://", "tls://"), user="someone", password=SECRET, open_timeout_s=0.5
+        nats_url.replace("nats://", "tls://"), user="someone", password=SECRET, open_timeout_s=2
     )
     with pytest.raises(LogUnavailable, match="secure connection"):
         await JetStreamLog.open(settings)

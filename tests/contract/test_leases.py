@@ -14,6 +14,8 @@ from tests.contract.worlds import LeasesWorld
 
 LONG_S = 60
 SHORT_S = 2
+GIVE_UP_S = 4.0
+"""Whose call is to fail waits no longer (seconds)."""
 
 
 def flat(batches: Sequence[Sequence[KeyChange]]) -> list[tuple[str, bytes | None]]:
@@ -247,7 +249,7 @@ async def test_a_watch_resumes_over_a_crash_without_hole_or_repeat(frail_leases_
 
 
 async def test_a_crash_forgets_no_lease_and_no_key(frail_leases_world: LeasesWorld) -> None:
-    leases = await frail_leases_world.client()
+    leases = await frail_leases_world.client(request_timeout_s=GIVE_UP_S)
     lease = await granted(leases)
     revision = await leases.create("leader", b"me", lease)
     await frail_leases_world.crash()

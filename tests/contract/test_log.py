@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.core.errors import CorruptLog, LogFull, LogUnavailable, Misuse, WrongLastSequence
 from holdfast.core.ports import Log, LogEntry
-from tests.contract.helpers import Reading
+from tests.contract.helpers import PATIENCE_S, Reading
 from tests.contract.worlds import LogWorld
 
 
@@ -176,7 +176,7 @@ async def test_a_slow_follower_loses_nothing(log_world: LogWorld) -> None:
     writers = 20
     await asyncio.gather(*(write(log, f"facts.w.{number}", 150) for number in range(writers)))
     seen: list[int] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         async for entry in log.follow():
             if len(seen) % 1000 == 0:
                 await asyncio.sleep(0.2)

@@ -18,7 +18,7 @@ from holdfast.gateway.processes import run_gateway, run_node
 from holdfast.gateway.settings import Settings, load_settings
 from holdfast.store.embedded import etcd_server, free_port, nats_server
 
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 def settings_for(nats: int, etcd: int, **nats_more: Any) -> Settings:

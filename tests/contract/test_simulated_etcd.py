@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,14 @@ from holdfast.simulations.world.world import World
 from holdfast.store.embedded import etcd_server
 from holdfast.store.etcd_gateway import encoded
 from holdfast.store.etcd_http import HttpTransport
-from holdfast.store.etcd_transport import Reply, Silent, Transport
+from holdfast.store.etcd_transport import Reply, Transport
 from tests.contract.simulated import SimulatedEtcdWorld, run_in
 from tests.contract.worlds import etcd_settings
 
 A, B, D, LEADER, NONE = (encoded(key) for key in ("a", "b", "d", "leader", "none"))
 SOME = {"key": A, "range_end": encoded("z")}
 SILENCE_S = 0.5
-TIMEOUT_S = 5.0
+TIMEOUT_S = 60.0
 
 
 def put(key: str, value: str = "", lease: int = 0) -> dict[str, str]:
@@ -43,7 +45,9 @@ def watch(start_revision: int) -> tuple[str, dict[str, Any]]:
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("lease/grant", {"ID": "7", "TTL": "60"}),
     ("lease/grant", {"ID": "7", "TTL": "60"}),
-    ("lease/grant", {"ID": "8", "TTL": "1"}),
+    ("lease/grant", {"ID": "9", "TTL": "1"}),
+    ("lease/revoke", {"ID": "9"}),
+    ("lease/grant", {"ID": "8", "TTL": "60"}),
     ("kv/put", put(A, "1", 7)),
     ("kv/put", put(A, "", 7)),
     ("kv/put", put(A, "1", 99)),
@@ -95,26 +99,28 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-async def answers(transport: Transport, endpoint: str) -> list[list[Reply]]:
-    """What comes for each request, without what only names the member."""
+async def answers(transport: Transport, endpoint: str, expected: Sequence[Sequence[Reply]] = ()) -> list[list[Reply]]:
+    """What comes for each request, without what only names the member. For as much as is `expected` it waits."""
     replies: list[list[Reply]] = [[await transport.get(endpoint, "/version", TIMEOUT_S)]]
     for path, payload in REQUESTS:
         url = f"/v3/{path}"
         if path == "watch":
-            replies.append(await _lines(transport, endpoint, url, payload))
+            lines = len(expected[len(replies)]) if expected else 0
+            replies.append(await _lines(transport, endpoint, url, payload, lines))
         else:
             replies.append([await transport.post(endpoint, url, payload, {}, TIMEOUT_S)])
     await transport.close()
     return [[(status, _plain(body)) for status, body in each] for each in replies]
 
 
-async def _lines(transport: Transport, endpoint: str, url: str, payload: dict[str, Any]) -> list[Reply]:
+async def _lines(transport: Transport, endpoint: str, url: str, payload: dict[str, Any], expected: int) -> list[Reply]:
     found: list[Reply] = []
-    lines = transport.lines(endpoint, url, payload, {}, timeout_s=TIMEOUT_S, silence_s=SILENCE_S)
+    lines = transport.lines(endpoint, url, payload, {}, timeout_s=TIMEOUT_S, silence_s=TIMEOUT_S)
     async with aclosing(lines):
-        with contextlib.suppress(Silent):
-            async for reply in lines:
-                found.append(reply)
+        with contextlib.suppress(TimeoutError, StopAsyncIteration):
+            while True:
+                async with asyncio.timeout(TIMEOUT_S if len(found) < expected else SILENCE_S):
+                    found.append(await anext(lines))
     return found
 
 
@@ -122,6 +128,8 @@ def _plain(body: Any) -> Any:
     if isinstance(body, dict):
         names = {"cluster_id", "member_id", "raft_term"}
         plain = {key: _plain(value) for key, value in body.items() if key not in names}
+        if "grantedTTL" in plain and plain["TTL"] != "-1":
+            plain["TTL"] = 0 <= int(plain["TTL"]) <= int(plain["grantedTTL"])  # time passes between requests
         if "leases" in plain:
             plain["leases"].sort(key=lambda lease: lease["ID"])
         return plain
@@ -130,7 +138,6 @@ def _plain(body: Any) -> Any:
 
 async def test_every_answer_is_that_of_the_real_etcd(tmp_path: Path, stack: AsyncExitStack) -> None:
     server = await stack.enter_async_context(etcd_server(tmp_path))
-    real = await answers(HttpTransport(etcd_settings(server.url)), server.url)
     simulated: list[list[list[Reply]]] = []
     etcd = SimulatedEtcdWorld(World("bodies"), 1)
 
@@ -138,6 +145,7 @@ async def test_every_answer_is_that_of_the_real_etcd(tmp_path: Path, stack: Asyn
         simulated.append(await answers(EtcdTransport(process), etcd.servers.endpoints[0]))
 
     run_in(etcd.world, "client", main)
+    real = await answers(HttpTransport(etcd_settings(server.url)), server.url, simulated[0])
     requests = [("version", {}), *REQUESTS]
     for request, expected, found in zip(requests, real, simulated[0], strict=True):
         assert found == expected, json.dumps(request)

@@ -18,19 +18,24 @@ from holdfast.store.settings import EtcdSettings, JetStreamSettings
 
 _numbers = itertools.count(1)
 
-# Short waits, so that failures pass quickly; the ratios are those of production.
+CALL_TIMEOUT_S = 60.0
+"""Only ends what hangs (seconds). Tests of calls that fail set less."""
+
+# Short waits before the next try, so that failures pass quickly.
 JETSTREAM_FAST: dict[str, Any] = {
     # JetStream reserves a stream's limit on disk, and here are many streams.
     "max_bytes": 1 << 24,
     "publish_timeout_s": 0.5,
-    "append_timeout_s": 8.0,
+    "append_timeout_s": CALL_TIMEOUT_S,
+    "read_timeout_s": CALL_TIMEOUT_S,
+    "open_timeout_s": CALL_TIMEOUT_S,
     "ping_interval_s": 0.2,
     "reconnect_wait_min_s": 0.01,
     "reconnect_wait_max_s": 0.1,
     "follow_heartbeat_s": 0.5,
 }
 ETCD_FAST: dict[str, Any] = {
-    "request_timeout_s": 2.0,
+    "request_timeout_s": CALL_TIMEOUT_S,
     "try_timeout_s": 0.5,
     "retry_wait_min_s": 0.01,
     "retry_wait_max_s": 0.1,
@@ -116,7 +121,7 @@ class JetStreamWorld:
 
     async def trim(self, below: int) -> None:
         log = await self.client()
-        await log._api.call(f"STREAM.PURGE.{self._settings.stream}", {"seq": below}, timeout_s=5)
+        await log._api.call(f"STREAM.PURGE.{self._settings.stream}", {"seq": below}, timeout_s=CALL_TIMEOUT_S)
 
     async def _open(self, settings: JetStreamSettings) -> JetStreamLog:
         log = await JetStreamLog.open(settings)
@@ -137,7 +142,7 @@ class HealthyLeases(Leases, Protocol):
 class LeasesWorld(Protocol):
     """A lease server and clients of it."""
 
-    async def client(self) -> HealthyLeases: ...
+    async def client(self, *, request_timeout_s: float = CALL_TIMEOUT_S) -> HealthyLeases: ...
 
     async def crash(self) -> None: ...
 
@@ -152,8 +157,8 @@ class MemoryLeasesWorld:
     def __init__(self) -> None:
         self._server = MemoryLeasesServer()
 
-    async def client(self) -> HealthyLeases:
-        return self._server.client(request_timeout_s=ETCD_FAST["request_timeout_s"])
+    async def client(self, *, request_timeout_s: float = CALL_TIMEOUT_S) -> HealthyLeases:
+        return self._server.client(request_timeout_s=request_timeout_s)
 
     async def crash(self) -> None:
         self._server.stop()
@@ -178,8 +183,9 @@ class EtcdWorld:
         server = await stack.enter_async_context(etcd_server(folder))
         return cls(stack, server.url, server)
 
-    async def client(self) -> EtcdLeases:
-        leases = await EtcdLeases.open(self._settings)
+    async def client(self, *, request_timeout_s: float = CALL_TIMEOUT_S) -> EtcdLeases:
+        settings = self._settings.model_copy(update={"request_timeout_s": request_timeout_s})
+        leases = await EtcdLeases.open(settings)
         self._stack.push_async_callback(leases.close)
         return leases
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.acceptance.conftest import Cluster, clusters, mock_cluster, start_cluster
+from tests.acceptance.conftest import NO_CANARY, Cluster, clusters, mock_cluster, start_cluster
 
 __all__ = ["mock_cluster", "paced_cluster", "start_cluster"]
 
@@ -17,4 +17,4 @@ def paced_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     signal. For all tests of a module: each leaves it whole.
     """
     with clusters(tmp_path_factory) as start:
-        yield start(engine_args={"itl_ms": 6, "faults": True})
+        yield start(*NO_CANARY, engine_args={"itl_ms": 6, "faults": True})

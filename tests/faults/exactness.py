@@ -8,12 +8,8 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.conftest import Cluster, until, until_value
+from tests.acceptance.conftest import HTTP_TIMEOUT_S, WAIT_TIMEOUT_S, Cluster, until, until_value
 from tests.unit.gateway.client import Answer
-
-TIMEOUT_S = 60.0
-PATIENCE = {"HOLDFAST_SERVING__SUSPICION_PHI": "300", "HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S": "10"}
-"""For clusters whose migrations are counted: none must come from a replica that was only slow."""
 
 _METRIC = re.compile(r"^(?P<name>holdfast_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 _REPLICA = re.compile(r'replica="([^"]+)"')
@@ -23,7 +19,7 @@ async def send(
     cluster: Cluster, path: str, body: dict[str, Any], on_event: Callable[[int], None] = lambda _events: None
 ) -> Answer:
     """Send a request and read to its end; `on_event` is told how many events have come, at each."""
-    limits = httpx.Timeout(TIMEOUT_S)
+    limits = httpx.Timeout(HTTP_TIMEOUT_S)
     received, events = b"", 0
     async with (
         httpx.AsyncClient(base_url=cluster.url, timeout=limits, trust_env=False) as client,
@@ -61,7 +57,7 @@ def told_of_migrations(cluster: Cluster) -> int:
 
 def wait_until_told(cluster: Cluster, streams: int) -> None:
     """Wait until the log tells of so many streams that moved."""
-    until_value(lambda: told_of_migrations(cluster), lambda told: told >= streams, 30.0)
+    until_value(lambda: told_of_migrations(cluster), lambda told: told >= streams, WAIT_TIMEOUT_S)
 
 
 def wait_for_full_strength(cluster: Cluster, replicas: int) -> None:
@@ -71,9 +67,9 @@ def wait_for_full_strength(cluster: Cluster, replicas: int) -> None:
         models = cluster.health().get("details", {}).get("models", {}).values()
         return [(model["replicas_ready"], model["in_flight"]) for model in models] == [(replicas, 0)]
 
-    until(whole, 30.0, cluster.health)
+    until(whole, WAIT_TIMEOUT_S, cluster.health)
 
 
 def _metrics(cluster: Cluster) -> list[tuple[str, str, float]]:
-    text = httpx.get(f"{cluster.url}/metrics", timeout=5, trust_env=False).text
+    text = httpx.get(f"{cluster.url}/metrics", timeout=HTTP_TIMEOUT_S, trust_env=False).text
     return [(found["name"], found["labels"], float(found["value"])) for found in _METRIC.finditer(text)]

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.conftest import Cluster, clusters
+from tests.acceptance.conftest import HTTP_TIMEOUT_S, Cluster, clusters
 from tests.faults.test_replica_faults import (
     PACE,
     assert_right,
@@ -30,9 +30,9 @@ from tests.faults.test_replica_faults import (
 )
 
 LONG_TTL = ("--lease-ttl-s", "600")
-SHORT_TTL = ("--lease-ttl-s", "2")
+SHORT_TTL = ("--lease-ttl-s", "3")
 
-FAILED_STARTS = 4
+FAILED_STARTS = 5
 """After so many the next start waits for a while, which a freeze of the leader fits into."""
 
 Event = dict[str, Any]
@@ -225,8 +225,9 @@ def test_a_thawed_leader_has_its_decision_refused_and_says_so(start_cluster: Any
         cluster.wait(lambda status: len(running(status)) == 1)
         cluster.wait_health(lambda health: ready(health) == 1)
         poison = {"model": "mock", "prompt": "[[fault:crash]]", "max_tokens": 50}
-        assert httpx.post(f"{cluster.url}/v1/completions", json=poison, timeout=30, trust_env=False).status_code == 503
-        cluster.wait(lambda status: not running(status))
+        answer = httpx.post(f"{cluster.url}/v1/completions", json=poison, timeout=HTTP_TIMEOUT_S, trust_env=False)
+        assert answer.status_code == 503
+        cluster.wait(lambda _status: len(happened(cluster, "ReplicaExited")) > number)  # noqa: B023
         assert len(happened(cluster, "ReplicaExited")) == number + 1
     stale = cluster.status()["controller"]
     frozen = datetime.now(UTC)

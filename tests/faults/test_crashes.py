@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.core.breakdowns import BREAKDOWNS_FATAL
 from holdfast.core.reconcile import START_BACKOFF_FIRST_S
-from tests.acceptance.conftest import Cluster
+from tests.acceptance.conftest import HTTP_TIMEOUT_S, Cluster
 from tests.faults.test_replica_faults import happened
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -68,7 +68,7 @@ def test_an_engine_whose_every_replacement_ends_by_a_signal_is_started_slower_an
     )
     assert cluster.status()["gateways"][0]["status"] == "HEALTHY"
     mark.touch()
-    with httpx.Client(base_url=cluster.url, timeout=60) as client:
+    with httpx.Client(base_url=cluster.url, timeout=HTTP_TIMEOUT_S) as client:
         client.post("/v1/completions", json={"model": "crashes", "prompt": "one two", "max_tokens": 2})
     unhealthy = cluster.wait(lambda status: status["applications"]["default"]["status"] == "UNHEALTHY")
     said = unhealthy["applications"]["default"]["message"]

@@ -16,8 +16,8 @@ import pytest
 
 from holdfast.actors.engines.mock import mock_text
 from holdfast.core.requests import EngineRequest, Sampling
-from tests.acceptance.conftest import Cluster, clusters
-from tests.faults.exactness import PATIENCE, busy, migrations, send, wait_for_full_strength, wait_until_told
+from tests.acceptance.conftest import PATIENCE, Cluster, clusters
+from tests.faults.exactness import busy, migrations, send, wait_for_full_strength, wait_until_told
 from tests.faults.test_replica_faults import running
 from tests.unit.gateway.client import CHAT, COMPLETIONS, chat, completion
 from tests.unit.support.answers import by_choice
@@ -86,7 +86,7 @@ async def test_a_stream_is_the_same_when_its_replicas_are_killed(cluster: Cluste
 
 
 async def test_choices_are_the_same_when_a_replica_of_theirs_is_killed_three_times(cluster: Cluster) -> None:
-    body = chat(n=3, max_tokens=200, logprobs=True, top_logprobs=1, **USAGE, **LOOSE)
+    body = chat(n=3, max_tokens=600, logprobs=True, top_logprobs=1, **USAGE, **LOOSE)
     undisturbed = by_choice(await send(cluster, CHAT, body))
     wait_for_full_strength(cluster, REPLICAS)
     pids = {one["id"]: one["pid"] for one in running(cluster.status())}

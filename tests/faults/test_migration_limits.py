@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Cluster, clusters
+from tests.acceptance.conftest import NO_CANARY, PATIENCE, Cluster, clusters
 from tests.faults.exactness import migrations, send, wait_for_full_strength
 from tests.faults.test_replica_faults import ready, running
 from tests.unit.gateway.client import COMPLETIONS, Answer, completion
@@ -18,13 +18,16 @@ from tests.unit.support.answers import assert_given_up, by_choice
 
 PACE = {"itl_ms": 10, "faults": True}
 PROMPT = "hold fast"
-LONGEST = 60
+LONGEST = 160
 """Streams of more tokens, the prompt's two included, don't migrate here."""
 
+REPLICA_WAIT_S = 6
 LIMITS = {
+    **PATIENCE,
+    "HOLDFAST_SERVING__HEARTBEAT_TIMEOUT_S": "5",
     "HOLDFAST_SERVING__MIGRATION_LIMIT": "1",
     "HOLDFAST_SERVING__MIGRATION_MAX_SEQ_LEN": str(LONGEST),
-    "HOLDFAST_SERVING__REPLICA_WAIT_S": "3",
+    "HOLDFAST_SERVING__REPLICA_WAIT_S": f"{REPLICA_WAIT_S}",
 }
 
 
@@ -32,7 +35,7 @@ LIMITS = {
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two replicas, between which a stream may move once while it is short."""
     with clusters(tmp_path_factory) as start:
-        yield start(engine_args=PACE, replicas=2, environment=LIMITS)
+        yield start(*NO_CANARY, engine_args=PACE, replicas=2, environment=LIMITS)
 
 
 async def ask(cluster: Cluster, tokens: int, kills: str = "", **how: Any) -> Answer:
@@ -54,7 +57,7 @@ async def assert_error_after(cluster: Cluster, tokens: int, kills: str, code: st
 async def test_a_stream_that_may_not_migrate_ends_in_an_error(tmp_path_factory: pytest.TempPathFactory) -> None:
     # The first test here, so that the others' cluster doesn't run yet.
     with clusters(tmp_path_factory) as start:
-        cluster = start(engine_args=PACE, replicas=2, environment={"HOLDFAST_SERVING__MIGRATION_LIMIT": "0"})
+        cluster = start(engine_args=PACE, replicas=2, environment={**LIMITS, "HOLDFAST_SERVING__MIGRATION_LIMIT": "0"})
         await assert_error_after(cluster, 30, "7", "stream_lost")
         assert migrations(cluster) == 0
 
@@ -91,8 +94,8 @@ async def test_a_stream_without_a_replica_waits_so_long_and_ends_in_an_error(clu
         began_s = asyncio.get_running_loop().time()
         undisturbed = by_choice(await ask(cluster, 30))
         message = await assert_error_after(cluster, 30, "9", "no_replica")
-        assert "within 3 seconds" in message
-        assert asyncio.get_running_loop().time() - began_s >= 3
+        assert f"within {REPLICA_WAIT_S} seconds" in message
+        assert asyncio.get_running_loop().time() - began_s >= REPLICA_WAIT_S
         refused = await ask(cluster, 30)
         assert (refused.status, refused.error["code"]) == (503, "no_replica")
     finally:
@@ -103,10 +106,10 @@ async def test_a_stream_without_a_replica_waits_so_long_and_ends_in_an_error(clu
 
 async def test_a_stream_without_a_replica_goes_on_when_one_is_back_in_time(cluster: Cluster) -> None:
     wait_for_full_strength(cluster, 2)
-    undisturbed = by_choice(await ask(cluster, 50))
+    undisturbed = by_choice(await ask(cluster, LONGEST - 10))
     began = asyncio.Event()
     replicas = [one["pid"] for one in running(cluster.status())]
-    sent = asyncio.create_task(ask(cluster, 50, on_event=lambda _events: began.set()))
+    sent = asyncio.create_task(ask(cluster, LONGEST - 10, on_event=lambda _events: began.set()))
     await began.wait()
     for pid in replicas:
         os.kill(pid, signal.SIGSTOP)

@@ -17,6 +17,7 @@ from holdfast.core.events import ReplicaSuspected
 from holdfast.gateway.cli.finding import find_cluster
 from holdfast.gateway.goal import Wish
 from tests.acceptance.conftest import WAIT_TIMEOUT_S, Cluster
+from tests.faults.streams import many_streaming
 from tests.faults.test_replica_faults import PACE, assert_right, ready, under_streams
 
 LEASE_TTL_S = 60
@@ -43,9 +44,10 @@ async def test_streams_leave_a_node_whose_network_is_silent_and_it_serves_again_
         await asyncio.to_thread(cluster.wait_health, lambda health: ready(health) == 4)
         far = {one.id: one.pid for one in serving(follower.state) if one.node == FAR_NODE}
         assert len(far) == 2
-        assert_right(await under_streams(cluster, lambda: network.silence(directions)))
-        assert_right(await under_streams(cluster, lambda: None))
-        await observed(follower, lambda state: all(state.replicas[one].suspected_by for one in far))
+        async with many_streaming(cluster, 8):
+            assert_right(await under_streams(cluster, lambda: network.silence(directions)))
+            assert_right(await under_streams(cluster, lambda: None))
+            await observed(follower, lambda state: all(state.replicas[one].suspected_by for one in far))
         network.heal()
         await observed(follower, lambda state: len(serving(state)) == 4)
         await asyncio.to_thread(cluster.wait_health, lambda health: ready(health) == 4)

@@ -16,8 +16,8 @@ import pytest
 
 from tests.acceptance.conftest import WAIT_TIMEOUT_S, Cluster, Start
 from tests.acceptance.test_load import expected_text, stream_text
+from tests.faults.streams import streaming
 from tests.faults.test_replica_faults import happened
-from tests.faults.test_second_signals import streaming
 
 STREAMS = 8
 TOKENS = 250

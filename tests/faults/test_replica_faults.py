@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from holdfast.core.stream import BARREN_ATTEMPTS_MAX
-from tests.acceptance.conftest import Cluster
+from tests.acceptance.conftest import HTTP_TIMEOUT_S, Cluster
 from tests.acceptance.test_load import expected_text, stream_text
+from tests.faults.streams import many_streaming
 
 STREAMS = 16
 TOKENS = 120
@@ -44,7 +45,7 @@ async def under_streams(cluster: Cluster, fault: Callable[[], Any]) -> list[str]
         if received == STREAMS * TOKENS // 2:
             halfway.set()
 
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=HTTP_TIMEOUT_S, limits=limits) as client:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(stream_text(client, f"stream {number}", number, TOKENS, count))
@@ -59,7 +60,7 @@ async def while_streams_come(cluster: Cluster, worst: Callable[[], None]) -> int
     """Run `worst` beside wave after wave of streams until it returns, and hold every text; how many there were."""
     over = asyncio.create_task(asyncio.to_thread(worst))
     streams = 0
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=HTTP_TIMEOUT_S) as client:
         while not over.done() or not streams:
             wave = (stream_text(client, f"stream {number}", number, TOKENS) for number in range(STREAMS))
             assert_right([text for text, _ids in await asyncio.gather(*wave)])
@@ -102,9 +103,9 @@ async def test_streams_outlast_one_random_replica_after_the_other(start_cluster:
 async def test_streams_leave_a_frozen_replica_which_serves_again_once_thawed(cluster: Cluster) -> None:
     frozen = cluster.status()["replicas"][0]
     try:
-        texts = await under_streams(cluster, lambda: os.kill(frozen["pid"], signal.SIGSTOP))
-        assert_right(texts)
-        cluster.wait_health(lambda health: ready(health) == 1)
+        async with many_streaming(cluster, 4):
+            assert_right(await under_streams(cluster, lambda: os.kill(frozen["pid"], signal.SIGSTOP)))
+            cluster.wait_health(lambda health: ready(health) == 1)
     finally:
         os.kill(frozen["pid"], signal.SIGCONT)
     cluster.wait_health(lambda health: ready(health) == 2)
@@ -121,9 +122,12 @@ async def test_streams_leave_an_engine_that_hangs_while_its_replica_lives_and_it
     cluster: Cluster,
 ) -> None:
     hung = cluster.status()["replicas"][0]
-    texts = await under_streams(cluster, lambda: os.kill(hung["pid"], signal.SIGUSR1))
-    assert_right(texts)
-    cluster.wait(lambda status: len(running(status)) == 2 and hung["id"] not in {one["id"] for one in running(status)})
+    async with many_streaming(cluster, 4):
+        assert_right(await under_streams(cluster, lambda: os.kill(hung["pid"], signal.SIGUSR1)))
+        cluster.wait(
+            lambda status: len(running(status)) == 2 and hung["id"] not in {one["id"] for one in running(status)}
+        )
+    cluster.wait(lambda _status: bool(happened(cluster, "ReplicaExited", hung["id"])))
     (exited,) = happened(cluster, "ReplicaExited", hung["id"])
     assert exited["payload"]["exit_code"] == 1
     assert "no step" in exited["payload"]["message"]
@@ -136,7 +140,7 @@ async def test_a_stream_that_stands_still_leaves_its_replica_alone(start_cluster
     stalled: list[asyncio.Task[tuple[str, Any]]] = []
 
     async def ask_for_a_stall() -> tuple[str, Any]:
-        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=HTTP_TIMEOUT_S) as client:
             return await stream_text(client, "[[fault:stall]]", 7, 40, lambda: None)
 
     texts = await under_streams(cluster, lambda: stalled.append(asyncio.create_task(ask_for_a_stall())))
@@ -151,7 +155,7 @@ async def test_a_replica_whose_gpu_fails_says_why_and_is_replaced_while_its_stre
     prompt, asked = "[[fault:xid 79]]", list[asyncio.Task[tuple[str, Any]]]()
 
     async def ask_for_an_xid() -> tuple[str, Any]:
-        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=HTTP_TIMEOUT_S) as client:
             return await stream_text(client, prompt, 7, TOKENS)
 
     texts = await under_streams(cluster, lambda: asked.append(asyncio.create_task(ask_for_an_xid())))
@@ -185,7 +189,7 @@ async def test_a_request_that_kills_its_engines_is_given_up_and_the_others_go_on
     poison = {"model": "mock", "prompt": "[[fault:crash]]", "max_tokens": 50}
 
     async def send_poison() -> httpx.Response:
-        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=HTTP_TIMEOUT_S) as client:
             return await client.post("/v1/completions", json=poison)
 
     before = len(happened(cluster, "ReplicaExited"))

@@ -5,7 +5,6 @@ Each waits for a stream that goes on for longer than any test: only the second s
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,25 +14,12 @@ import httpx
 import pytest
 
 from tests.acceptance.conftest import WAIT_TIMEOUT_S, Cluster, Start, until
+from tests.faults.streams import streaming
 from tests.faults.test_replica_faults import happened, ready, running
 
 PACE = {"itl_ms": 20}
-ENDLESS = {"model": "mock", "prompt": "go on", "max_tokens": 30_000, "stream": True}
 PATIENT = '{"graceful_shutdown_timeout_s": 3600}'
 """Longer than any test (seconds), as is what the gateway waits for."""
-
-
-@contextlib.asynccontextmanager
-async def streaming(cluster: Cluster) -> AsyncIterator[AsyncIterator[str]]:
-    """The events of a stream that has begun."""
-    async with (
-        httpx.AsyncClient(base_url=cluster.url, timeout=WAIT_TIMEOUT_S, trust_env=False) as client,
-        client.stream("POST", "/v1/completions", json=ENDLESS) as answer,
-    ):
-        assert answer.status_code == 200
-        events = (line async for line in answer.aiter_lines() if line.startswith("data: "))
-        await anext(events)
-        yield events
 
 
 async def to_its_end(events: AsyncIterator[str]) -> None:

@@ -52,11 +52,11 @@ class FirstIsSlow(Echo):
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLIENTS = 8
-FOUND_TIMEOUT_S = 90.0
+FOUND_TIMEOUT_S = 200.0
 
 
 @pytest.mark.parametrize(
-    ("slow_s", "patience_s", "statuses"), [(1.0, 60.0, {200}), (300.0, 1.0, {200, 504})], ids=["late", "never"]
+    ("slow_s", "patience_s", "statuses"), [(2.0, 60.0, {200}), (300.0, 3.0, {200, 504})], ids=["late", "never"]
 )
 async def test_a_replica_that_is_far_slower_than_the_others_is_passed_over(
     start_cluster: Start, tmp_path: Path, slow_s: float, patience_s: float, statuses: set[int]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Cluster, clusters
-from tests.faults.exactness import PATIENCE, busy, migrations, send, wait_for_full_strength, wait_until_told
+from tests.acceptance.conftest import PATIENCE, Cluster, clusters
+from tests.faults.exactness import busy, migrations, send, wait_for_full_strength, wait_until_told
 from tests.faults.test_replica_faults import running
 from tests.unit.gateway.client import CHAT, COMPLETIONS, Answer, chat, completion
 from tests.unit.support.answers import by_choice
