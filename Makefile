@@ -18,6 +18,7 @@ INPUTS := pyproject.toml constraints.txt
 #   make up TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
+REAL := tests/acceptance/test_bad_input.py tests/faults tests/acceptance tests/contract
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: up test check bench bench-faults bench-chaos bench-vanish bench-overload sim mutants clean
@@ -26,12 +27,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 up: $(VENV)/.installed
 	@$(BIN)/holdfast up $(ARGS)
 
-# Two at a time: tests on real processes mostly wait for them. Those of a module share clusters, so that they stay together.
+# Three at a time on two cores: tests on real processes mostly wait for them. Those of a module share clusters, so that they
+# stay together; the longest module comes first, so that no other waits for it at the end.
 # Tests of properties try the same each time; ARGS="tests/unit --hypothesis-profile fresh" draws anew.
 test: $(VENV)/.installed-dev
 ifeq ($(strip $(ARGS)),)
-	$(BIN)/python -m pytest tests/unit --numprocesses 2
-	$(BIN)/python -m pytest tests/contract tests/acceptance tests/faults --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --max-worker-restart 0
+	$(BIN)/python -m pytest $(REAL) --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
