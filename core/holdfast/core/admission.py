@@ -88,13 +88,13 @@ def busy(load: EngineLoad, info: EngineInfo, thresholds: Thresholds) -> Reason |
     blocks = thresholds.active_decode_blocks_threshold
     if load.kv_blocks_used > (DECODE_BLOCKS_DEFAULT if blocks is None else blocks) * max(1, load.kv_blocks):
         return Reason.KV_BLOCKS
-    if load.prefill_tokens_waiting > _prefill_limit(info, thresholds):
+    if load.prefill_tokens_waiting > prefill_limit(info, thresholds):
         return Reason.PREFILL_TOKENS
     return None
 
 
-def _prefill_limit(info: EngineInfo, thresholds: Thresholds) -> float:
-    """The lower of both thresholds."""
+def prefill_limit(info: EngineInfo, thresholds: Thresholds) -> float:
+    """With more prompt tokens to read than this the replica is too busy: the lower of both thresholds."""
     fraction = thresholds.active_prefill_tokens_threshold_frac
     tokens = thresholds.active_prefill_tokens_threshold
     if fraction is None:

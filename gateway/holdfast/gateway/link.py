@@ -371,6 +371,7 @@ class ReplicaLink:
             run.waiting_since_s = None
             run.was_held = False
             run.stream.admitted(frame.prompt_tokens)
+            self.pressure.taken_in(run, frame.prompt_tokens)
 
     def _on_step(self, step: Step) -> None:
         attempts = self._attempts
