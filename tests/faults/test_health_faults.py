@@ -17,6 +17,9 @@ from tests.acceptance.conftest import HTTP_TIMEOUT_S, Cluster, run_holdfast
 from tests.faults.test_replica_faults import happened, ready, running
 
 QUICK = {"canary_wait_s": 1.0, "canary_timeout_s": 1.0}
+CALM_S = 4.0
+"""A canary's patience (seconds) where no other replica may be found sick, though the machine is busy."""
+
 CHECKS = {"health_check_period_s": 0.2, "health_check_timeout_s": 30.0, "health_check_failures": 2}
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -111,7 +114,7 @@ def test_a_stream_on_an_engine_that_steps_and_makes_nothing_goes_on_elsewhere(
     folders = (str(tmp_path), str(EXAMPLES), os.environ.get("PYTHONPATH", ""))
     by_canary = finder == "canary"
     cluster: Cluster = start_cluster(
-        *settings(canary=by_canary, graceful_shutdown_timeout_s=3600),
+        *settings(canary=by_canary, canary_timeout_s=CALM_S, graceful_shutdown_timeout_s=3600),
         engine="class",
         engine_args={"import_path": "first_is_barren:FirstIsBarren", "mark": str(tmp_path / "mark")},
         environment={
@@ -141,11 +144,11 @@ def test_a_stream_on_an_engine_that_steps_and_makes_nothing_goes_on_elsewhere(
 
 
 def test_a_frozen_node_does_not_condemn_its_replicas(start_cluster: Any) -> None:
-    cluster: Cluster = start_cluster(*settings())
+    cluster: Cluster = start_cluster(*settings(canary_timeout_s=CALM_S))
     node = cluster.status()["nodes"][0]["pid"]
     os.kill(node, signal.SIGSTOP)
     try:
-        over = time.monotonic() + 2 * (QUICK["canary_wait_s"] + QUICK["canary_timeout_s"])
+        over = time.monotonic() + 2 * (QUICK["canary_wait_s"] + CALM_S)
         with httpx.Client(base_url=cluster.url, timeout=HTTP_TIMEOUT_S) as client:
             while time.monotonic() < over:
                 body = {"model": "mock", "prompt": "go on", "max_tokens": 5}
