@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
 from holdfast.actors.child import Child
+from holdfast.actors.follower import Follower
 from holdfast.core import events as ev
 from holdfast.core.cluster import Drain
 from holdfast.core.frames import Start
 from holdfast.core.placement import occupancy
+from holdfast.core.thresholds import Thresholds
 from holdfast.gateway.dispatch import Dispatch
 from holdfast.gateway.draining import GatewayDrain
 from holdfast.gateway.serving import Serving
+from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun
 from holdfast.gateway.tracing import UNTRACED_STREAM
+from holdfast.store.memory import MemoryLogServer
 from tests.unit.actors import test_draining, test_node
 from tests.unit.simulations.stream_witnesses import unconnected_link
 from tests.unit.support.history import INFO, History, application
@@ -99,6 +104,16 @@ def _leaves() -> None:
     assert left
 
 
+@virtual_time
+async def _holds_to_thresholds() -> None:
+    follower, history = Follower(MemoryLogServer().client()), _one_replica()
+    history.decide(ev.BusyThresholdSet("tiny", Thresholds(requests_in_flight_threshold=2)))
+    follower.state = history.state
+    serving = Serving(follower, "test", "g", ServingSettings(), random.Random(1))
+    serving._sync_pools(follower.state)
+    assert serving.thresholds("tiny").requests_in_flight_threshold == 2
+
+
 TELLING_WITNESSES: dict[str, Callable[[], object]] = {
     "killed-in-time": test_node.test_a_replica_that_does_not_stop_in_its_time_is_killed,
     "ends-by-itself": test_draining.test_streams_leave_at_the_deadline_and_nothing_waits_for_ever,
@@ -108,5 +123,6 @@ TELLING_WITNESSES: dict[str, Callable[[], object]] = {
     "deadline-goes-along": _second_attempt,
     "drained-when-empty": _is_drained,
     "leaves-the-queue": _leaves,
+    "thresholds-hold": _holds_to_thresholds,
 }
 """By the mutant that takes the guard out."""

@@ -47,6 +47,7 @@ class RunningReplica:
         self._life: Life | None = None
         self._grace_s = 0.0
         self._stdin: asyncio.StreamReader | None = None
+        self._unread = b""
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._status: asyncio.Future[int] = node.loop.create_future()
 
@@ -103,6 +104,8 @@ class RunningReplica:
     def _feed(self, data: bytes) -> None:
         if self._stdin is not None:
             self._stdin.feed_data(data)
+        else:
+            self._unread += data  # the pipe keeps what comes before anybody reads
 
     def kill(self) -> None:
         """As `Process.kill`."""
@@ -129,7 +132,7 @@ class RunningReplica:
         """What the process runs: the production replica."""
         self._grace_s = msgspec.json.decode(specification, type=ReplicaSpecification).graceful_shutdown_timeout_s
         self._stdin = asyncio.StreamReader(loop=process.loop)
-        self._stdin.feed_data(specification + b"\n")
+        self._stdin.feed_data(specification + b"\n" + self._unread)
         return await replica_main.run(self, self._stdin, self._load, process.exit, self._serves)
 
     def _serves(self, replica: Replica) -> None:

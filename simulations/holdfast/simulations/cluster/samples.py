@@ -16,6 +16,7 @@ from holdfast.actors.writer import OUTBOX_FACTS_MAX
 from holdfast.core.cluster import ReplicaStatus
 from holdfast.gateway.fences import ORPHANS_MAX
 from holdfast.gateway.gateway_process import GatewayProcess
+from holdfast.gateway.pool import Pool
 from holdfast.gateway.session import RESUMED_ORDINALS, StreamRun
 from holdfast.simulations.cluster.cluster import Cluster, NotedLog
 from holdfast.simulations.cluster.holdings import Holdings
@@ -55,6 +56,7 @@ class Sampler:
         self._history = cluster.history
         self._looks = 0
         self._holdings = Holdings(cluster)
+        self._differ: dict[tuple[int, str], int] = {}
 
     def arm(self) -> None:
         """Begin to look."""
@@ -145,6 +147,7 @@ class Sampler:
             waiting = sum(run.ordinal % RESUMED_ORDINALS == 0 for run in pool.queue)
             history.sample(now_s, member.name, f"queue of {name}", waiting, pool.config.max_queued_requests)
             self._waits(now_s, member, name, pool.queue)
+            self._thresholds(now_s, member, gateway, pool)
             for link in pool.links:
                 bound = pool.config.max_ongoing_requests
                 # What another gateway began goes on here, room or none: it takes no more of the replica than before.
@@ -165,6 +168,23 @@ class Sampler:
             history.gateway_reaches(
                 now_s, member.name, tuple(link.replica for link in serving._links.values() if link.ready)
             )
+
+    def _thresholds(self, now_s: float, member: Member, gateway: GatewayProcess, pool: Pool) -> None:
+        """A gateway holds to the thresholds of the log, as far as it has read it, at its next turn; in how many looks
+        on end it did not, while it ran.
+        """
+        name, process = pool.config.name, member.process
+        assert process is not None
+        key = (process.pid, name)
+        states = gateway._follower.state.applications.values()
+        known = next((one.deployments[name] for one in states if name in one.deployments), None)
+        if known is None or process.frozen:
+            self._differ.pop(key, None)
+            return
+        due = known.thresholds.over(known.config.thresholds).over(gateway._serving._admission.thresholds())
+        self._differ[key] = 0 if pool.admission.thresholds == due else self._differ.get(key, 0) + 1
+        told = f"looks in which its thresholds of {name} are not the log's"
+        self._history.sample(now_s, member.name, told, self._differ[key], 1)
 
     def _waits(self, now_s: float, member: Member, model: str, queue: Iterable[StreamRun]) -> None:
         """Nobody waits for a replica for longer than that is waited for, unless the gateway stands or stood still."""

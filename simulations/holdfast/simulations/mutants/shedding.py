@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast.core import overloads
+from holdfast.gateway.serving import Serving
 from holdfast.gateway.waiting import WaitingQueue
+from holdfast.simulations.checkers.health import BOUNDS
 from holdfast.simulations.checkers.shedding import SHEDDING
 from holdfast.simulations.checkers.thresholds import THRESHOLDS
 from holdfast.simulations.mutants.edits import edit
@@ -28,5 +30,11 @@ MUTANTS: Final = (
             ),
         ),
         (THRESHOLDS,),
+    ),
+    Mutant(
+        "thresholds-hold",
+        "gateways hold to the thresholds that were set at run time",
+        (edit(Serving._sync_pools, ("deployment.thresholds.over(config.thresholds).over", "config.thresholds.over")),),
+        (BOUNDS,),
     ),
 )
