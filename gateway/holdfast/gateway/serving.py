@@ -108,18 +108,7 @@ class Serving:
         self.migrations = self._dispatch.migrations
         pump = self._dispatch.pump
         self._ejector = Ejector(gateway, self._admission, lambda: self._pools.values(), report, pump, self.ledger)
-        self._link_settings = LinkSettings(
-            cluster,
-            gateway,
-            settings.dial_timeout_s,
-            heartbeat_interval_s,
-            settings.heartbeat_timeout_s,
-            settings.suspicion_phi,
-            settings.stream_stall_timeout_s,
-            # Who doesn't want requests to wait for room still lets a replica read a prompt.
-            max(settings.replica_wait_s, settings.stream_stall_timeout_s),
-            settings.unsent_tokens_max,
-        )
+        self._link_settings = _link_settings(cluster, gateway, settings, heartbeat_interval_s)
         self._pools: dict[str, Pool] = {}
         self._links: dict[str, ReplicaLink] = {}
         self._touched: dict[str, None] | None = None
@@ -365,3 +354,18 @@ class Serving:
     def _deployment_of(self, replica_id: str) -> str | None:
         replica = self._follower.state.replicas.get(replica_id)
         return None if replica is None else replica.deployment
+
+
+def _link_settings(cluster: str, gateway: str, settings: ServingSettings, heartbeat_interval_s: float) -> LinkSettings:
+    return LinkSettings(
+        cluster,
+        gateway,
+        settings.dial_timeout_s,
+        heartbeat_interval_s,
+        settings.heartbeat_timeout_s,
+        settings.suspicion_phi,
+        settings.stream_stall_timeout_s,
+        # Who doesn't want requests to wait for room still lets a replica read a prompt.
+        max(settings.replica_wait_s, settings.stream_stall_timeout_s),
+        settings.unsent_tokens_max,
+    )
