@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 BURST_MIN = 100
-"""So many may be tried again at once, whatever the load is."""
+"""So many may be tried again at once, whatever the load is, unless it is said otherwise."""
 
 
 class RetryBudget:
@@ -11,10 +11,11 @@ class RetryBudget:
     replica, and even of all of them once, is covered; what is lost again and again is not.
     """
 
-    __slots__ = ("_at_s", "_held", "_per_s", "_ratio")
+    __slots__ = ("_at_s", "_burst", "_held", "_per_s", "_ratio")
 
-    def __init__(self, ratio: float, per_s: float, now_s: float = 0.0) -> None:
-        """`ratio` is earned by each request, `per_s` by each second."""
+    def __init__(self, ratio: float, per_s: float, now_s: float = 0.0, burst: int = BURST_MIN) -> None:
+        """`ratio` is earned by each request, `per_s` by each second. It holds `burst` at least."""
+        self._burst = burst
         self._ratio = ratio
         self._per_s = per_s
         self._held = float("inf")
@@ -27,7 +28,7 @@ class RetryBudget:
     def spend(self, open_streams: int, now_s: float) -> bool:
         """Whether one of so many open streams may be tried again. Takes it from what is held if so."""
         earned = max(0.0, now_s - self._at_s) * self._per_s
-        self._held, self._at_s = min(self._held + earned, float(max(BURST_MIN, open_streams))), now_s
+        self._held, self._at_s = min(self._held + earned, float(max(self._burst, open_streams))), now_s
         if self._held < 1:
             return False
         self._held -= 1

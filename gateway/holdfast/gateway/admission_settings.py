@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from holdfast.core.budget import BURST_MIN
+from holdfast.core.outliers import USUAL, Rules
 from holdfast.core.thresholds import Thresholds
 
 
@@ -42,17 +44,44 @@ class AdmissionSettings(BaseModel):
     retry_budget_min_per_s: float = Field(
         10.0, ge=0, le=1_000_000, description="And so many per second, whatever the number of requests."
     )
+    retry_budget_burst: int = Field(
+        BURST_MIN,
+        ge=0,
+        le=1_000_000,
+        description="So many of them at once, however few come; never fewer than streams are open.",
+    )
     outlier_ejection: bool = Field(
         True, description="Replicas that fail far more often, or take far longer, than the others are passed over."
     )
     outlier_interval_s: float = Field(5.0, gt=0, le=3_600, description="Replicas are compared this often (seconds).")
+    outlier_requests_min: int = Field(
+        USUAL.requests_min,
+        ge=1,
+        le=1_000_000,
+        description="A replica is judged by so many attempts, or first tokens, at least; or by its last ones, if all "
+        "of these failed, or were slow.",
+    )
+    outlier_window_s: float = Field(
+        USUAL.window_s,
+        gt=0,
+        le=86_400,
+        description="What was longer ago than this (seconds) is not among them; of its last ones, longer than 600.",
+    )
     outlier_ejection_s: float = Field(
-        10.0,
+        USUAL.first_s,
         gt=0,
         le=86_400,
         description="A replica is passed over for so long the first time (seconds), then twice that.",
     )
-    outlier_ejection_max_s: float = Field(300.0, gt=0, le=86_400, description="Never longer than this (seconds).")
+    outlier_ejection_max_s: float = Field(
+        USUAL.longest_s, gt=0, le=86_400, description="Never longer than this (seconds)."
+    )
+
+    def outlier_rules(self) -> Rules:
+        """From when on replicas are judged, and for how long they are passed over."""
+        return Rules(
+            self.outlier_requests_min, self.outlier_window_s, self.outlier_ejection_s, self.outlier_ejection_max_s
+        )
 
     def thresholds(self) -> Thresholds:
         """Those of the settings that are thresholds."""

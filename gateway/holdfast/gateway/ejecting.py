@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from holdfast.actors.metric_families import HEALTH_TRANSITIONS
 from holdfast.actors.metrics import Ledger
 from holdfast.core.events import Fact, ReplicaEjected, ReplicaReinstated
-from holdfast.core.outliers import Outliers
+from holdfast.core.outliers import Outliers, Showing
 from holdfast.gateway.admission_settings import AdmissionSettings
 from holdfast.gateway.pool import Pool
 
@@ -30,6 +30,7 @@ class Ejector:
         self._ledger = ledger
         self._gateway = gateway
         self._settings = settings
+        self._rules = settings.outlier_rules()
         self._pools = pools
         self._report = report
         self._outliers: dict[str, Outliers] = {}
@@ -40,20 +41,27 @@ class Ejector:
         while self._settings.outlier_ejection:
             await asyncio.sleep(self._settings.outlier_interval_s)
             pools = {pool.config.name: pool for pool in self._pools()}
-            self._outliers = {name: found for name, found in self._outliers.items() if name in pools}
+            self._forget(pools)
             for name, pool in pools.items():
                 self._look(name, pool)
 
+    def _forget(self, pools: Mapping[str, Pool]) -> None:
+        """What is not deployed any more has no outliers."""
+        for name in [name for name in self._outliers if name not in pools]:
+            for replica in self._outliers.pop(name).ejected:
+                self._told.pop(replica, None)
+
     def _look(self, name: str, pool: Pool) -> None:
-        settings = self._settings
-        outliers = self._outliers.get(name)
-        if outliers is None:
-            outliers = Outliers(settings.outlier_ejection_s, settings.outlier_ejection_max_s)
-            self._outliers[name] = outliers
+        outliers = self._outliers.setdefault(name, Outliers(self._rules))
         links = {link.replica: link for link in pool.links}
         now_s = asyncio.get_running_loop().time()
-        showings = {replica: link.record.show(now_s) for replica, link in links.items() if link.ready}
-        out, back = outliers.look(showings, now_s)
+        showings = dict[str, Showing]()
+        for replica, each in links.items():
+            if each.ready:
+                showings[replica] = each.record.show(now_s, self._rules)
+            else:
+                each.record.forget_old(now_s, self._rules)
+        out, back = outliers.look(showings, now_s, links.keys() - showings.keys())
         # One whose time is over may be the worst again by what it showed meanwhile: then it is passed over in the end.
         for replica in back:
             cause = self._told.pop(replica, None)
@@ -68,7 +76,8 @@ class Ejector:
             fact = ReplicaEjected(self._gateway, ejection.replica, ejection.reason, seconds)
             self._told[ejection.replica] = self._report(fact, None)
             self._ledger.add(HEALTH_TRANSITIONS, name, "ejected", "outlier")
-            links[ejection.replica].passed_over = True
             links[ejection.replica].record.reset()
+        for replica in outliers.ejected.keys() & links.keys():
+            links[replica].passed_over = True  # again, if it was used for a moment in which all others were gone
         if back:
             self._pump(pool)

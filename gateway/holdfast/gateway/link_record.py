@@ -12,7 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from holdfast.core.admission import Service
-from holdfast.core.outliers import RECORD_S, Showing
+from holdfast.core.outliers import USUAL, Rules, Showing
+from holdfast.core.rows import Last
 
 if TYPE_CHECKING:
     from holdfast.gateway.session import StreamRun
@@ -24,11 +25,12 @@ FIRSTS_MAX = 100
 class LinkRecord:
     """Attempts that ended well or not, and the times to first tokens (seconds), since they were last judged by."""
 
-    __slots__ = ("_attempts_end_s", "_firsts_end_s", "_firsts_s", "_service", "failed", "well")
+    __slots__ = ("_attempts_end_s", "_firsts_end_s", "_firsts_s", "_last", "_service", "failed", "well")
 
     def __init__(self, service: Service | None = None) -> None:
         self._service = service or Service()
         self._firsts_s = deque[float](maxlen=FIRSTS_MAX)
+        self._last = Last()
         self.well = self.failed = 0
         self._attempts_end_s = self._firsts_end_s = math.inf
 
@@ -36,20 +38,29 @@ class LinkRecord:
         """Forget everything."""
         self._forget_attempts(math.inf)
         self._forget_firsts(math.inf)
+        self._last.forget()
 
-    def show(self, now_s: float) -> Showing:
+    def show(self, now_s: float, rules: Rules = USUAL) -> Showing:
         """What there is to judge by. What is enough for that is counted anew from now on, and what is too old."""
         firsts_s = self._firsts_s
         median_s = statistics.median(firsts_s) if firsts_s else None
-        showing = Showing(self.well, self.failed, len(firsts_s), median_s)
-        end_s = now_s + RECORD_S
-        if showing.tells_failures or now_s >= self._attempts_end_s:
+        showing = Showing(self.well, self.failed, len(firsts_s), median_s, self._last.row(now_s))
+        if rules.tells_failures(showing):
+            self._forget_attempts(now_s + rules.window_s)
+        if rules.tells_firsts(showing):
+            self._forget_firsts(now_s + rules.window_s)
+        self.forget_old(now_s, rules)
+        return showing
+
+    def forget_old(self, now_s: float, rules: Rules = USUAL) -> None:
+        """Count anew what is too old, also while there is nothing to judge: nobody reaches the replica."""
+        end_s = now_s + rules.window_s
+        if now_s >= self._attempts_end_s:
             self._forget_attempts(end_s)
-        if showing.tells_firsts or now_s >= self._firsts_end_s:
+        if now_s >= self._firsts_end_s:
             self._forget_firsts(end_s)
         self._attempts_end_s = min(self._attempts_end_s, end_s)
         self._firsts_end_s = min(self._firsts_end_s, end_s)
-        return showing
 
     def began(self, run: StreamRun) -> None:
         """The run's attempt is sent to the replica."""
@@ -64,11 +75,12 @@ class LinkRecord:
             return
         took_s = _age_s(run)
         self._service.first_token(took_s)
-        self._firsts_s.append(took_s)
+        self._first_took(took_s)
 
     def finished(self, run: StreamRun) -> None:
         """The attempt was finished."""
         self.well += 1
+        self._last.ended(_now_s(), well=True)
         if not run.awaits_first:
             self._service.stayed(_age_s(run))
 
@@ -84,11 +96,17 @@ class LinkRecord:
         elif not run.stream.accepted:
             age_s, usual_s = _age_s(run), self._service.first_s
             if usual_s is not None and age_s > usual_s:
-                self._firsts_s.append(age_s)
+                self._first_took(age_s)
 
     def broke(self, attempts: int = 1) -> None:
-        """The replica lost so many attempts. One that it has no room for just now is none of them."""
+        """The replica lost so many attempts at once. One that it has no room for just now is none of them."""
         self.failed += attempts
+        if attempts:
+            self._last.ended(_now_s(), well=False)
+
+    def _first_took(self, seconds: float) -> None:
+        self._firsts_s.append(seconds)
+        self._last.first_token(_now_s(), seconds)
 
     def _forget_attempts(self, end_s: float) -> None:
         self.well = self.failed = 0
@@ -100,4 +118,8 @@ class LinkRecord:
 
 
 def _age_s(run: StreamRun) -> float:
-    return asyncio.get_running_loop().time() - run.began_s
+    return _now_s() - run.began_s
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

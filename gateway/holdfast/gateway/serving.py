@@ -93,7 +93,11 @@ class Serving:
         self._report = report
         self._suspicions = Suspicions(gateway, report, self.ledger, self._deployment_of)
         self._spells = Spells(gateway, report)
-        self._retries = RetryBudget(self._admission.retry_budget_ratio, self._admission.retry_budget_min_per_s)
+        self._retries = RetryBudget(
+            self._admission.retry_budget_ratio,
+            self._admission.retry_budget_min_per_s,
+            burst=self._admission.retry_budget_burst,
+        )
         self._dispatch = Dispatch(
             gateway,
             settings,

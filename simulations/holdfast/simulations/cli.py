@@ -26,6 +26,8 @@ Examples
 
 `holdfast sim run --scenario busy` overloads small clusters, and breaks them for longer than all bounds.
 
+`holdfast sim run --scenario uneven` has replicas that serve far worse than others, and gateways that pass them over.
+
 Exit code 0 when no seed failed, 1 when one did, or when 1,000 seeds or more never had one of the kinds of faults,
 2 for a mistake in the call, 130 after Ctrl-C without a failure so far.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from holdfast.core.cluster import ClusterState
+from holdfast.simulations.leniency import Limits, Passing, Retry
 from holdfast.simulations.records import (
     STREAMS_MIN,
     Acknowledged,
@@ -43,7 +44,8 @@ class History:
     lost it, `barren_bound_s` on one that makes nothing; 0: nothing is asked. `node_waits_s` is for how long a node
     that is told to stop waits to be relieved where somebody may do so. `room_min` is how many streams each replica
     takes at least, `first_token_s` how long the first token of one takes there at most, and `token_s` each.
-    `attempts_max` is how often a gateway may begin a stream; None: nothing is asked. `ended_s` is when the run was
+    `attempts_max` is how often a gateway may begin a stream, and `limits` are its settings for passing replicas over
+    and trying again; None: nothing is asked. `ended_s` is when the run was
     over, and `broken` why, if it raised. `derived` is for checkers that keep what they have worked out.
     """
 
@@ -57,6 +59,7 @@ class History:
         self.first_token_s = 0.0
         self.token_s = 0.0
         self.attempts_max: int | None = None
+        self.limits: Limits | None = None
         self.processes: list[Process] = []
         self.appended: list[Appended] = []
         self.lost: list[Lost] = []
@@ -73,6 +76,8 @@ class History:
         self.samples: dict[tuple[str, str], Sample] = {}
         self.reaches: list[Reach] = []
         self.strays: list[Stray] = []
+        self.passings: list[Passing] = []
+        self.retries: list[Retry] = []
         self.unhandled: list[Unhandled] = []
         self.notes: list[Note] = []
         self.settle: Settle | None = None

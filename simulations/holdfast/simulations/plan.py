@@ -14,6 +14,7 @@ from holdfast.simulations.work.items import WorkItem
 STANDARD = "standard"
 CORE = "core"
 BUSY = "busy"
+UNEVEN = "uneven"
 
 
 BUSY_KINDS = (
@@ -31,6 +32,17 @@ BUSY_KINDS = (
 """What befalls a cluster that is busy: mostly its replicas, and the ways to them."""
 
 
+UNEVEN_KINDS = (
+    *("flapping link",) * 5,
+    *("slow engine",) * 5,
+    "freeze",
+    "replica crash",
+    "engine loses stream",
+    "reset connection",
+)
+"""What makes some replicas serve worse than others."""
+
+
 class Scenario(msgspec.Struct, frozen=True):
     """A kind of run. Times in virtual seconds.
 
@@ -39,7 +51,8 @@ class Scenario(msgspec.Struct, frozen=True):
     With `heals` False (liveness) some members are named the healthy core, to which nothing happens, and what befalls
     the others is never over. The first `poisoned` requests break each engine that takes them in. Only faults of these
     `kinds` are drawn, if there are any, each as often as it stands there; those that last do so between `shortest_s`
-    and `longest_s`. With `busy` True there is little room, and everybody looks about often.
+    and `longest_s`. With `busy` True there is little room, and everybody looks about often. With `uneven` True requests
+    come evenly, and gateways compare replicas often, by little, and try little again.
     """
 
     name: str
@@ -63,6 +76,7 @@ class Scenario(msgspec.Struct, frozen=True):
     shortest_s: float = 0.0
     longest_s: float = 60.0
     busy: bool = False
+    uneven: bool = False
 
     @property
     def core_nodes(self) -> int:
@@ -120,10 +134,31 @@ SCENARIOS = {
         longest_s=8.0,
         busy=True,
     ),
+    UNEVEN: Scenario(
+        UNEVEN,
+        nodes=2,
+        replicas=6,
+        lasts_s=44.0,
+        faults_from_s=6.0,
+        faults_until_s=22.0,
+        healed_s=26.0,
+        late_from_s=30.0,
+        late_until_s=38.0,
+        faults_min=4,
+        faults_max=7,
+        requests=180,
+        late_requests=4,
+        operations=0,
+        kinds=UNEVEN_KINDS,
+        shortest_s=3.0,
+        longest_s=8.0,
+        uneven=True,
+    ),
     "calm": Scenario("calm", faults_min=0, faults_max=0),
 }
 """The scenarios by name: faults that heal, faults that never do beside a healthy core, a small cluster for half as long
-(for very many seeds), one that has more work than room and faults that outlast all bounds, and no faults at all."""
+(for very many seeds), one that has more work than room and faults that outlast all bounds, one some of whose replicas
+serve far worse than others, and no faults at all."""
 
 
 class Knobs(msgspec.Struct, frozen=True):
@@ -167,6 +202,14 @@ class Knobs(msgspec.Struct, frozen=True):
     health_check_failures: int = 2
     start_timeout_s: float = 600.0
     cut_off_timeout_s: float = 6.0
+    outlier_interval_s: float = 5.0
+    outlier_requests_min: int = 10
+    outlier_window_s: float = 60.0
+    outlier_ejection_s: float = 10.0
+    outlier_ejection_max_s: float = 300.0
+    retry_budget_ratio: float = 0.2
+    retry_budget_min_per_s: float = 10.0
+    retry_budget_burst: int = 100
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -242,6 +285,8 @@ def draw_knobs(rng: Random, scenario: Scenario) -> Knobs:
         # Beside a healthy core all has to be well within 18 s: a leader may be cut off, and then go on to be as a node.
         cut_off_timeout_s=rng.choice((12.0, 20.0) if scenario.heals else (4.0, 6.0)),
     )
+    if scenario.uneven:
+        return _uneven(rng, drawn)
     return _busy(rng, drawn) if scenario.busy else drawn
 
 
@@ -261,4 +306,32 @@ def _busy(rng: Random, knobs: Knobs) -> Knobs:
         streams_max=16,
         canary_wait_s=rng.choice((3.0, 5.0)),
         health_check_period_s=2.0,
+    )
+
+
+def _uneven(rng: Random, knobs: Knobs) -> Knobs:
+    """The same where replicas are compared within a run, and where little is tried again."""
+    return msgspec.structs.replace(
+        knobs,
+        lease_ttl_s=rng.choice((6.0, 10.0)),
+        heartbeat_interval_s=0.5,
+        heartbeat_timeout_s=2.0,
+        stream_stall_timeout_s=rng.choice((1.0, 2.0)),
+        migration_limit=rng.choice((3, 10)),
+        max_ongoing_requests=16,
+        max_queued_requests=16,
+        itl_ms=rng.choice((20.0, 60.0)),
+        ttft_ms=rng.choice((30.0, 600.0)),
+        kv_blocks=rng.choice((64, 256)),
+        streams_max=16,
+        canary_wait_s=rng.choice((3.0, 5.0)),
+        health_check_period_s=2.0,
+        outlier_interval_s=rng.choice((0.5, 1.0)),
+        outlier_requests_min=rng.choice((3, 5, 10)),
+        outlier_window_s=rng.choice((8.0, 16.0)),
+        outlier_ejection_s=rng.choice((1.0, 3.0)),
+        outlier_ejection_max_s=rng.choice((4.0, 8.0)),
+        retry_budget_ratio=rng.choice((0.0, 0.1)),
+        retry_budget_min_per_s=rng.choice((0.1, 1.0)),
+        retry_budget_burst=rng.choice((0, 2)),
     )

@@ -21,6 +21,7 @@ from holdfast.simulations.checkers import check_all
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.cluster.cluster import Cluster
 from holdfast.simulations.cluster.engines import BARREN_STEP_S
+from holdfast.simulations.cluster.passings import Passings, limits_of
 from holdfast.simulations.cluster.samples import Sampler
 from holdfast.simulations.faults.injection import Injector
 from holdfast.simulations.faults.kinds import KINDS, draw_faults
@@ -110,6 +111,9 @@ def _live(world: World, plan: Plan, history: History) -> None:
     injector.arm()
     sampler = Sampler(cluster)
     sampler.arm()
+    if plan.scenario.uneven:
+        Passings(cluster).arm()
+    history.limits = limits_of(plan.knobs)
     settle_s = plan.scenario.healed_s if plan.scenario.heals else plan.scenario.faults_until_s
     history.room_min = _room_min(plan.knobs)
     history.token_s = plan.knobs.itl_ms / 1000 * PACE_MAX

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.budget import BURST_MIN, RetryBudget
-from holdfast.core.outliers import ATTEMPTS_MIN, FIRST_FACTOR, FIRST_MORE_S, RECORD_S, Outliers, Showing, ejected_max
+from holdfast.core.outliers import FIRST_FACTOR, FIRST_MORE_S, USUAL, Outliers, Rules, Showing, ejected_max
+from holdfast.core.rows import ATTEMPTS, FIRSTS, LASTS_S, NO_ROW, Last, Row
 
 WELL = Showing(20, 0, 20, 0.1)
 FAILS = Showing(5, 15, 20, 0.1)
@@ -18,7 +19,7 @@ NOTHING = Showing(0, 0, 0, None)
 
 
 def judge() -> Outliers:
-    return Outliers(10.0, 40.0)
+    return Outliers(Rules(longest_s=40.0))
 
 
 def replicas(count: int, **others: Showing) -> dict[str, Showing]:
@@ -40,12 +41,16 @@ def test_what_all_suffer_from_is_no_reason() -> None:
     assert judge().look({"a": SLOW, "b": SLOW, "c": SLOW}, 0.0) == ([], [])
 
 
-@pytest.mark.parametrize("few", [Showing(0, ATTEMPTS_MIN - 1, 0, None), Showing(20, 0, ATTEMPTS_MIN - 1, 3.0)])
+@pytest.mark.parametrize(
+    "few", [Showing(0, USUAL.requests_min - 1, 0, None), Showing(20, 0, USUAL.requests_min - 1, 3.0)]
+)
 def test_few_attempts_and_few_first_tokens_say_nothing(few: Showing) -> None:
     assert judge().look(replicas(2, bad=few), 0.0) == ([], [])
 
 
-@pytest.mark.parametrize("few", [Showing(ATTEMPTS_MIN - 1, 0, 0, None), Showing(0, 0, ATTEMPTS_MIN - 1, 0.1)])
+@pytest.mark.parametrize(
+    "few", [Showing(USUAL.requests_min - 1, 0, 0, None), Showing(0, 0, USUAL.requests_min - 1, 0.1)]
+)
 def test_nor_does_it_say_anything_to_be_compared_with_few(few: Showing) -> None:
     assert judge().look({"a": few, "b": few, "fails": FAILS, "slow": NOTHING}, 0.0) == ([], [])
     assert judge().look({"a": few, "b": few, "fails": NOTHING, "slow": SLOW}, 0.0) == ([], [])
@@ -60,7 +65,7 @@ def test_a_replica_that_nobody_waits_for_is_judged_by_its_first_tokens_alone() -
 def test_replicas_that_show_enough_at_different_times_are_compared_with_what_others_showed_last(bad: Showing) -> None:
     outliers = judge()
     assert outliers.look({"a": WELL, "b": WELL, "bad": NOTHING}, 0.0) == ([], [])
-    ((ejection,), _) = outliers.look({"a": NOTHING, "b": NOTHING, "bad": bad}, RECORD_S)
+    ((ejection,), _) = outliers.look({"a": NOTHING, "b": NOTHING, "bad": bad}, USUAL.window_s)
     assert ejection.replica == "bad"
 
 
@@ -68,7 +73,7 @@ def test_replicas_that_show_enough_at_different_times_are_compared_with_what_oth
 def test_what_others_showed_too_long_ago_or_while_they_were_passed_over_is_nothing_to_go_by(bad: Showing) -> None:
     outliers = judge()
     outliers.look({"a": WELL, "bad": NOTHING}, 0.0)
-    assert outliers.look({"a": NOTHING, "bad": bad}, RECORD_S + 1) == ([], [])
+    assert outliers.look({"a": NOTHING, "bad": bad}, USUAL.window_s + 1) == ([], [])
     outliers = judge()
     outliers.look({"out": FAILS, "b": WELL}, 0.0)
     outliers.look({"out": WELL, "b": NOTHING}, 5.0)
@@ -76,7 +81,8 @@ def test_what_others_showed_too_long_ago_or_while_they_were_passed_over_is_nothi
 
 
 @pytest.mark.parametrize(
-    ("bad", "theirs"), [(FAILS, Showing(0, ATTEMPTS_MIN - 2, 0, None)), (SLOW, Showing(0, 0, ATTEMPTS_MIN - 2, 1.9))]
+    ("bad", "theirs"),
+    [(FAILS, Showing(0, USUAL.requests_min - 2, 0, None)), (SLOW, Showing(0, 0, USUAL.requests_min - 2, 1.9))],
 )
 def test_what_all_begin_to_suffer_from_is_no_reason_against_the_first_who_shows_it(
     bad: Showing, theirs: Showing
@@ -84,6 +90,66 @@ def test_what_all_begin_to_suffer_from_is_no_reason_against_the_first_who_shows_
     outliers = judge()
     outliers.look(replicas(3, bad=WELL), 0.0)
     assert outliers.look({**dict.fromkeys(replicas(3), theirs), "bad": bad}, 5.0) == ([], [])
+
+
+# --- few requests ---------------------------------------------------------------------------------------
+
+GOOD_ROW = Row(ATTEMPTS, 0, FIRSTS, 0.1, 0.2)
+FAILED_ROW = Row(ATTEMPTS, ATTEMPTS)
+SLOW_ROW = Row(ATTEMPTS, 0, FIRSTS, 2.0, 3.0)
+
+
+def with_rows(**rows: Row) -> dict[str, Showing]:
+    return {name: Showing(0, 0, 0, None, row) for name, row in rows.items()}
+
+
+@pytest.mark.parametrize(("row", "why"), [(FAILED_ROW, "last 5 attempts failed"), (SLOW_ROW, "2.000 s or longer")])
+def test_who_gets_few_requests_is_passed_over_where_each_of_the_last_ones_was_bad(row: Row, why: str) -> None:
+    ((ejection,), _) = judge().look(with_rows(bad=row, other=GOOD_ROW), 0.0)
+    assert ejection.replica == "bad"
+    assert why in ejection.reason
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(ATTEMPTS - 1, ATTEMPTS - 1),
+        Row(ATTEMPTS, ATTEMPTS - 1),
+        Row(ATTEMPTS, 0, FIRSTS - 1, 2.0, 3.0),
+        Row(ATTEMPTS, 0, FIRSTS, 0.2, 3.0),
+    ],
+)
+def test_one_good_one_among_the_last_or_too_few_of_them_say_nothing(row: Row) -> None:
+    assert judge().look(with_rows(bad=row, other=GOOD_ROW), 0.0) == ([], [])
+
+
+def test_nor_does_a_row_say_anything_where_the_others_are_bad_too_or_show_nothing() -> None:
+    for row, others in (
+        (FAILED_ROW, NO_ROW),
+        (FAILED_ROW, Row(ATTEMPTS, 2)),
+        (SLOW_ROW, Row(ATTEMPTS, 0, FIRSTS - 1, 0.1, 0.2)),
+        (SLOW_ROW, Row(ATTEMPTS, 0, FIRSTS, 0.1, 0.5)),
+    ):
+        assert judge().look(with_rows(bad=row, other=others), 0.0) == ([], [])
+
+
+@given(st.lists(st.tuples(st.floats(0, 300), st.booleans()), max_size=20), st.floats(0, 900))
+def test_a_row_has_the_last_ones_but_for_those_that_are_too_old(ends: list[tuple[float, bool]], later_s: float) -> None:
+    last, now_s, all_of_them = Last(), 0.0, list[tuple[float, bool]]()
+    for passes_s, well in ends:
+        now_s += passes_s
+        last.ended(now_s, well=well)
+        last.first_token(now_s, passes_s)
+        all_of_them.append((now_s, well))
+    now_s += later_s
+    recent = [well for at_s, well in all_of_them[-ATTEMPTS:] if now_s - at_s <= LASTS_S]
+    firsts_s = [took[0] for took, (at_s, _) in zip(ends, all_of_them, strict=True) if now_s - at_s <= LASTS_S][-FIRSTS:]
+    row = last.row(now_s)
+    assert (row.attempts, row.failed, row.firsts) == (len(recent), recent.count(False), len(firsts_s))
+    assert (row.shortest_s, row.median_s) == ((min(firsts_s), statistics.median(firsts_s)) if firsts_s else (0.0, 0.0))
+
+
+# --- for how long ---------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=9))
@@ -132,18 +198,49 @@ def test_who_was_passed_over_is_back_where_others_have_gone() -> None:
     assert outliers.look({"bad": WELL}, 1.0) == ([], ["bad"])
 
 
+def test_who_is_out_of_reach_for_a_moment_stays_passed_over_and_for_longer_the_next_time() -> None:
+    outliers = judge()
+    outliers.look(replicas(3, bad=FAILS), 0.0)
+    assert outliers.look(replicas(3), 5.0, ["bad"]) == ([], [])
+    assert outliers.look(replicas(3), 10.0, ["bad"]) == ([], ["bad"])
+    ((ejection,), _) = outliers.look(replicas(3, bad=FAILS), 11.0)
+    assert ejection.until_s == 31.0
+
+
+def test_who_is_gone_is_forgotten() -> None:
+    outliers = judge()
+    outliers.look(replicas(3, bad=FAILS), 0.0)
+    assert outliers.look(replicas(3), 1.0) == ([], ["bad"])
+    ((ejection,), _) = outliers.look(replicas(3, bad=FAILS), 2.0)
+    assert ejection.until_s == 12.0
+
+
+def test_no_more_than_need_be_are_back_where_others_have_gone() -> None:
+    outliers = judge()
+    outliers.look(replicas(20, a=FAILS, b=SLOW), 0.0)
+    assert outliers.ejected.keys() == {"a", "b"}
+    assert outliers.look(replicas(10, a=NOTHING, b=NOTHING), 1.0) == ([], ["b"])
+
+
 SHOWINGS = st.builds(Showing, st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.none() | st.floats(0, 100))
 
 
-@given(st.lists(st.dictionaries(st.sampled_from([f"r{n}" for n in range(30)]), SHOWINGS), max_size=12))
-def test_never_more_than_a_tenth_are_passed_over_but_for_one_and_never_all(rounds: list[dict[str, Showing]]) -> None:
+NAMES = st.sampled_from([f"r{n}" for n in range(30)])
+
+
+@given(st.lists(st.tuples(st.dictionaries(NAMES, SHOWINGS), st.sets(NAMES)), max_size=12))
+def test_never_more_than_a_tenth_are_passed_over_but_for_one_and_never_all(
+    rounds: list[tuple[dict[str, Showing], set[str]]],
+) -> None:
     outliers = judge()
-    for now_s, showings in enumerate(rounds):
-        outliers.look(showings, float(now_s))
+    for now_s, (showings, others) in enumerate(rounds):
+        absent = others - showings.keys()
+        outliers.look(showings, float(now_s), absent)
         passed_over = outliers.ejected.keys()
-        assert passed_over <= showings.keys()
-        assert len(passed_over) <= max(1, len(showings) // 10)
-        assert not showings or len(passed_over) < len(showings)
+        assert passed_over <= showings.keys() | absent
+        there = showings.keys() | passed_over
+        assert len(passed_over) <= max(1, len(there) // 10)
+        assert not there or len(passed_over) < len(there)
 
 
 # --- what is tried again --------------------------------------------------------------------------------
@@ -153,6 +250,11 @@ def test_all_that_is_open_may_begin_again_once_and_not_twice() -> None:
     budget = RetryBudget(0.0, 0.0)
     assert all(budget.spend(500, 0.0) for _ in range(500))
     assert not budget.spend(500, 0.0)
+
+
+def test_a_burst_that_is_set_is_held_where_fewer_are_open() -> None:
+    budget = RetryBudget(0.0, 0.0, burst=3)
+    assert [budget.spend(1, 0.0) for _ in range(4)] == [True, True, True, False]
 
 
 def test_requests_and_time_earn_more() -> None:

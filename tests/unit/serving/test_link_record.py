@@ -10,7 +10,8 @@ from typing import cast
 import pytest
 
 from holdfast.core.admission import Service
-from holdfast.core.outliers import ATTEMPTS_MIN, RECORD_S, Outliers, Showing
+from holdfast.core.outliers import USUAL, Outliers, Showing
+from holdfast.core.rows import ATTEMPTS, FIRSTS, LASTS_S, NO_ROW, Last
 from holdfast.gateway.backend import DEFAULT_CLAIM
 from holdfast.gateway.link_record import FIRSTS_MAX, LinkRecord
 from holdfast.gateway.session import StreamRun
@@ -58,8 +59,8 @@ class Attempts:
 
 def judged(bad: Showing) -> list[str]:
     """Who is passed over, among two that are well."""
-    well = Showing(ATTEMPTS_MIN, 0, ATTEMPTS_MIN, OTHERS_S)
-    out, _ = Outliers(10.0, 300.0).look({"bad": bad, "a": well, "b": well}, 0.0)
+    well = Showing(USUAL.requests_min, 0, USUAL.requests_min, OTHERS_S)
+    out, _ = Outliers().look({"bad": bad, "a": well, "b": well}, 0.0)
     return [one.replica for one in out]
 
 
@@ -70,9 +71,11 @@ async def test_one_long_prompt_among_others_says_nothing() -> None:
 
 async def test_who_takes_over_streams_that_have_tokens_is_not_taken_for_slow() -> None:
     service = Service()
-    attempts = Attempts(LinkRecord(service)).answered(2.0, had=2_000, times=20).answered(OTHERS_S, times=ATTEMPTS_MIN)
+    attempts = (
+        Attempts(LinkRecord(service)).answered(2.0, had=2_000, times=20).answered(OTHERS_S, times=USUAL.requests_min)
+    )
     showing = attempts.show()
-    assert (showing.well, showing.first_count) == (20 + ATTEMPTS_MIN, ATTEMPTS_MIN)
+    assert (showing.well, showing.first_count) == (20 + USUAL.requests_min, USUAL.requests_min)
     assert showing.first_s == pytest.approx(OTHERS_S, abs=0.02)
     assert service.first_s == pytest.approx(OTHERS_S, abs=0.02), "nor does the deployment seem slower"
 
@@ -101,25 +104,26 @@ async def test_who_leaves_while_a_stream_that_moved_begins_again_says_nothing() 
 
 async def test_few_attempts_are_kept_until_they_are_enough_or_too_old() -> None:
     attempts = Attempts()
-    attempts.record.broke(ATTEMPTS_MIN - 1)
-    assert attempts.show(0.0).failed == ATTEMPTS_MIN - 1
+    attempts.record.broke(USUAL.requests_min - 1)
+    assert attempts.show(0.0).failed == USUAL.requests_min - 1
     attempts.record.broke()
-    assert attempts.show(INTERVAL_S).failed == ATTEMPTS_MIN
+    assert attempts.show(INTERVAL_S).failed == USUAL.requests_min
     assert attempts.show(2 * INTERVAL_S).failed == 0, "they were judged by"
     attempts.record.broke()
-    assert attempts.show(INTERVAL_S + RECORD_S - 1).failed == 1
-    assert attempts.show(INTERVAL_S + RECORD_S).failed == 1
-    assert attempts.show(INTERVAL_S + RECORD_S + 1).failed == 0, "they are too old"
+    assert attempts.show(INTERVAL_S + USUAL.window_s - 1).failed == 1
+    assert attempts.show(INTERVAL_S + USUAL.window_s).failed == 1
+    assert attempts.show(INTERVAL_S + USUAL.window_s + 1).failed == 0, "they are too old"
 
 
 async def test_few_first_tokens_are_kept_where_there_are_many_attempts() -> None:
     attempts, counts = Attempts(), list[tuple[int, int]]()
     for number in range(3):
-        attempts.answered(OTHERS_S, times=4).answered(2.0, had=9, times=ATTEMPTS_MIN)
+        attempts.answered(OTHERS_S, times=4).answered(2.0, had=9, times=USUAL.requests_min)
         showing = attempts.show(number * INTERVAL_S)
         counts.append((showing.well, showing.first_count))
     assert counts == [(14, 4), (14, 8), (14, 12)]
-    assert attempts.show(3 * INTERVAL_S) == Showing(0, 0, 0, None)
+    showing = attempts.show(3 * INTERVAL_S)
+    assert (showing.attempts, showing.first_count, showing.first_s) == (0, 0, None)
 
 
 async def test_no_more_than_the_last_first_tokens_are_kept() -> None:
@@ -130,15 +134,39 @@ async def test_no_more_than_the_last_first_tokens_are_kept() -> None:
 
 async def test_a_replica_that_fails_everything_is_found_whatever_the_rate() -> None:
     """Nine attempts of each in an interval are too few, those of two intervals are not."""
-    outliers, bad, well = Outliers(10.0, 300.0), Attempts(), Attempts()
+    outliers, bad, well = Outliers(), Attempts(), Attempts()
     found = []
     for look in range(2):
-        bad.record.broke(ATTEMPTS_MIN - 1)
-        well.answered(OTHERS_S, times=ATTEMPTS_MIN - 1)
+        bad.record.broke(USUAL.requests_min - 1)
+        well.answered(OTHERS_S, times=USUAL.requests_min - 1)
         now_s = look * INTERVAL_S
         out, _ = outliers.look({"bad": bad.show(now_s), "well": well.show(now_s)}, now_s)
         found.append([one.replica for one in out])
     assert found == [[], ["bad"]]
+
+
+async def test_what_a_replica_showed_last_is_kept_though_it_was_judged_by_it_and_until_it_begins_anew() -> None:
+    attempts = Attempts().answered(OTHERS_S, times=USUAL.requests_min)
+    attempts.record.broke(3)
+    attempts.record.broke(0)
+    for now_s in (0.0, INTERVAL_S):
+        row = attempts.show(now_s + asyncio.get_running_loop().time()).row
+        assert (row.attempts, row.failed, row.firsts) == (ATTEMPTS, 1, FIRSTS), "three were lost at once, by one cause"
+    attempts.record.reset()
+    assert attempts.show().row == NO_ROW
+
+
+async def test_a_replica_that_fails_all_of_few_requests_is_found() -> None:
+    """One request in four minutes of each replica: nothing of a minute is enough to judge by."""
+    outliers, bad, well = Outliers(), Last(), Last()
+    found = dict[float, list[str]]()
+    for number in range(ATTEMPTS):
+        now_s = number * LASTS_S / ATTEMPTS
+        bad.ended(now_s, well=False)
+        well.ended(now_s, well=True)
+        showings = {name: Showing(0, 0, 0, None, last.row(now_s)) for name, last in (("bad", bad), ("well", well))}
+        found[now_s] = [one.replica for one in outliers.look(showings, now_s)[0]]
+    assert [*found.values()] == [[]] * (ATTEMPTS - 1) + [["bad"]]
 
 
 # --- with replicas --------------------------------------------------------------------------------------

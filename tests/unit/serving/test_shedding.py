@@ -23,7 +23,7 @@ from holdfast.core.events import (
     ReplicaUnhealthy,
 )
 from holdfast.core.frames import Refused
-from holdfast.core.outliers import ATTEMPTS_MIN
+from holdfast.core.outliers import USUAL
 from holdfast.core.thresholds import Thresholds
 from holdfast.gateway import spells
 from holdfast.gateway.backend import Claim, Session
@@ -236,9 +236,9 @@ async def test_a_replica_that_serves_far_worse_than_the_others_is_passed_over_an
         def shown(failed: int) -> None:
             bad.record.failed = failed
             for link in pool.links:
-                link.record.well = 2 * ATTEMPTS_MIN
+                link.record.well = 2 * USUAL.requests_min
 
-        shown(10 * ATTEMPTS_MIN)
+        shown(10 * USUAL.requests_min)
         ejector._look("tiny", pool)
         assert bad.passed_over
         assert not bad.room
@@ -250,13 +250,55 @@ async def test_a_replica_that_serves_far_worse_than_the_others_is_passed_over_an
             assert bad.in_flight == 0
             assert sum(link.in_flight for link in others) == 12
         (ejection,) = ejector._outliers["tiny"].ejected.values()
-        ejector._outliers["tiny"]._is_over = lambda *_: True  # type: ignore[method-assign]
+        ejector._outliers["tiny"].ejected[bad.replica] = msgspec.structs.replace(ejection, until_s=0.0)
         shown(0)
         ejector._look("tiny", pool)
         assert told[-1] == ReplicaReinstated("g", ejection.replica)
         for to, reason in (("ejected", "outlier"), ("reinstated", "time")):
             assert gateway.ledger.value(HEALTH_TRANSITIONS, "tiny", to, reason) == 1
         assert bad.room
+
+
+async def test_who_was_used_while_all_others_were_gone_is_passed_over_again_once_they_are_back(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=2))
+        for _ in range(2):
+            await site.replica()
+        gateway = await site.gateway()
+        ejector, pool = gateway._ejector, gateway._pools["tiny"]
+        bad, other = pool.links
+        for link in pool.links:
+            link.record.well = 2 * USUAL.requests_min
+        bad.record.failed = 10 * USUAL.requests_min
+        ejector._look("tiny", pool)
+        other._draining = True
+        (await answer_to(gateway, ask())).check(ask())
+        assert not bad.passed_over
+        other._draining = False
+        ejector._look("tiny", pool)
+        assert bad.passed_over
+
+
+async def test_a_replica_that_was_away_is_not_passed_over_for_what_it_did_before(site: Site) -> None:
+    async with site:
+        site.deploy(application(replicas=2))
+        for _ in range(2):
+            await site.replica()
+        gateway = await site.gateway()
+        ejector, pool, loop = gateway._ejector, gateway._pools["tiny"], asyncio.get_running_loop()
+        ejector._rules = msgspec.structs.replace(USUAL, window_s=0.0)
+        bad, other = pool.links
+        bad.record.failed = 10 * USUAL.requests_min
+        bad._contact.welcomed = False
+        for _ in range(2):
+            looked_s = loop.time()
+            ejector._look("tiny", pool)
+            await eventually(lambda: loop.time() > looked_s)  # noqa: B023 - within the loop's round
+        bad._contact.welcomed = True
+        other.record.reset()
+        other.record.well = 10 * USUAL.requests_min
+        ejector._look("tiny", pool)
+        assert not bad.passed_over
 
 
 async def test_a_replica_whose_time_is_over_and_that_is_still_the_worst_is_passed_over_again(site: Site) -> None:
@@ -276,8 +318,8 @@ async def test_a_replica_whose_time_is_over_and_that_is_still_the_worst_is_passe
         ejector._pump = lambda _pool: pumped.append(bad.passed_over)
         for _ in range(2):
             for link in pool.links:
-                link.record.well = 2 * ATTEMPTS_MIN
-            bad.record.failed = 10 * ATTEMPTS_MIN
+                link.record.well = 2 * USUAL.requests_min
+            bad.record.failed = 10 * USUAL.requests_min
             ejector._look("tiny", pool)
             assert bad.passed_over
             (ejection,) = ejector._outliers["tiny"].ejected.values()

@@ -32,6 +32,7 @@ from tests.unit.actors import (
 from tests.unit.core import test_drains, test_overloads, test_reconcile, test_stream, test_unhealthy
 from tests.unit.serving import test_waiting
 from tests.unit.simulations.gateway_witnesses import GATEWAY_WITNESSES
+from tests.unit.simulations.lenient_witnesses import LENIENT_WITNESSES
 from tests.unit.simulations.log_witnesses import LOG_WITNESSES
 from tests.unit.simulations.stream_witnesses import STREAM_WITNESSES
 from tests.unit.simulations.telling_witnesses import TELLING_WITNESSES
@@ -190,6 +191,7 @@ WITNESSES: dict[str, Callable[[], object]] = {
     "canary": test_replica_watch.test_a_change_is_told_once_with_its_reason_and_an_end_once_no_check_fails,
     "health-budget": test_unhealthy.test_only_one_goes_at_a_time_where_a_part_would_be_less_than_one,
     **GATEWAY_WITNESSES,
+    **LENIENT_WITNESSES,
 }
 
 

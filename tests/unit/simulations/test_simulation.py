@@ -86,6 +86,11 @@ def test_seeds_of_busy_clusters_break_no_invariant(seed: int) -> None:
     assert run(draw_plan(seed, SCENARIOS["busy"]))[0].violations == []
 
 
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_seeds_of_uneven_clusters_break_no_invariant(seed: int) -> None:
+    assert run(draw_plan(seed, SCENARIOS["uneven"]))[0].violations == []
+
+
 def test_a_run_that_raises_is_told_up_to_there(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = draw_plan(1, SCENARIOS[STANDARD])
     broken = plan.faults[3]

@@ -7,6 +7,7 @@ from typing import Final
 
 from holdfast.simulations.checkers.cancels import cancels
 from holdfast.simulations.checkers.draining import routable, taken_out
+from holdfast.simulations.checkers.ejections import ejections
 from holdfast.simulations.checkers.facts import facts
 from holdfast.simulations.checkers.given_up import deadlines, given_up
 from holdfast.simulations.checkers.health import bounds, goal_reached_s, liveness, quiet
@@ -15,6 +16,7 @@ from holdfast.simulations.checkers.members import leases, members
 from holdfast.simulations.checkers.moves import moves
 from holdfast.simulations.checkers.owners import owners
 from holdfast.simulations.checkers.placement import capacity, drains, losses, orphans, placements, updates
+from holdfast.simulations.checkers.retries import retries
 from holdfast.simulations.checkers.shedding import shedding
 from holdfast.simulations.checkers.sickness import sickness
 from holdfast.simulations.checkers.starts import attempts, starts
@@ -33,6 +35,8 @@ CHECKERS: Final[tuple[Callable[[History], list[Violation]], ...]] = (
     shedding,
     wishes,
     thresholds,
+    retries,
+    ejections,
     moves,
     given_up,
     deadlines,

@@ -12,6 +12,7 @@ import msgspec
 from holdfast.actors.node import Node
 from holdfast.core.events import Event, LeaderDeposed, LeaderElected
 from holdfast.core.ports import LogEntry, LogStatus
+from holdfast.gateway.admission_settings import AdmissionSettings
 from holdfast.gateway.gateway_process import GatewayProcess
 from holdfast.gateway.http_settings import HttpSettings
 from holdfast.gateway.machine import Machine
@@ -20,6 +21,7 @@ from holdfast.gateway.reporting import WatchedLeases, WatchedLog
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.settings import GatewayProcessSettings, NodeProcessSettings, Settings
 from holdfast.simulations.cluster.asking import asks_from
+from holdfast.simulations.cluster.budgets import NotedBudget
 from holdfast.simulations.cluster.door import SimDoor, cut_client
 from holdfast.simulations.cluster.members import Member
 from holdfast.simulations.cluster.replicas import RunningReplica, SimLauncher
@@ -220,6 +222,16 @@ class Cluster:
                 heartbeat_timeout_s=knobs.heartbeat_timeout_s,
                 stream_stall_timeout_s=knobs.stream_stall_timeout_s,
             ),
+            admission=AdmissionSettings(
+                retry_budget_ratio=knobs.retry_budget_ratio,
+                retry_budget_min_per_s=knobs.retry_budget_min_per_s,
+                retry_budget_burst=knobs.retry_budget_burst,
+                outlier_interval_s=knobs.outlier_interval_s,
+                outlier_requests_min=knobs.outlier_requests_min,
+                outlier_window_s=knobs.outlier_window_s,
+                outlier_ejection_s=knobs.outlier_ejection_s,
+                outlier_ejection_max_s=knobs.outlier_ejection_max_s,
+            ),
         )
 
     # --- processes --------------------------------------------------------------------------------------
@@ -253,8 +265,13 @@ class Cluster:
             stop,
             self.stores(process),
             self.machine(process),
-            lambda gateway: self.inside.update({member.name: gateway}),
+            lambda gateway: self._made(process, gateway),
         )
+
+    def _made(self, process: SimProcess, gateway: GatewayProcess) -> None:
+        self.inside[process.name] = gateway
+        serving = gateway._serving
+        serving._retries = serving._dispatch._retries = NotedBudget(serving._retries, process, self.history)
 
     def _exchange(self, process: SimProcess) -> Exchange:
         """A gateway begins to serve a request: it must be done by its time limit, and a last write's."""

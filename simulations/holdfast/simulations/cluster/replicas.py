@@ -41,6 +41,7 @@ class RunningReplica:
         self.engine: BreakableEngine | None = None
         self.replica: Replica | None = None
         self.fails_to_load = False
+        self.flaps = False
         self._load_s = load_s
         self._history = history
         self._process: SimProcess | None = None

@@ -44,7 +44,8 @@ LOOK_S = 0.5
 
 
 class Kind(NamedTuple):
-    """A kind of fault. `weight`: how often it is drawn; `lasts_s`: between so long and so long, zeros for at once.
+    """A kind of fault. `weight`: how often it is drawn (0: only where a scenario names it); `lasts_s`: between so long
+    and so long, zeros for at once.
 
     `several` names the servers ("log", "leases") that it can only befall where they are several.
     """

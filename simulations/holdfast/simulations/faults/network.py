@@ -91,10 +91,46 @@ def _cut(injector: Injector, fault: Fault) -> Broken:
     return Broken(f"{end.process.name}>{end.other.process.name}")
 
 
+FLAP_S = (0.1, 1.0)
+"""A link that flaps is reset every so often, in seconds."""
+
+
+def _flap(injector: Injector, fault: Fault) -> Broken:
+    """Gateways' connections to one replica are reset again and again: it fails what is asked of it, and lives on."""
+    replica = pick([replica for replica in injector.replicas() if not replica.flaps], fault)
+    if replica is None:
+        return NOTHING
+    network, scheduler = injector.cluster.world.network, injector.cluster.world.scheduler
+    low_s, high_s = FLAP_S
+    every_s = low_s * (high_s / low_s) ** fault.amount
+    gateways = {member.name for member in injector.cluster.gateways}
+    resets: list[int] = []
+    mended = False
+    replica.flaps = True
+
+    def reset() -> None:
+        if mended:
+            return
+        ends = [end for end in network.ends_of(replica.process) if end.other.process.name in gateways]
+        for end in ends:
+            for one in (end, end.other):
+                one.lose(ConnectionResetError("the link is down"))
+        resets.append(len(ends))
+        scheduler.call_later(every_s, reset)
+
+    def mend() -> None:
+        nonlocal mended
+        mended, replica.flaps = True, False
+
+    reset()
+    return Broken(replica.name, mend, f"every {every_s:.2f} s", struck=lambda: sum(resets))
+
+
 NETWORK_KINDS = {
     "partition": Kind(_partition, 2.0, (0.2, 15.0)),
     "one-way partition": Kind(_partition_one_way, 2.0, (0.2, 15.0)),
     "delay": Kind(_delay, 1.5, (0.5, 10.0)),
     "clogging": Kind(_clog, 1.5, (0.5, 8.0)),
     "reset connection": Kind(_cut, 2.0),
+    "flapping link": Kind(_flap, 0.0, (1.0, 10.0)),
 }

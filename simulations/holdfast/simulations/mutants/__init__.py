@@ -14,6 +14,7 @@ from holdfast.simulations.mutants import (
     draining,
     health,
     leading,
+    lenient,
     log,
     placing,
     serving,
@@ -40,6 +41,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         *draining.MUTANTS,
         *shedding.MUTANTS,
         *serving.MUTANTS,
+        *lenient.MUTANTS,
     )
 }
 """All of them, by name."""

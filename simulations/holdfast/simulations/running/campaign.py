@@ -135,7 +135,7 @@ def kinds_of(scenario: Scenario) -> list[str]:
 
     if not scenario.faults_max:
         return []
-    among = scenario.kinds or KINDS
+    among = scenario.kinds or [name for name, kind in KINDS.items() if kind.weight]
     return [kind for kind in KINDS if kind in among and (scenario.heals or kind in LASTING)]
 
 

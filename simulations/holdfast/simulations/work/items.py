@@ -231,7 +231,7 @@ def _changes(rng: Random, scenario: Scenario) -> list[Change]:
 def _asks(rng: Random, scenario: Scenario) -> list[Ask]:
     """Requests spread over the time of faults, a burst of them that is too much at once, and some when that is over."""
     burst_s = rng.uniform(WORK_FROM_S, scenario.healed_s - BURST_S)
-    in_burst = rng.choice((0.0, 0.3, 0.9))
+    in_burst = rng.choice((0.0,) if scenario.uneven else (0.0, 0.3, 0.9))
     asks = []
     for number in range(scenario.requests):
         if rng.random() < in_burst:
