@@ -124,6 +124,16 @@ def test_ends_of_processes_and_their_suspicions_are_marked() -> None:
     assert [mark["width"] for mark in drawn.marks("suspected")] == ["10.000%"]
 
 
+def test_a_suspicion_ends_with_its_replica_however_the_log_hears_of_that() -> None:
+    run = well()
+    run.at_s = 12.0
+    for number in (1, 2):
+        run.fact(ev.ReplicaSuspected("gateway-1", f"app.tiny.{number}", 0.5, 1, "silent"), "gateway.gateway-1")
+    run.at_s = 15.0
+    run.decide(ev.NodeLost("node-1", "i1", "its lease expired"))
+    assert {mark["width"] for mark in page(run).marks("suspected")} == {"10.000%", "60.000%"}
+
+
 def test_leases_last_until_they_expire_and_with_them_their_keys() -> None:
     run = well()
     run.history.lease_event(3.0, "put", 8, "/holdfast/c/nodes/node-2/i1", 11, "node-2")

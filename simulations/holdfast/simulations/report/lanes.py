@@ -11,6 +11,7 @@ import msgspec
 
 from holdfast.actors.identity import CUT_OFF, ENDED, LEADER_KEY, parse_holder
 from holdfast.core import events as ev
+from holdfast.core.cluster import ReplicaStatus
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.history import History
 from holdfast.simulations.records import (
@@ -346,17 +347,17 @@ def _replicas(
 
 
 def _suspicions(log: FinalLog, ended_s: float) -> dict[str, list[Mark]]:
-    """For each replica, when gateways suspected it."""
+    """For each replica, when gateways suspected it: until they trust it, or it is gone from the log."""
     found: dict[str, list[Mark]] = defaultdict(list)
     since: dict[tuple[str, str], tuple[float, str]] = {}
     for place, record in enumerate(log.records):
         payload, at_s = record.event.payload, log.times[place]
         if isinstance(payload, ev.ReplicaSuspected):
             since.setdefault((payload.replica, payload.gateway), (at_s, payload.reason))
-        elif isinstance(payload, ev.ReplicaTrusted):
-            _suspected(found, since, (payload.replica, payload.gateway), at_s)
-        elif isinstance(payload, ev.ReplicaExited):
-            for key in [key for key in since if key[0] == payload.replica]:
+        replicas = log.states[place + 1].replicas
+        for key in list(since):
+            known = replicas.get(key[0])
+            if known is None or known.status is ReplicaStatus.EXITED or key[1] not in known.suspected_by:
                 _suspected(found, since, key, at_s)
     for key in list(since):
         _suspected(found, since, key, ended_s)
