@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -57,6 +58,28 @@ def test_a_command_whose_output_nobody_reads_any_more_says_so_by_its_code() -> N
             check=False,
         )
     assert (ended.returncode, ended.stderr) == (EXIT_PIPE, b"")
+
+
+def test_a_command_whose_output_has_no_room_says_so() -> None:
+    code = "from holdfast.gateway.cli import tables, running; running.guarded(lambda: tables.console().print('x'))"
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    told = b"holdfast: what there is to write can't be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, told)
+
+
+def test_other_errors_of_the_system_are_bugs() -> None:
+    def work() -> None:
+        raise OSError(errno.EBADF, "x")
+
+    with pytest.raises(OSError, match="x"):
+        guarded(work)
 
 
 def test_a_bug_is_not_hidden_behind_an_error_raised_on_purpose() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,9 @@ EXIT_FAILED = 1
 EXIT_MISUSE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_PIPE = 128 + signal.SIGPIPE
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk has no more room."""
 
 _T = TypeVar("_T")
 
@@ -36,6 +40,13 @@ def guarded(work: Callable[[], _T]) -> _T:
         # Whoever read our output has enough of it. Nothing may be flushed into that pipe any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_PIPE) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        # What is buffered can't be written either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"holdfast: what there is to write can't be written: {error.strerror}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
     except HoldfastError as error:
         fail(error)
     except BaseExceptionGroup as group:
