@@ -28,8 +28,8 @@ Examples
 
 `holdfast sim run --scenario uneven` has replicas that serve far worse than others, and gateways that pass them over.
 
-Exit code 0 when no seed failed, 1 when one did, or when 1,000 seeds or more never had one of the kinds of faults,
-2 for a mistake in the call, 130 after Ctrl-C without a failure so far.
+Exit code 0 when no seed failed, 1 when one did, or when 1,000 seeds or more never had one of the kinds of faults, or
+nothing for one of the checkers to judge, 2 for a mistake in the call, 130 after Ctrl-C without a failure so far.
 """
 REPLAY_EPILOG = """
 Examples
@@ -110,7 +110,7 @@ def run(
     jobs: JobsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run many seeds, and tell which fail, and which faults were injected.
+    """Run many seeds, and tell which fail, which faults were injected, and how much each checker judged.
 
     A seed is a whole cluster's life: all that is drawn in it follows from the seed and the scenario. With --json one
     object is printed at the end; progress goes to standard error.

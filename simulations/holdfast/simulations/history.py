@@ -33,7 +33,7 @@ from holdfast.simulations.records import (
     ThresholdChange,
     Unhandled,
 )
-from holdfast.simulations.strays import Stray
+from holdfast.simulations.strays import Look, Stray
 
 
 class History:
@@ -78,6 +78,7 @@ class History:
         self.strays: list[Stray] = []
         self.passings: list[Passing] = []
         self.retries: list[Retry] = []
+        self.looks: list[Look] = []
         self.unhandled: list[Unhandled] = []
         self.notes: list[Note] = []
         self.settle: Settle | None = None
@@ -188,6 +189,10 @@ class History:
         stray = Stray(what, replica, gateway, at_s, at_s)
         self.strays.append(stray)
         return stray
+
+    def looked_at(self, at_s: float, what: str, replica: str, gateway: str) -> None:
+        """A stream was compared on both sides, whether it is astray or not."""
+        self.looks.append(Look(at_s, what, replica, gateway))
 
     def gateway_reaches(self, at_s: float, gateway: str, replicas: tuple[str, ...]) -> None:
         """The replicas that a gateway can send streams to. Tell all while settling, several times a second."""

@@ -53,6 +53,7 @@ class Scenario(msgspec.Struct, frozen=True):
     `kinds` are drawn, if there are any, each as often as it stands there; those that last do so between `shortest_s`
     and `longest_s`. With `busy` True there is little room, and everybody looks about often. With `uneven` True requests
     come evenly, and gateways compare replicas often, by little, and try little again.
+    Checkers that are `idle` may find nothing to judge in it, however many the seeds.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Scenario(msgspec.Struct, frozen=True):
     longest_s: float = 60.0
     busy: bool = False
     uneven: bool = False
+    idle: tuple[str, ...] = ()
 
     @property
     def core_nodes(self) -> int:
@@ -85,7 +87,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
 
 SCENARIOS = {
-    STANDARD: Scenario(STANDARD),
+    STANDARD: Scenario(STANDARD, idle=("retries", "ejections", "moves")),
     CORE: Scenario(
         CORE,
         nodes=5,
@@ -97,6 +99,7 @@ SCENARIOS = {
         late_requests=4,
         operations=3,
         heals=False,
+        idle=("cancels", "shedding", "retries", "ejections", "moves", "losses"),
     ),
     "short": Scenario(
         "short",
@@ -113,6 +116,7 @@ SCENARIOS = {
         requests=6,
         late_requests=2,
         operations=1,
+        idle=("retries", "ejections", "moves", "losses"),
     ),
     BUSY: Scenario(
         BUSY,
@@ -133,6 +137,7 @@ SCENARIOS = {
         shortest_s=5.0,
         longest_s=8.0,
         busy=True,
+        idle=("retries", "ejections", "losses", "updates", "routable", "taken_out"),
     ),
     UNEVEN: Scenario(
         UNEVEN,
@@ -153,8 +158,17 @@ SCENARIOS = {
         shortest_s=3.0,
         longest_s=8.0,
         uneven=True,
+        idle=(
+            *("cancels", "shedding", "moves", "losses", "leases", "drains"),
+            *("updates", "routable", "taken_out", "sickness", "quiet"),
+        ),
     ),
-    "calm": Scenario("calm", faults_min=0, faults_max=0),
+    "calm": Scenario(
+        "calm",
+        faults_min=0,
+        faults_max=0,
+        idle=("shedding", "retries", "ejections", "moves", "starts", "losses", "leases", "sickness"),
+    ),
 }
 """The scenarios by name: faults that heal, faults that never do beside a healthy core, a small cluster for half as long
 (for very many seeds), one that has more work than room and faults that outlast all bounds, one some of whose replicas

@@ -17,7 +17,8 @@ import msgspec
 
 from holdfast.gateway.link import STALL_LOOK_S
 from holdfast.gateway.stalls import BARREN_STEPS, STALL_STEPS
-from holdfast.simulations.checkers import check_all
+from holdfast.simulations.checkers import judge
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.cluster.cluster import Cluster
 from holdfast.simulations.cluster.engines import BARREN_STEP_S
@@ -52,7 +53,9 @@ PACE_MAX = 1.65
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What came of a run. `trace` is equal for two runs only if they took the same turns to the same end."""
+    """What came of a run. `trace` is equal for two runs only if they took the same turns to the same end. `judged`:
+    by checker, how many things of each kind were.
+    """
 
     seed: int
     scenario: str
@@ -61,6 +64,7 @@ class Result(msgspec.Struct, frozen=True):
     faults: dict[str, int]
     counts: dict[str, int]
     wall_s: float
+    judged: dict[str, Judged]
 
 
 def draw_plan(seed: int, scenario: Scenario) -> Plan:
@@ -94,12 +98,15 @@ def run(
     finally:
         if collecting:
             gc.enable()
-    violations = check_all(history)
+    verdict = judge(history)
     trace = _trace(trace_of_turns, history)
     counts = _counts(turns, history)
     faults = Counter(fault.kind for fault in history.faults if fault.struck)
     wall_s = perf_counter() - began_s
-    return Result(plan.seed, plan.scenario.name, trace, violations, dict(faults), counts, wall_s), history
+    result = Result(
+        plan.seed, plan.scenario.name, trace, verdict.violations, dict(faults), counts, wall_s, verdict.judged
+    )
+    return result, history
 
 
 def _live(world: World, plan: Plan, history: History) -> None:

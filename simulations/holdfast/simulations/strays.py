@@ -1,4 +1,4 @@
-"""Streams astray: records of what a replica and a gateway don't agree about."""
+"""Streams astray: records of what a replica and a gateway don't agree about, and of all that was looked at for it."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ class Stray(msgspec.Struct, gc=False):
     gateway: str
     from_s: float
     until_s: float
+
+
+class Look(msgspec.Struct, frozen=True, gc=False):
+    """A stream was looked at that may be astray in this way: one that a replica has, or a gateway."""
+
+    at_s: float
+    what: str
+    replica: str
+    gateway: str

@@ -15,8 +15,8 @@ VIOLATION = Violation("exactly-once", 12.5, "request 3 got token 7 twice")
 
 def result(seed: int, *violations: Violation, faults: dict[str, int] | None = None) -> Result:
     """What a run returns."""
-    counts = {"requests": 40}
-    return Result(seed, "standard", f"{seed:x}", list(violations), faults or {"freeze": 2}, counts, 0.25)
+    counts, judged = {"requests": 40}, {"streams": {"answers": seed - 1}}
+    return Result(seed, "standard", f"{seed:x}", list(violations), faults or {"freeze": 2}, counts, 0.25, judged)
 
 
 def simulate(case: Case) -> Result:

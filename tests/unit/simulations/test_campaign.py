@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
+
+from holdfast.simulations.checkers import CHECKERS
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.faults.kinds import KINDS, LASTING
 from holdfast.simulations.plan import CORE, SCENARIOS, STANDARD
-from holdfast.simulations.running.campaign import FAILURES_KEPT, Case, Coverage, Failure, Fewest, kinds_of, new_tally
+from holdfast.simulations.running import campaign
+from holdfast.simulations.running.campaign import (
+    FAILURES_KEPT,
+    Case,
+    Coverage,
+    Failure,
+    Fewest,
+    Judgements,
+    kinds_of,
+    new_tally,
+)
 from holdfast.simulations.running.pool import Broken
 from tests.unit.simulations.fake_runs import VIOLATION, result
 
@@ -25,6 +38,21 @@ def test_a_tally_counts_seeds_faults_and_checkers() -> None:
     assert tally.fewest == Fewest(2, 2)
     assert tally.never_injected == [kind for kind in DRAWN if kind not in ("freeze", "partition")]
     assert (tally.virtual_s, tally.busy_s, tally.counts) == (120.0, 0.5, {"requests": 80})
+
+
+def test_a_tally_counts_what_each_checker_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = new_tally(SCENARIOS[STANDARD])
+    for seed in (1, 2, 3):
+        tally.add(Case(seed, STANDARD), result(seed))
+    assert tally.judged["streams"] == {"answers": Judgements(seeds=2, judged=3)}
+    others = {checker.__name__: list(things) for checker, things in CHECKERS.items() if checker.__name__ != "streams"}
+    assert tally.never_judged == others
+    assert tally.blind == []
+    monkeypatch.setattr(campaign, "MANY_SEEDS", 3)
+    assert tally.blind == [name for name in others if name not in SCENARIOS[STANDARD].idle]
+    for things in tally.judged.values():
+        next(iter(things.values())).seeds = 1  # of one kind of thing something was judged: that one holds something
+    assert tally.blind == []
 
 
 def test_the_trace_of_many_runs_is_the_same_in_any_order() -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from holdfast.simulations.checkers import judge
 from holdfast.simulations.checkers.moves import BARREN, LOSES_STREAM
-from holdfast.simulations.records import ERROR, Request
+from holdfast.simulations.records import CANCELLED, ERROR, Request
 from tests.unit.simulations.recorded import Run, answered, broken, only, well
 
 FROZEN_S = 20.0
@@ -114,6 +115,43 @@ def lost() -> tuple[Run, Request]:
     run.history.stream_stands_still(FROZEN_S, "app.tiny.1", request.prompt)
     run.history.fault(FROZEN_S, LOSES_STREAM, "app.tiny.1", until_s=FROZEN_S)
     return run, request
+
+
+def _is_cancelled(_run: Run, request: Request) -> None:
+    request.ended(22.0, CANCELLED)
+
+
+def _is_too_late(_run: Run, request: Request) -> None:
+    request.ended(22.0, ERROR, "deadline_exceeded")
+
+
+def _was_over(_run: Run, request: Request) -> None:
+    request.ended(19.9, ERROR, "stream_lost")
+
+
+@pytest.mark.parametrize("case", ["stuck", "lost", "barren"])
+@pytest.mark.parametrize(
+    ("happens", "count"),
+    [
+        *((_moves, 1), (_ends, 1), (None, 1)),
+        *((_goes_on, 0), (_calls_again, 0), (_gateway_froze, 0), (_other_is_told_to_stop, 0), (_all_are_busy, 0)),
+        *((_is_cancelled, 0), (_is_too_late, 0), (_was_over, 0)),
+    ],
+)
+def test_those_count_that_had_to_move_whether_they_did_or_not(
+    case: str, happens: Callable[[Run, Request], None] | None, count: int
+) -> None:
+    run, request = {"stuck": stuck, "lost": lost, "barren": barren}[case]()
+    if happens is not None:
+        happens(run, request)
+    judged = judge(run.history).judged["moves"]
+    assert sorted(judged.values()) == [0, 0, count]
+
+
+def test_a_stream_that_leaves_a_barren_engine_late_is_found_too() -> None:
+    run, request = barren()
+    run.history.attempt(FROZEN_S + BOUND_S + 1.0, "app.tiny.2", request.prompt, 0)
+    assert only(broken(run), "moves") == "request 7 is still on app.tiny.1, whose engine makes nothing since 20.000 s"
 
 
 def test_a_stream_that_stays_on_an_engine_which_lost_it_is_found() -> None:

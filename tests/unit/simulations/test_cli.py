@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from holdfast.simulations import checkers
+from holdfast.simulations.checkers.moves import moves
+from holdfast.simulations.checkers.streams import ends, streams
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.cli import app
 from holdfast.simulations.faults.kinds import KINDS
@@ -83,17 +86,37 @@ def test_a_table_tells_in_how_many_seeds_each_kind_of_fault_was_injected(sim: In
 def test_many_seeds_of_which_none_had_a_kind_of_fault_are_a_failure(
     sim: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign, "ALL_INJECTED_SEEDS", 2)
+    monkeypatch.setattr(campaign, "MANY_SEEDS", 2)
     assert sim("run", "--seeds", "1", "--jobs", "1").exit_code == 0
     ended = sim("run", "--seeds", "2", "--jobs", "1")
     assert ended.exit_code == 1
     last = ended.stdout.rstrip().splitlines()[-1]
-    assert last.endswith(": none failed, but not every kind of fault was injected, as it must be in 2 seeds or more")
+    assert ": none failed, but not every kind of fault was injected, as it must be in 2 seeds or more" in last
     assert "\nnever injected: node crash, " in ended.stdout
     told = sim("run", "--seeds", "2", "--jobs", "1", "--json")
     assert (told.exit_code, json.loads(told.stdout)["failed"]) == (1, 0)
     monkeypatch.setattr(campaign, "kinds_of", lambda _scenario: ["freeze"])
+    monkeypatch.setattr(checkers, "CHECKERS", {streams: ("answers",)})
     assert sim("run", "--seeds", "2", "--jobs", "1").exit_code == 0
+
+
+def test_many_seeds_in_which_a_checker_had_nothing_to_judge_are_a_failure(
+    sim: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "MANY_SEEDS", 2)
+    monkeypatch.setattr(campaign, "kinds_of", lambda _scenario: ["freeze"])
+    monkeypatch.setattr(checkers, "CHECKERS", {streams: ("answers",), ends: ("requests of clients",), moves: ("x",)})
+    ended = sim("run", "--seeds", "2", "--jobs", "1")
+    assert ended.exit_code == 1
+    rows = [line.split() for line in ended.stdout.splitlines()]
+    assert ["streams", "answers", "1", "1"] in rows
+    assert ["ends", "requests", "of", "clients", "0", "0"] in rows
+    assert "\nnever judged: ends (requests of clients), moves (x)\n" in ended.stdout
+    last = ended.stdout.rstrip().splitlines()[-1]
+    assert last.endswith(": none failed, but ends judged nothing, and must in 2 seeds or more")  # moves is idle
+    told = json.loads(sim("run", "--seeds", "2", "--jobs", "1", "--json").stdout)
+    assert told["judged"]["streams"] == {"answers": {"seeds": 1, "judged": 1}}
+    assert told["never_judged"] == {"ends": ["requests of clients"], "moves": ["x"]}
 
 
 def test_machines_get_one_object(sim: Invoke) -> None:
@@ -187,7 +210,7 @@ def test_a_replay_tells_what_happened_and_what_it_broke(sim: Invoke) -> None:
     assert said[0].split()[1] == "faults"
     assert "  50.000000  n1                is through" in said
     assert "  51.000000  checkers          exactly-once: twice" in said
-    assert said[-2:] == ["1 violations", "  exactly-once at 51.000 s: twice"]
+    assert said[-3:] == ["  streams judged 2 answers", "1 violations", "  exactly-once at 51.000 s: twice"]
 
 
 def test_a_replay_is_drawn_in_a_file_and_in_the_terminal(sim: Invoke, tmp_path: Path) -> None:

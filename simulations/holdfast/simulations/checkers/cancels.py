@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from holdfast.actors.engines.mock import TOKENS_WITHOUT_LIMIT
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import CANCELLED, GATEWAY, NODE, REPLICA, STOP, Attempt, Request
@@ -17,6 +19,9 @@ STOPS_S: Final = 2.0
 OPENS_S: Final = 0.2
 """So long a request may take to get to its gateway (seconds)."""
 
+PACE_MIN: Final = 0.5
+"""A token takes no less than this part of the longest that one may take."""
+
 CALM_S: Final = 4.0
 """What befell anybody less than so long before the end, in seconds, may have kept a gateway from telling."""
 
@@ -24,7 +29,7 @@ SERVERS: Final = ("log", "lease")
 """How kinds of faults begin that befall servers alone, which have no part in this."""
 
 
-def cancels(history: History) -> list[Violation]:
+def cancels(history: History, judged: Judged) -> list[Violation]:
     """No engine draws a token for a request `STOPS_S` after it was cancelled, its client left, or its time was over.
 
     The same goes for all requests below it. That is asked where nothing befell anybody just then.
@@ -34,6 +39,7 @@ def cancels(history: History) -> list[Violation]:
         for over_s, why in _ends(history, request):
             if over_s + STOPS_S <= history.ended_s and _calm(history, over_s):
                 for one in [request, *below(history, request)]:
+                    judged["streams that nobody wants"] += sum(_would_go_on(history, one, over_s))
                     found += _goes_on(one, over_s, f"{why} at {over_s:.3f} s", is_child=one is not request)
     return found
 
@@ -91,6 +97,16 @@ def _goes_on(request: Request, over_s: float, why: str, *, is_child: bool) -> It
         what = f"request {request.id}, which belongs to it," if is_child else "it"
         message = f"{why}, and {what} got a token on {attempt.replica} at {attempt.last_s:.3f} s"
         yield Violation(CANCELS, attempt.last_s, message)
+
+
+def _would_go_on(history: History, request: Request, over_s: float) -> Iterator[bool]:
+    """Of each attempt, whether it was under way, and had so many tokens left that going on would be found."""
+    tokens = request.max_tokens or TOKENS_WITHOUT_LIMIT
+    for attempt in request.attempts:
+        runs = attempt.at_s < over_s and not (attempt.finished and attempt.last_s <= over_s)
+        lasts_s = (tokens - attempt.accepted) * history.token_s * PACE_MIN
+        # Where a stop string ends it, the engine may have had less to draw.
+        yield runs and not request.stops and attempt.at_s + lasts_s > over_s + STOPS_S
 
 
 def _drawing(attempts: Iterable[Attempt], over_s: float) -> Iterator[Attempt]:

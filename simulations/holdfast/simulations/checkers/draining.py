@@ -10,6 +10,7 @@ from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, Drain, MemberStatus, ReplicaState, ReplicaStatus
 from holdfast.core.drains import may_be_relieved
 from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import GATEWAY, NODE, REPLICA, Process
@@ -33,15 +34,15 @@ LAST_WORD_S: Final = 1.0
 # --- routable -------------------------------------------------------------------------------------------
 
 
-def routable(history: History) -> list[Violation]:
+def routable(history: History, judged: Judged) -> list[Violation]:
     """No planned stop takes the last replica of a deployment that runs: not a decision that replaces, drains or scales,
     nor a node that is told to stop while others live.
     """
     log = final_log(history)
-    return [*_by_decisions(log), *_by_nodes(history, log)]
+    return [*_by_decisions(log, judged), *_by_nodes(history, log, judged)]
 
 
-def _by_decisions(log: FinalLog) -> Iterator[Violation]:
+def _by_decisions(log: FinalLog, judged: Judged) -> Iterator[Violation]:
     ended: list[tuple[float, str]] = []
     ready: dict[str, float] = {}
     for place, record in enumerate(log.records):
@@ -57,7 +58,10 @@ def _by_decisions(log: FinalLog) -> Iterator[Violation]:
         unread = any(name == replica.deployment and when_s > at_s - UNREAD_S for when_s, name in ended)
         # One that got ready just now was one of many that start, for all that the leader had read.
         unread = unread or ready.get(replica.id, 0.0) > at_s - UNREAD_S
-        if not unread and not _others_run(before, replica):
+        if unread:
+            continue
+        judged["planned stops"] += 1
+        if not _others_run(before, replica):
             message = f"{replica.id} was the last replica of {replica.deployment} that ran, and is told to stop"
             yield Violation(ROUTABLE, at_s, f"sequence {record.sequence}: {message}: {payload.reason}")
 
@@ -86,7 +90,7 @@ def _others_run(state: ClusterState, replica: ReplicaState) -> bool:
     )
 
 
-def _by_nodes(history: History, log: FinalLog) -> Iterator[Violation]:
+def _by_nodes(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     """Nodes that stop what nobody has replaced yet, though others may."""
     nodes = {process.pid: process for process in history.processes if process.role == NODE}
     for process in history.processes:
@@ -97,12 +101,15 @@ def _by_nodes(history: History, log: FinalLog) -> Iterator[Violation]:
         state = log.states[log.at(process.told_s - FLUSH_TIMEOUT_S)]
         replica = state.replicas.get(process.replica)
         early = node.told_s <= process.told_s < node.told_s + history.node_waits_s
-        if not early or replica is None or replica.status is not ReplicaStatus.RUNNING or _others_run(state, replica):
+        if not early or replica is None or replica.status is not ReplicaStatus.RUNNING:
             continue
         ordered = log.states[log.at(process.told_s)].replicas.get(process.replica)
         still_runs = ordered is not None and ordered.status is ReplicaStatus.RUNNING
         relief = may_be_relieved(log.states[log.at(process.told_s)], replica.node)
-        if still_runs and relief and _calm(history, process.told_s):
+        if not relief or not _calm(history, process.told_s):
+            continue
+        judged["replicas that nodes stop"] += 1
+        if still_runs and not _others_run(state, replica):
             message = f"{node.name} stops {replica.id}, the last of {replica.deployment} that ran, and waits for nobody"
             yield Violation(ROUTABLE, process.told_s, message)
 
@@ -117,15 +124,20 @@ def _calm(history: History, at_s: float) -> bool:
 # --- taken out ------------------------------------------------------------------------------------------
 
 
-def taken_out(history: History) -> list[Violation]:
+def taken_out(history: History, judged: Judged) -> list[Violation]:
     """A drained gateway says so in time, no drain outlives the decision that lifts it, and a drained node is given
     no replicas.
     """
     log = final_log(history)
-    return [*_obeyed(history, log), *_too_early(history, log), *_lifted(log), *_given(log)]
+    return [
+        *_obeyed(history, log, judged),
+        *_too_early(history, log, judged),
+        *_lifted(log, judged),
+        *_given(log, judged),
+    ]
 
 
-def _obeyed(history: History, log: FinalLog) -> Iterator[Violation]:
+def _obeyed(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     for place, record in log.effective():
         order = record.event.payload
         if not isinstance(order, ev.DrainOrdered) or order.kind != "gateway":
@@ -137,12 +149,15 @@ def _obeyed(history: History, log: FinalLog) -> Iterator[Violation]:
         process = _process(history, log, order.name, due_s)
         if gateway is None or process is None or gateway.status is not MemberStatus.ALIVE:
             continue
-        if gateway.drain is not None and gateway.drain.event == record.event.id and not gateway.drained:
+        if gateway.drain is None or gateway.drain.event != record.event.id:
+            continue
+        judged["drained gateways"] += 1
+        if not gateway.drained:
             message = f"{order.name} was drained by sequence {record.sequence}, and has not said that it is"
             yield Violation(TAKEN_OUT, due_s, message)
 
 
-def _too_early(history: History, log: FinalLog) -> Iterator[Violation]:
+def _too_early(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     """Gateways that call themselves drained while requests go on there, and the time for these is not over."""
     orders = {record.event.id: (place, record.event.payload) for place, record in log.effective()}
     for place, record in enumerate(log.records):
@@ -152,6 +167,7 @@ def _too_early(history: History, log: FinalLog) -> Iterator[Violation]:
         ordered, order = orders[record.event.cause]
         if not isinstance(order, ev.DrainOrdered) or order.mode == "migrate":
             continue
+        judged["gateways that call themselves drained"] += 1
         at_s, over_s = log.times[place], log.times[ordered] + (order.deadline_s or 0.0)
         for exchange in history.exchanges:
             mine = log.members.get(exchange.pid)
@@ -173,15 +189,17 @@ def _process(history: History, log: FinalLog, name: str, at_s: float) -> Process
     return None
 
 
-def _lifted(log: FinalLog) -> Iterator[Violation]:
+def _lifted(log: FinalLog, judged: Judged) -> Iterator[Violation]:
     last: dict[tuple[str, str], ev.DrainOrdered | ev.DrainLifted] = {}
     for _place, record in log.effective():
         payload = record.event.payload
         if isinstance(payload, ev.DrainOrdered | ev.DrainLifted):
             last[payload.kind, payload.name] = payload
     for (kind, name), decision in last.items():
-        drain = _drain(log.state, kind, name)
-        if drain is not None and isinstance(decision, ev.DrainLifted):
+        if not isinstance(decision, ev.DrainLifted):
+            continue
+        judged["drains that were lifted"] += 1
+        if _drain(log.state, kind, name) is not None:
             at_s = log.times[-1] if log.times else 0.0
             yield Violation(TAKEN_OUT, at_s, f"{kind} {name} is still drained, and that was lifted")
 
@@ -194,12 +212,14 @@ def _drain(state: ClusterState, kind: str, name: str) -> Drain | None:
     return state.replicas[name].drain if name in state.replicas else None
 
 
-def _given(log: FinalLog) -> Iterator[Violation]:
+def _given(log: FinalLog, judged: Judged) -> Iterator[Violation]:
     for place, record in log.effective():
         payload = record.event.payload
         if not isinstance(payload, ev.ReplicaPlaced | ev.ReplicaReplaced):
             continue
-        node = log.states[place].nodes.get(payload.node)
+        nodes = log.states[place].nodes
+        judged["replicas placed beside drained nodes"] += any(one.drain is not None for one in nodes.values())
+        node = nodes.get(payload.node)
         drain = node.drain if node is not None else None
         # Decisions of one round follow from one state: the drain may be the one before it.
         if drain is not None and drain.event not in {one.event.id for one in log.records[max(0, place - 100) : place]}:

@@ -12,6 +12,7 @@ from holdfast.core.outliers import FIRST_MORE_S
 from holdfast.simulations.checkers.demand import most_at_once
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.leniency import Limits, Passing
@@ -67,7 +68,7 @@ class Spell(NamedTuple):
     until_s: float | None
 
 
-def ejections(history: History) -> list[Violation]:
+def ejections(history: History, judged: Judged) -> list[Violation]:
     """A gateway passes over a tenth of a deployment's replicas at most, or one, and says so; each for the time that is
     said, and no longer; and none that was well for as long as it was judged by.
     """
@@ -77,7 +78,9 @@ def ejections(history: History) -> list[Violation]:
     log = final_log(history)
     told = _told(log)
     found = [*_too_many(history, limits), *_slandered(history, limits, log, told)]
+    judged["reasons that are told"] += len(told)
     for spell in _spells(history):
+        judged["times that a replica was passed over"] += 1
         found += _spell(history, limits, told, spell)
     for looks in _looks(history).values():
         for one in told:

@@ -11,6 +11,7 @@ from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, MemberStatus, ReplicaStatus
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import GATEWAY, REPLICA, Process
@@ -27,7 +28,7 @@ TOLD_TO_STOP: Final = "replica told to stop"
 """The kind of fault by which somebody else than its node tells a replica to stop: the node's time begins later."""
 
 
-def facts(history: History) -> list[Violation]:
+def facts(history: History, judged: Judged) -> list[Violation]:
     """A replica's process that the log is told of is there, or has ended in the way that is told; it is called expected
     only where somebody had told it to stop; and its slot is not free before it has ended. Where it does not stop in
     time its node kills it, and nobody who is well needs that. Who reaches a replica again does not go on suspecting it.
@@ -36,12 +37,15 @@ def facts(history: History) -> list[Violation]:
     processes = {process.pid: process for process in history.processes}
     found = []
     for place, record in enumerate(log.records):
+        judged["starts and ends that are told"] += isinstance(
+            record.event.payload, ev.ReplicaStarted | ev.ReplicaExited
+        )
         told = [
             *_told(processes, record.event.payload, log.states[place], log.times[place]),
             *_freed(processes, record.event.payload, log.states[place], log.states[place + 1], log.times[place]),
         ]
         found += [Violation(FACTS, log.times[place], f"sequence {record.sequence}: {text}") for text in told]
-    return [*found, *_linger(history, processes), *_suspected(history, log)]
+    return [*found, *_linger(history, processes, judged), *_suspected(history, log, judged)]
 
 
 def _told(processes: dict[int, Process], payload: ev.Payload, before: ClusterState, at_s: float) -> Iterator[str]:
@@ -88,7 +92,7 @@ def _freed(
             yield f"the slot of {name} is free, and its process {replica.pid} runs"
 
 
-def _linger(history: History, processes: dict[int, Process]) -> Iterator[Violation]:
+def _linger(history: History, processes: dict[int, Process], judged: Judged) -> Iterator[Violation]:
     for process in history.processes:
         parent = processes.get(process.parent)
         if process.role != REPLICA or process.told_s is None or parent is None:
@@ -96,6 +100,7 @@ def _linger(history: History, processes: dict[int, Process]) -> Iterator[Violati
         killed_s = process.told_s + process.grace_s + STOP_MARGIN_S
         ends_s = history.ended_s if process.ended_s is None else process.ended_s
         until_s = history.ended_s if parent.ended_s is None else parent.ended_s
+        judged["replicas told to stop"] += min(history.ended_s, until_s) > killed_s + ENDS_S
         what = f"{parent.name} told {process.replica} to stop at {process.told_s:.3f} s, and it"
         if min(ends_s, until_s) > killed_s + ENDS_S:
             if not _befell(history, process.replica, (parent.name, parent.host), process.told_s, killed_s + ENDS_S):
@@ -118,7 +123,7 @@ def _befell(history: History, replica: str, names: tuple[str, ...], from_s: floa
     )
 
 
-def _suspected(history: History, log: FinalLog) -> Iterator[Violation]:
+def _suspected(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     settle = history.settle
     if settle is None or settle.core or settle.began_s + settle.bound_s > history.ended_s:
         return
@@ -128,6 +133,7 @@ def _suspected(history: History, log: FinalLog) -> Iterator[Violation]:
         late = [one for one in looks if one.at_s >= history.ended_s - TRUSTED_S]
         if not lives or gateway.status is not MemberStatus.ALIVE or not late:
             continue
+        judged["gateways at the end"] += 1
         for replica in log.state.replicas.values():
             if gateway.id in replica.suspected_by and all(replica.id in look.replicas for look in late):
                 message = f"{gateway.id} reaches {replica.id}, and the log has that it suspects it"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from typing import Final
 
 from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, DeploymentState, ReplicaState, ReplicaStatus
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.service import served
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
@@ -28,6 +30,9 @@ END_REPLICAS: Final = frozenset(
 to stop, at which it ends at once."""
 
 LAUNCH_FAILURE: Final = "launch failure"
+TARGETS_MAX: Final = 1_000
+"""Targets of faults whose parts are kept: those of a run are asked for again and again."""
+
 EXPLAINS_S: Final = 5.0
 """It explains that a process ends for so long after it is over, in seconds: an engine takes its time to load."""
 
@@ -35,8 +40,9 @@ EXPLAINS_S: Final = 5.0
 # --- bounds ---------------------------------------------------------------------------------------------
 
 
-def bounds(history: History) -> list[Violation]:
+def bounds(history: History, judged: Judged) -> list[Violation]:
     """Queues, buffers and whatever else was sampled stay inside their bounds."""
+    judged["queues and buffers"] += len(history.samples)
     return [
         Violation(BOUNDS, sample.at_s, f"{sample.actor}: {sample.name} has {sample.size}, its bound is {sample.bound}")
         for sample in history.samples.values()
@@ -47,7 +53,7 @@ def bounds(history: History) -> list[Violation]:
 # --- liveness -------------------------------------------------------------------------------------------
 
 
-def liveness(history: History) -> list[Violation]:
+def liveness(history: History, judged: Judged) -> list[Violation]:
     """Once nothing breaks any more, the goal is reached within its bound, and then requests are served.
 
     The goal: the log has every deployment at its number of running replicas, of its current revision and with none
@@ -58,6 +64,7 @@ def liveness(history: History) -> list[Violation]:
     settle = history.settle
     if settle is None:
         return []
+    judged["runs with a goal"] += 1
     log = final_log(history)
     found = [*_goal_in_log(history, log, settle), *_goal_at_gateways(history, log, settle)]
     if found:
@@ -68,7 +75,7 @@ def liveness(history: History) -> list[Violation]:
         message = f"the goal was reached {took}, and {settle.bound_s:g} s are the bound"
         return [Violation(LIVENESS, settle.began_s + settle.bound_s, message)]
     since_s = max(reached_s, settle.began_s)
-    return [Violation(LIVENESS, at_s, message) for at_s, message in served(history, settle, since_s)]
+    return [Violation(LIVENESS, at_s, message) for at_s, message in served(history, settle, since_s, judged)]
 
 
 def goal_reached_s(history: History) -> float | None:
@@ -189,7 +196,7 @@ def _reaching_since(history: History, gateway: Process, wanted: frozenset[str]) 
 # --- quiet ----------------------------------------------------------------------------------------------
 
 
-def quiet(history: History) -> list[Violation]:
+def quiet(history: History, judged: Judged) -> list[Violation]:
     """No exception that nobody handled, and no process that ends in failure without a reason from outside.
 
     Reasons: a signal; for a replica something that breaks its engine, or keeps it from loading; for a node or gateway
@@ -200,7 +207,10 @@ def quiet(history: History) -> list[Violation]:
         Violation(QUIET, error.at_s, f"{error.process}: nobody handled {error.text}") for error in history.unhandled
     ]
     for process in history.processes:
-        if process.ended_s is None or process.status is None or process.status <= 0 or process.by:
+        if process.ended_s is None or process.status is None or process.by:
+            continue
+        judged["processes that ended by themselves"] += 1
+        if process.status <= 0:
             continue
         if not any(_explains(fault, process) for fault in history.faults) and not _given_up(log, process):
             ended = f"{process.name} (process {process.pid}) ended with status {process.status}"
@@ -210,8 +220,13 @@ def quiet(history: History) -> list[Violation]:
 
 def befalls(fault: Fault, *names: str) -> bool:
     """Whether the fault's target is one of these processes, hosts or replicas, or a link of one, or everything."""
-    targets = re.split(r"[>,|\s]+", fault.target)
+    targets = _targets(fault.target)
     return "*" in targets or any(name in targets for name in names if name)
+
+
+@lru_cache(TARGETS_MAX)
+def _targets(target: str) -> frozenset[str]:
+    return frozenset(re.split(r"[>,|\s]+", target))
 
 
 def _explains(fault: Fault, process: Process) -> bool:

@@ -15,6 +15,7 @@ from holdfast.core.entries import GENESIS
 from holdfast.core.errors import HoldfastError
 from holdfast.core.state import apply, state_hash
 from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 
@@ -37,9 +38,11 @@ _STATES: Final = msgspec.json.Decoder(ClusterState)
 # --- durability -----------------------------------------------------------------------------------------
 
 
-def durability(history: History) -> list[Violation]:
+def durability(history: History, judged: Judged) -> list[Violation]:
     """What a process was told to be in the log is there at the end, unchanged and once; sequences have no hole."""
     log = final_log(history)
+    judged["acknowledged events"] += len(history.acknowledged)
+    judged["entries"] += len(log.entries)
     return [*_holes(log), *_acknowledged(history, log), *_doubles(log)]
 
 
@@ -77,13 +80,15 @@ def _doubles(log: FinalLog) -> Iterator[Violation]:
 # --- fold -----------------------------------------------------------------------------------------------
 
 
-def fold(history: History) -> list[Violation]:
+def fold(history: History, judged: Judged) -> list[Violation]:
     """Folding the log from its beginning, or from a state on the way, gives the state that every process had there."""
     log = final_log(history)
     found = []
     if log.broken is not None:
         sequence, why = log.broken
         found.append(Violation(FOLD, log.times[len(log.records)], f"the log can't be folded at {sequence}: {why}"))
+    judged["states of processes"] += len(history.folded)
+    judged["states on the way"] += len(_SNAPSHOT_AT)
     return [*found, *_same_everywhere(history, log), *_same_from_snapshots(log)]
 
 
@@ -155,13 +160,15 @@ class _Decided:
         return True, ""
 
 
-def leaders(history: History) -> list[Violation]:
+def leaders(history: History, judged: Judged) -> list[Violation]:
     """One leader per epoch, epochs rise, and what a deposed leader decides changes nothing.
 
     The events of a subject chain, and an incarnation of a node or gateway that a newer one followed writes no more.
     """
     log = final_log(history)
-    return [*_decisions(log), *_chains(log), *_epochs(history, log)]
+    judged["entries"] += len(log.records)
+    judged["decisions"] += sum(isinstance(record.event.payload, ev.Decision) for record in log.records)
+    return [*_decisions(log), *_chains(log), *_epochs(history, log, judged)]
 
 
 def _decisions(log: FinalLog) -> Iterator[Violation]:
@@ -208,7 +215,7 @@ def _chains(log: FinalLog) -> Iterator[Violation]:
         writing[subject] = event.incarnation
 
 
-def _epochs(history: History, log: FinalLog) -> Iterator[Violation]:
+def _epochs(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     """An epoch is the revision of a leader key, or one more than the last where the lease servers began anew."""
     revisions = {
         event.revision: event.at_s
@@ -221,6 +228,7 @@ def _epochs(history: History, log: FinalLog) -> Iterator[Violation]:
     for place, record in log.effective():
         if not isinstance(record.event.payload, ev.LeaderElected):
             continue
+        judged["elections"] += 1
         event, before = record.event, epoch
         epoch = event.epoch
         if epoch != before + 1 and revisions.get(epoch, float("inf")) > log.times[place]:
@@ -231,13 +239,16 @@ def _epochs(history: History, log: FinalLog) -> Iterator[Violation]:
 # --- fences ---------------------------------------------------------------------------------------------
 
 
-def fences(history: History) -> list[Violation]:
+def fences(history: History, judged: Judged) -> list[Violation]:
     """What a deposed leader decides is not even in the log, which refuses it; unless the log itself lost something."""
     if history.lost:
         return []
     log, model, found = final_log(history), _Decided(), []
     for place, record in enumerate(log.records):
-        if isinstance(record.event.payload, ev.Decision) and not model.take(record.event)[0]:
+        if not isinstance(record.event.payload, ev.Decision):
+            continue
+        judged["decisions"] += 1
+        if not model.take(record.event)[0]:
             what = f"{ev.type_name(record.event.payload)} of deposed {record.event.writer} was appended"
             found.append(Violation(FENCES, log.times[place], f"sequence {record.sequence}: {what}"))
     return found

@@ -10,6 +10,7 @@ from holdfast.core import events as ev
 from holdfast.core.cluster import MemberStatus
 from holdfast.simulations.checkers.folding import FinalLog, Member, final_log
 from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import GATEWAY, NODE, SERVER, LeaseEvent, Process, Settle
@@ -55,7 +56,7 @@ LOG: Final = "log"
 # --- members --------------------------------------------------------------------------------------------
 
 
-def members(history: History) -> list[Violation]:
+def members(history: History, judged: Judged) -> list[Violation]:
     """At the end, every node and gateway that runs takes part by the log, and holds the lease that says so; and none
     whose process has ended does.
 
@@ -68,28 +69,30 @@ def members(history: History) -> list[Violation]:
     leased = _leased(history.leases)
     found = []
     for process in history.processes:
-        settled = history.ended_s - max(process.began_s, settle.began_s) > settle.bound_s
+        settled = history.ended_s - max(process.began_s, settle.began_s) >= settle.bound_s
         outside = bool(settle.core) and process.name not in settle.core
         if process.role not in (NODE, GATEWAY) or not process.alive or not settled or outside:
             continue
+        judged["members that run"] += 1
         wrong = _not_taking_part(log, process, leased)
         if wrong:
             message = f"{process.name} (process {process.pid}) runs since {process.began_s:.3f} s, and {wrong}"
             found.append(Violation(MEMBERS, history.ended_s, message))
-    return [*found, *_ended(history, log, settle)]
+    return [*found, *_ended(history, log, settle, judged)]
 
 
-def _ended(history: History, log: FinalLog, settle: Settle) -> Iterator[Violation]:
+def _ended(history: History, log: FinalLog, settle: Settle, judged: Judged) -> Iterator[Violation]:
     """Members that ended long ago, and take part by the log; not nodes with replicas: these are given up slowly."""
     holding = {replica.node for replica in log.state.replicas.values()}
     for process in history.processes:
         mine = log.member_of(process)
         if mine is None or process.ended_s is None or (process.role == NODE and mine.name in holding):
             continue
-        known = (log.state.nodes if process.role == NODE else log.state.gateways).get(mine.name)
-        if known is None or known.pid != process.pid or known.status not in _TAKES_PART:
+        if history.ended_s - max(process.ended_s, settle.began_s) < settle.bound_s:
             continue
-        if history.ended_s - max(process.ended_s, settle.began_s) > settle.bound_s:
+        judged["members that ended"] += 1
+        known = (log.state.nodes if process.role == NODE else log.state.gateways).get(mine.name)
+        if known is not None and known.pid == process.pid and known.status in _TAKES_PART:
             message = f"{process.name} (process {process.pid}) ended at {process.ended_s:.3f} s, and is {known.status}"
             yield Violation(MEMBERS, history.ended_s, f"{message} in the log")
 
@@ -138,7 +141,7 @@ def _leased(events: list[LeaseEvent]) -> set[str]:
 # --- leases ---------------------------------------------------------------------------------------------
 
 
-def leases(history: History) -> list[Violation]:
+def leases(history: History, judged: Judged) -> list[Violation]:
     """No lease of a member ends, and no member is given up for its lease, unless something befell it.
 
     A lease server that stood still or ended as the only one explains that leases end, but not that a member is given
@@ -146,7 +149,7 @@ def leases(history: History) -> list[Violation]:
     gives itself up: nobody reaches the log then.
     """
     log = final_log(history)
-    return [*_ended_leases(history, log), *_given_up(history, log)]
+    return [*_ended_leases(history, log, judged), *_given_up(history, log, judged)]
 
 
 def _processes(history: History, log: FinalLog) -> dict[str, Process]:
@@ -184,20 +187,26 @@ def _well(
     return True
 
 
-def _ended_leases(history: History, log: FinalLog) -> Iterator[Violation]:
+def ended_leases(history: History, log: FinalLog) -> Iterator[tuple[LeaseEvent, Process]]:
+    """Leases of members that ran out, and whose they were."""
     processes = _processes(history, log)
     holders: dict[int, Process] = {}
     for event in history.leases:
         if event.kind in ("created", "put") and (holder := processes.get(_local(event.key))) is not None:
             holders[event.lease] = holder
         elif event.kind == "expired" and event.lease in holders:
-            process = holders[event.lease]
-            if _well(history, process, event.at_s):
-                message = f"the lease of {process.name} (process {process.pid}) ended, and nothing had befallen it"
-                yield Violation(LEASES, event.at_s, message)
+            yield event, holders[event.lease]
 
 
-def _given_up(history: History, log: FinalLog) -> Iterator[Violation]:
+def _ended_leases(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
+    for event, process in ended_leases(history, log):
+        judged["leases that ended"] += 1
+        if _well(history, process, event.at_s):
+            message = f"the lease of {process.name} (process {process.pid}) ended, and nothing had befallen it"
+            yield Violation(LEASES, event.at_s, message)
+
+
+def _given_up(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     processes = _processes(history, log)
     for place, record in log.effective():
         payload = record.event.payload
@@ -211,6 +220,7 @@ def _given_up(history: History, log: FinalLog) -> Iterator[Violation]:
         planes = (LEASE_SERVERS, LOG_SERVERS) if LOG in payload.reason.split() else (LEASE_SERVERS,)
         if process is None or _got_no_lease(history, key, at_s):
             continue
+        judged["members given up"] += 1
         if _well(history, process, at_s, planes, standstills_explain=False):
             message = f"{process.name} is given up because {payload.reason}, and nothing had befallen it"
             yield Violation(LEASES, at_s, f"sequence {record.sequence}: {message}")

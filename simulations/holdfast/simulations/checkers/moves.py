@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from holdfast.core.cluster import ReplicaStatus
 from holdfast.simulations.checkers.demand import most_at_once, wanted_until
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
-from holdfast.simulations.records import REPLICA, STREAMS_MIN, Fault, Process, Request
+from holdfast.simulations.records import ERROR, REPLICA, STREAMS_MIN, Fault, Process, Request
 
 MOVES: Final = "moves"
 
@@ -27,11 +28,27 @@ LOSES_STREAM: Final = "engine loses stream"
 BARREN: Final = "barren engine"
 """The kind of fault whose engine steps on while nothing comes of it."""
 
+OF_ITSELF: Final = frozenset({"deadline_exceeded", "request_timeout", "request_cancelled", "parent_cancelled"})
+"""Errors in which a stream ends wherever it is."""
+
 BUSY_MAX: Final = 4
 """Where more requests for a model are open, its other replicas may have no room."""
 
 
-def moves(history: History) -> list[Violation]:
+class _Stuck(NamedTuple):
+    """A stream that stands still on its replica's process since `from_s`, and has to go on elsewhere, or end, by
+    `due_s`. `because` says why, and this `fault`, if there is one, is no excuse.
+    """
+
+    request: Request
+    process: Process
+    from_s: float
+    due_s: float
+    because: str
+    fault: tuple[Fault, ...] = ()
+
+
+def moves(history: History, judged: Judged) -> list[Violation]:
     """A stream whose replica stands still goes on elsewhere, or ends, within `history.move_bound_s`; one that its
     engine lost, within `history.stall_bound_s`; one whose engine makes nothing, within `history.barren_bound_s`.
 
@@ -39,96 +56,100 @@ def moves(history: History) -> list[Violation]:
     the model is well.
     """
     log = final_log(history)
-    found = list(_lost(history, log)) if history.stall_bound_s else []
-    found += _barren(history, log) if history.barren_bound_s else []
+    found = []
+    for what, streams in (
+        ("streams on frozen replicas", _frozen(history)),
+        ("streams that engines lost", _lost(history)),
+        ("streams on barren engines", _barren(history)),
+    ):
+        for stuck in streams:
+            stays = _stays(history, stuck)
+            if stays is None or not _could_move(history, log, stuck):
+                continue
+            judged[what] += 1
+            if stays:
+                message = f"request {stuck.request.id} is still on {stuck.process.replica}, {stuck.because}"
+                found.append(Violation(MOVES, stuck.due_s, f"{message} {stuck.from_s:.3f} s"))
+    return found
+
+
+def _frozen(history: History) -> Iterator[_Stuck]:
+    """Streams on replicas that stand still for longer than the bound."""
     if not history.move_bound_s:
-        return found
+        return
     for process in history.processes:
         for from_s, until_s in process.frozen if process.role == REPLICA else ():
             due_s = from_s + history.move_bound_s
             if min(until_s or history.ended_s, process.ended_s or history.ended_s, history.ended_s) <= due_s:
                 continue
-            for request in _left_there(history, process, from_s, due_s):
-                if _could_move(history, log, process, request, from_s, due_s):
-                    message = f"request {request.id} is still on {process.replica}, which stands still since"
-                    found.append(Violation(MOVES, due_s, f"{message} {from_s:.3f} s"))
-    return found
+            for request in _of_one_stream(history):
+                before = [attempt for attempt in request.attempts if attempt.at_s < from_s]
+                if before and before[-1].replica == process.replica and request.events:
+                    yield _Stuck(request, process, from_s, due_s, "which stands still since")
 
 
-def _lost(history: History, log: FinalLog) -> Iterator[Violation]:
-    for request in history.requests:
-        for from_s, replica in request.stood_still if request.n == 1 and request.streamed else ():
+def _lost(history: History) -> Iterator[_Stuck]:
+    """Streams for which their engine makes no more tokens, and does not say so."""
+    if not history.stall_bound_s:
+        return
+    for request in _of_one_stream(history):
+        for from_s, replica in request.stood_still:
             due_s = from_s + history.stall_bound_s
-            ended_s = request.ended_s if request.ended_s is not None else history.ended_s
             before = [attempt for attempt in request.attempts if attempt.at_s <= from_s]
-            if ended_s <= due_s or before[-1].replica != replica or _moved(request, from_s, due_s):
-                continue
             process = next(one for one in history.processes if one.replica == replica)
             well = not _befallen(history, from_s, due_s, replica, process.host)
-            well = well and _lives(history, process.pid, from_s, due_s)
-            if well and _could_move(history, log, process, request, from_s, due_s):
-                message = f"request {request.id} is still on {replica}, whose engine lost it at {from_s:.3f} s"
-                yield Violation(MOVES, due_s, message)
+            if before[-1].replica == replica and well and _lives(history, process.pid, from_s, due_s):
+                yield _Stuck(request, process, from_s, due_s, "whose engine lost it at")
 
 
-def _barren(history: History, log: FinalLog) -> Iterator[Violation]:
-    for fault in history.faults:
+def _barren(history: History) -> Iterator[_Stuck]:
+    """Streams on engines that make nothing for longer than the bound."""
+    for fault in history.faults if history.barren_bound_s else ():
         if fault.kind != BARREN:
             continue
         until_s = fault.until_s if fault.until_s is not None else history.ended_s
         process = next(one for one in history.processes if one.replica == fault.target)
-        for request in history.requests:
-            from_s = _there_from_s(request, fault.target, fault.from_s, until_s)
-            if from_s is None or request.n != 1 or not request.streamed:
-                continue
-            due_s = from_s + history.barren_bound_s
-            ended_s = request.ended_s if request.ended_s is not None else history.ended_s
-            if min(until_s, ended_s, history.ended_s) <= due_s or _moved(request, from_s, due_s):
-                continue
-            well = not _befallen(history, from_s, due_s, fault.target, process.host, but=(fault,))
-            well = well and _lives(history, process.pid, from_s, due_s)
-            if well and _could_move(history, log, process, request, from_s, due_s, but=(fault,)):
-                message = f"request {request.id} is still on {fault.target}, whose engine makes nothing since"
-                yield Violation(MOVES, due_s, f"{message} {from_s:.3f} s")
+        for request in _of_one_stream(history):
+            for from_s in _there_from_s(request, fault.target, fault.from_s, until_s):
+                due_s = from_s + history.barren_bound_s
+                well = not _befallen(history, from_s, due_s, fault.target, process.host, but=(fault,))
+                well = well and _lives(history, process.pid, from_s, due_s)
+                if well and min(until_s, history.ended_s) > due_s:
+                    yield _Stuck(request, process, from_s, due_s, "whose engine makes nothing since", (fault,))
 
 
-def _there_from_s(request: Request, replica: str, from_s: float, until_s: float) -> float | None:
-    """Since when, of this time, its last attempt until then was on the replica; None if it was not."""
-    before = [attempt for attempt in request.attempts if attempt.at_s < until_s]
-    if not before or before[-1].replica != replica:
-        return None
-    return max(from_s, before[-1].at_s)
+def _of_one_stream(history: History) -> Iterator[Request]:
+    return (request for request in history.requests if request.n == 1 and request.streamed)
 
 
-def _left_there(history: History, process: Process, from_s: float, due_s: float) -> Iterator[Request]:
-    """Streams that ran on the replica, and had got nothing from anywhere else by `due_s`."""
-    for request in history.requests:
-        if request.n != 1 or not request.streamed or not request.events:
-            continue
-        before = [attempt for attempt in request.attempts if attempt.at_s < from_s]
-        ended_s = request.ended_s if request.ended_s is not None else history.ended_s
-        if before and before[-1].replica == process.replica and ended_s > due_s and not _moved(request, from_s, due_s):
-            yield request
+def _there_from_s(request: Request, replica: str, from_s: float, until_s: float) -> Iterator[float]:
+    """Since when, of this time, attempts were on the replica."""
+    left_s = [*(attempt.at_s for attempt in request.attempts[1:]), float("inf")]
+    for attempt, next_s in zip(request.attempts, left_s, strict=False):
+        if attempt.replica == replica and attempt.at_s < until_s and next_s > from_s:
+            yield max(from_s, attempt.at_s)
 
 
-def _moved(request: Request, from_s: float, due_s: float) -> bool:
-    """Whether anything happened to it meanwhile: another attempt, another call of its client's, or something came."""
-    begun = any(from_s < attempt.at_s <= due_s for attempt in request.attempts)
+def _stays(history: History, stuck: _Stuck) -> bool | None:
+    """Whether it stays too long. None where it didn't have to move: it was over, or its client called again, or
+    something came from where it was.
+    """
+    request, from_s, due_s = stuck.request, stuck.from_s, stuck.due_s
+    ended_s = request.ended_s if request.ended_s is not None else history.ended_s
     called = any(from_s - CALM_S < sent.at_s <= due_s for sent in request.tries[1:])
+    if called or ended_s <= from_s:
+        return None
+    if any(from_s < attempt.at_s <= due_s for attempt in request.attempts):
+        return False
+    if ended_s <= due_s:
+        return False if request.how == ERROR and request.code not in OF_ITSELF else None
     got = request.last_s is not None and from_s + UNDER_WAY_S < request.last_s <= due_s
-    return begun or called or got
+    return None if got else True
 
 
-def _could_move(
-    history: History,
-    log: FinalLog,
-    process: Process,
-    request: Request,
-    from_s: float,
-    due_s: float,
-    but: tuple[Fault, ...] = (),
-) -> bool:
+def _could_move(history: History, log: FinalLog, stuck: _Stuck) -> bool:
     """Whether its gateway and another replica were well all the time, and had room."""
+    request, process, from_s, due_s = stuck.request, stuck.process, stuck.from_s, stuck.due_s
     open_then = [
         other
         for other in history.requests
@@ -139,7 +160,7 @@ def _could_move(
     gateway = [sent.gateway for sent in request.tries if sent.at_s <= from_s][-1]
     if mine is None or mine.status is not ReplicaStatus.RUNNING:
         return False
-    if _befallen(history, from_s, due_s, gateway, "network", "*", but=but):
+    if _befallen(history, from_s, due_s, gateway, "network", "*", but=stuck.fault):
         return False
     well = sum(
         replica.deployment == request.model

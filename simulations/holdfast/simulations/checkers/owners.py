@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import Fault
-from holdfast.simulations.strays import KEPT, LEFT_BEHIND, MISSING, NOBODYS, Stray
+from holdfast.simulations.strays import KEPT, LEFT_BEHIND, MISSING, NOBODYS, Look, Stray
 
 OWNERS: Final = "owners"
 
@@ -34,28 +35,42 @@ TOLD: Final = {
     KEPT: "goes on with a stream that it had from {} and that nobody can come back for, or while others wait for room",
 }
 
+LOOKED_AT: Final = {
+    NOBODYS: "streams that replicas have for gateways",
+    MISSING: "streams that gateways wait for",
+    KEPT: "streams without a gateway",
+}
+"""What was looked at for each kind of stray."""
 
-def owners(history: History) -> list[Violation]:
+
+def owners(history: History, judged: Judged) -> list[Violation]:
     """A replica runs a stream for a gateway exactly while that has it there; what was stopped or taken elsewhere ends.
 
     Streams whose gateway is gone end with their request's time, and make way before that where others wait for room.
     """
     hosts = {process.name: process.host for process in history.processes}
+    for look in history.looks:
+        judged[LOOKED_AT[look.what]] += look.at_s - _over_s(history, look, look.at_s, hosts) >= ASTRAY_S
     found = []
     for stray in history.strays:
         lasts_s = KEPT_S if stray.what == KEPT else ASTRAY_S
-        since_s = _unexplained_s(history, stray, hosts)
+        since_s = max(stray.from_s, _over_s(history, stray, stray.until_s, hosts))
         if stray.until_s - since_s >= lasts_s:
             told = f"{stray.replica} {TOLD[stray.what].format(stray.gateway)}"
             found.append(Violation(OWNERS, stray.until_s, f"{told}, since {since_s:.3f} s at least"))
     return found
 
 
-def _unexplained_s(history: History, stray: Stray, hosts: dict[str, str]) -> float:
-    """Since when no fault kept one side from hearing of the other, or from doing what it should."""
-    names = (stray.replica, stray.gateway, hosts.get(stray.replica, ""), hosts.get(stray.gateway, ""), "network")
-    over_s = [_over_s(fault) for fault in history.faults if fault.from_s <= stray.until_s and _concerns(fault, names)]
-    return max([stray.from_s, *over_s])
+def _over_s(history: History, seen: Stray | Look, at_s: float, hosts: dict[str, str]) -> float:
+    """Since when, until then, no fault kept one side from hearing of the other, or from doing what it should.
+
+    What a replica has without a gateway is its own affair.
+    """
+    names: tuple[str, ...] = (seen.replica, hosts.get(seen.replica, ""))
+    if seen.what != KEPT:
+        names += (seen.gateway, hosts.get(seen.gateway, ""), "network")
+    explained = (fault for fault in history.faults if fault.from_s <= at_s and _concerns(fault, names))
+    return max((_explains_until_s(fault) for fault in explained), default=0.0)
 
 
 def _concerns(fault: Fault, names: tuple[str, ...]) -> bool:
@@ -64,7 +79,7 @@ def _concerns(fault: Fault, names: tuple[str, ...]) -> bool:
     return one in names and any(other in names for other in others.split(",")) if between else befalls(fault, *names)
 
 
-def _over_s(fault: Fault) -> float:
+def _explains_until_s(fault: Fault) -> float:
     if fault.until_s is None:
         return float("inf")
     return fault.until_s + (RECOVERY_S if fault.kind in BRIEF else GIVE_UP_S)

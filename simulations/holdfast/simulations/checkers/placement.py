@@ -16,6 +16,8 @@ from holdfast.core.cluster import LOSS_INTERVAL_S, ClusterState, MemberStatus, R
 from holdfast.core.drains import leaving, nodes_left
 from holdfast.core.reconcile import LOSS_FRACTION_MAX
 from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.judged import Judged
+from holdfast.simulations.checkers.members import ended_leases
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import GATEWAY, NODE, REPLICA, Exchange, Process
@@ -39,7 +41,7 @@ ORPHAN_GRACE_S: Final[float] = next(
 # --- orphans --------------------------------------------------------------------------------------------
 
 
-def orphans(history: History) -> list[Violation]:
+def orphans(history: History, judged: Judged) -> list[Violation]:
     """After settling, what runs is what the log knows: no replica's process that it does not, and none missing.
 
     A replica that outlived its node's process may serve on for its time of grace.
@@ -48,10 +50,10 @@ def orphans(history: History) -> list[Violation]:
         return []
     log = final_log(history)
     core = frozenset(history.settle.core)
-    return [*_unknown(history, log, core), *_missing(history, log, core)]
+    return [*_unknown(history, log, core, judged), *_missing(history, log, core, judged)]
 
 
-def _unknown(history: History, log: FinalLog, core: frozenset[str]) -> Iterator[Violation]:
+def _unknown(history: History, log: FinalLog, core: frozenset[str], judged: Judged) -> Iterator[Violation]:
     parents = {process.pid: process for process in history.processes if process.role == NODE}
     drain_s = _longest_drain_s(log) + STOP_MARGIN_S + SETTLED_S
     for process in history.processes:
@@ -59,6 +61,7 @@ def _unknown(history: History, log: FinalLog, core: frozenset[str]) -> Iterator[
         outside = bool(core) and (parent is None or parent.name not in core)
         if process.role != REPLICA or not process.alive or _stands_still(process) or outside:
             continue
+        judged["processes of replicas"] += 1
         unknown_since_s = _unknown_since(log, process)
         if unknown_since_s is None:
             continue
@@ -91,11 +94,12 @@ def _knows(state: ClusterState, process: Process) -> bool:
     return known is not None and known.status is not ReplicaStatus.EXITED and known.pid == process.pid
 
 
-def _missing(history: History, log: FinalLog, core: frozenset[str]) -> Iterator[Violation]:
+def _missing(history: History, log: FinalLog, core: frozenset[str], judged: Judged) -> Iterator[Violation]:
     processes = {process.pid: process for process in history.processes}
     for replica in log.state.replicas.values():
         if replica.status is ReplicaStatus.EXITED or not replica.pid or (core and replica.node not in core):
             continue
+        judged["replicas of the log"] += 1
         process = processes.get(replica.pid)
         ended_s = process.ended_s if process is not None else 0.0
         if ended_s is not None and history.ended_s > ended_s + SETTLED_S:
@@ -118,7 +122,7 @@ def _longest_drain_s(log: FinalLog) -> float:
 # --- placements -----------------------------------------------------------------------------------------
 
 
-def placements(history: History) -> list[Violation]:
+def placements(history: History, judged: Judged) -> list[Violation]:
     """A replica's process is started only because a decision that counts placed it on that incarnation of that node,
     and once; no replica is placed twice.
     """
@@ -128,18 +132,22 @@ def placements(history: History) -> list[Violation]:
     for place, record in log.effective():
         payload = record.event.payload
         if isinstance(payload, ev.ReplicaPlaced | ev.ReplicaReplaced):
+            judged["placements"] += 1
             if payload.replica in placed:
                 message = f"sequence {record.sequence}: {payload.replica} is placed a second time"
                 found.append(Violation(PLACEMENTS, log.times[place], message))
             placed.setdefault(payload.replica, (log.times[place], payload.node, payload.node_incarnation))
-    return [*found, *_started(history, log, placed)]
+    return [*found, *_started(history, log, placed, judged)]
 
 
-def _started(history: History, log: FinalLog, placed: dict[str, tuple[float, str, str]]) -> Iterator[Violation]:
+def _started(
+    history: History, log: FinalLog, placed: dict[str, tuple[float, str, str]], judged: Judged
+) -> Iterator[Violation]:
     started: dict[str, int] = {}
     for process in history.processes:
         if process.role != REPLICA or not process.replica:
             continue
+        judged["processes of replicas"] += 1
         what = f"{process.replica} was started on {process.host} (process {process.pid})"
         first = started.setdefault(process.replica, process.pid)
         if first != process.pid:
@@ -157,22 +165,23 @@ def _started(history: History, log: FinalLog, placed: dict[str, tuple[float, str
 # --- capacity -------------------------------------------------------------------------------------------
 
 
-def capacity(history: History) -> list[Violation]:
+def capacity(history: History, judged: Judged) -> list[Violation]:
     """No node has more replicas than slots, in the log or as processes; no deployment more than it may have.
 
     That is as many of its current revision as are wanted, and during an update one more to start at a time; those that
     shall leave their node, or are drained, or are unhealthy, are replaced beside that.
     """
     log = final_log(history)
-    return [*_by_log(log), *_by_processes(history, log)]
+    return [*_by_log(log, judged), *_by_processes(history, log, judged)]
 
 
-def _by_log(log: FinalLog) -> Iterator[Violation]:
+def _by_log(log: FinalLog, judged: Judged) -> Iterator[Violation]:
     recovered = _recoveries(log)
     for place, record in log.effective():
         payload, state = record.event.payload, log.states[place + 1]
         if not isinstance(payload, ev.ReplicaPlaced | ev.ReplicaReplaced):
             continue
+        judged["placements"] += 1
         node = state.nodes.get(payload.node)
         held = [replica for replica in state.replicas.values() if _holds_slot(replica) and replica.node == payload.node]
         if node is not None and len(held) > node.slots:
@@ -227,7 +236,7 @@ def _too_many(state: ClusterState, application: str, name: str, recovered: Colle
     return None
 
 
-def _by_processes(history: History, log: FinalLog) -> Iterator[Violation]:
+def _by_processes(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     """At each start, how many replicas of the same node process run."""
     by_parent: dict[int, list[Process]] = defaultdict(list)
     for process in history.processes:
@@ -235,6 +244,7 @@ def _by_processes(history: History, log: FinalLog) -> Iterator[Violation]:
             by_parent[process.parent].append(process)
     for parent, children in by_parent.items():
         node = log.members[parent]
+        judged["processes of replicas"] += len(children)
         for child in children:
             at_s = child.began_s
             running = sum(
@@ -248,7 +258,7 @@ def _by_processes(history: History, log: FinalLog) -> Iterator[Violation]:
 # --- losses ---------------------------------------------------------------------------------------------
 
 
-def losses(history: History) -> list[Violation]:
+def losses(history: History, judged: Judged) -> list[Violation]:
     """No more of the replicas are given up on lease evidence in one interval than the limit, but one node's always.
 
     Intervals are counted by the leader's clock, as it does; nodes whose process was seen to end are not limited.
@@ -257,6 +267,7 @@ def losses(history: History) -> list[Violation]:
     found = []
     since: datetime | None = None
     given_up = 0
+    given_up_s: list[tuple[float, str]] = []
     for place, record in log.effective():
         payload, state = record.event.payload, log.states[place]
         if not isinstance(payload, ev.NodeLost) or not _takes_part(state, payload):
@@ -275,9 +286,20 @@ def losses(history: History) -> list[Violation]:
             found.append(Violation(LOSSES, log.times[place], message))
         lost = sum(replica.live and replica.node == payload.node for replica in state.replicas.values())
         given_up += lost
+        if lost:
+            given_up_s.append((log.times[place], payload.node))
         if not given_up:
             since = None
+    judged["nodes without a lease soon after others"] += sum(_soon_after(history, log, given_up_s))
     return found
+
+
+def _soon_after(history: History, log: FinalLog, given_up_s: list[tuple[float, str]]) -> Iterator[bool]:
+    """Of each lease of a node that ended, whether others had been given up by then, and it had replicas to be lost."""
+    for event, process in ended_leases(history, log):
+        others = [0 <= event.at_s - at_s < LOSS_INTERVAL_S for at_s, node in given_up_s if node != process.name]
+        replicas = log.states[log.at(event.at_s)].replicas.values()
+        yield any(others) and any(_holds_slot(replica) and replica.node == process.name for replica in replicas)
 
 
 def _takes_part(state: ClusterState, decision: ev.NodeLost) -> bool:
@@ -298,7 +320,7 @@ is silent notices so late."""
 _ENDS: Final = (ev.ReplicaExited, ev.NodeJoined, ev.NodeLeft, ev.NodeLost)
 
 
-def updates(history: History) -> list[Violation]:
+def updates(history: History, judged: Judged) -> list[Violation]:
     """An update stops an old replica only while at least one fewer than are wanted would remain: old ones, and new ones
     that run.
 
@@ -314,6 +336,7 @@ def updates(history: History) -> list[Violation]:
             ended += [(at_s, replica) for replica in _ended_by(state, log.states[place + 1])]
         elif isinstance(payload, ev.ReplicaStopOrdered):
             left, wanted = _left_after(state, payload.replica)
+            judged["old replicas that are stopped"] += wanted > 0
             if left >= wanted - 1:
                 continue
             name = state.replicas[payload.replica].deployment
@@ -355,13 +378,16 @@ ROUNDING_S = 1e-6
 """Each process's clock began at another time, and rounds otherwise."""
 
 
-def drains(history: History) -> list[Violation]:
+def drains(history: History, judged: Judged) -> list[Violation]:
     """A replica that is told to stop does not end in order while it has streams and time left to finish them; nor does
     a gateway send clients away.
     """
     found = []
     for process in history.processes:
-        if process.told_s is None or process.ended_s is None or process.status != 0 or not process.streams_left:
+        if process.told_s is None or process.ended_s is None or process.status != 0:
+            continue
+        judged["replicas told to stop with streams"] += _had_streams(history, process)
+        if not process.streams_left:
             continue
         took_s = process.ended_s - process.told_s
         if took_s < process.grace_s - ROUNDING_S:
@@ -369,7 +395,17 @@ def drains(history: History) -> list[Violation]:
                 f"{process.name} ended with {process.streams_left} streams, {took_s:.3f} s after it was told to stop"
             )
             found.append(Violation(DRAINS, process.ended_s, f"{ended}, and it had {process.grace_s:g} s"))
-    return [*found, *_sent_away(history)]
+    return [*found, *_sent_away(history, judged)]
+
+
+def _had_streams(history: History, process: Process) -> bool:
+    """Whether its engine had a stream to go on with when it was told to stop."""
+    told_s = process.told_s or 0.0
+    return bool(process.streams_left) or any(
+        attempt.replica == process.replica and attempt.at_s < told_s < attempt.last_s
+        for request in history.requests
+        for attempt in request.attempts
+    )
 
 
 def _drained_meanwhile(log: FinalLog, name: str, exchange: Exchange) -> bool:
@@ -392,7 +428,7 @@ def _drained_meanwhile(log: FinalLog, name: str, exchange: Exchange) -> bool:
     return False
 
 
-def _sent_away(history: History) -> Iterator[Violation]:
+def _sent_away(history: History, judged: Judged) -> Iterator[Violation]:
     log = final_log(history)
     gateways = {process.pid: process for process in history.processes if process.role == GATEWAY}
     for exchange in history.exchanges:
@@ -401,6 +437,7 @@ def _sent_away(history: History) -> Iterator[Violation]:
         gateway, at_s = gateways[exchange.pid], exchange.sent_away_s
         if _drained_meanwhile(log, gateway.name, exchange):
             continue
+        judged["clients sent away"] += 1
         if gateway.told_s is None or at_s - gateway.told_s < gateway.grace_s - ROUNDING_S:
             told = "was not told to stop" if gateway.told_s is None else f"was told to stop at {gateway.told_s:.3f} s"
             message = f"{gateway.name} sends a client away, and {told}; requests have {gateway.grace_s:g} s to end"

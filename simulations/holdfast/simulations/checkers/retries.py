@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Final
 
 from holdfast.core.admission import Reason
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.leniency import Limits, Retry
@@ -19,7 +20,7 @@ NEARLY: Final = 1e-6
 """A budget this close to one retry may be read either way."""
 
 
-def retries(history: History) -> list[Violation]:
+def retries(history: History, judged: Judged) -> list[Violation]:
     """A gateway tries again what its budget allows, and nothing else, and rejects nothing that the budget allows.
 
     The budget is worked out anew from the requests that came, the time and what was tried again. That engines were
@@ -28,6 +29,7 @@ def retries(history: History) -> list[Violation]:
     limits = history.limits
     if limits is None:
         return []
+    judged["what was asked of budgets"] += len(history.retries)
     asked = sorted(history.retries, key=lambda retry: retry.pid)
     found = [
         violation for _pid, each in groupby(asked, lambda retry: retry.pid) for violation in _over(limits, list(each))

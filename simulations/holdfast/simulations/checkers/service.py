@@ -18,9 +18,10 @@ from holdfast.core.thresholds import NONE_SET
 from holdfast.simulations.checkers.cancels import above
 from holdfast.simulations.checkers.demand import most_at_once, wanted_until
 from holdfast.simulations.checkers.folding import final_log
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.streams import due_of
 from holdfast.simulations.history import History
-from holdfast.simulations.records import ERROR, UNREACHED, Request, Settle, Try
+from holdfast.simulations.records import CANCELLED, ERROR, UNREACHED, Request, Settle, Try
 
 CANCELLED_CODES: Final = frozenset({"request_cancelled", "parent_cancelled"})
 NOT_FOUND: Final = "model_not_found"
@@ -36,13 +37,17 @@ LOOKS_BACK_S: Final = 4.0
 """What replicas were busy with so long ago may still count at gateways (seconds): heartbeats tell of it."""
 
 
-def served(history: History, settle: Settle, since_s: float) -> Iterator[tuple[float, str]]:
+def served(history: History, settle: Settle, since_s: float, judged: Judged) -> Iterator[tuple[float, str]]:
     """Requests asked since then which failed for no reason: when, and what is to be said of each.
 
     From then on the goal has been reached, and the log has not left it.
     """
     for request in history.requests:
-        if request.asked_s > since_s and request.how in (ERROR, UNREACHED) and not _excused(history, settle, request):
+        failed = request.how in (ERROR, UNREACHED)
+        if request.asked_s <= since_s or request.how == CANCELLED or (failed and _excused(history, settle, request)):
+            continue
+        judged["requests once all is well"] += 1
+        if failed:
             ended = f"request {request.id} ended in {request.how} {request.code}".rstrip()
             yield _ended_s(history, request), f"{ended}, while all had been well since {since_s:.3f} s"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast.core.admission import Reason
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 
@@ -16,14 +17,15 @@ GIVES_WAY: Final = frozenset({Reason.DISPLACED, Reason.PRIORITY})
 """Reasons of rejections in favour of requests that go first. There is one tenant: no key is asked for."""
 
 
-def shedding(history: History) -> list[Violation]:
+def shedding(history: History, judged: Judged) -> list[Violation]:
     """No critical request is rejected in favour of others."""
-    return [
-        Violation(
-            SHEDDING, sent.at_s, f"critical request {request.id} was rejected at {sent.gateway} as {sent.rejected}"
-        )
-        for request in history.requests
-        if request.priority == CRITICAL
-        for sent in request.tries
-        if sent.rejected in GIVES_WAY
-    ]
+    found = []
+    for request in history.requests:
+        for sent in request.tries:
+            if sent.rejected not in GIVES_WAY:
+                continue
+            judged["rejections in favour of others"] += 1
+            if request.priority == CRITICAL:
+                message = f"critical request {request.id} was rejected at {sent.gateway} as {sent.rejected}"
+                found.append(Violation(SHEDDING, sent.at_s, message))
+    return found

@@ -14,6 +14,7 @@ from holdfast.core.events import Record
 from holdfast.core.reconcile import UNHEALTHY_FRACTION_MAX
 from holdfast.simulations.checkers.folding import FinalLog, final_log
 from holdfast.simulations.checkers.health import befalls
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.starts import CLOCKS
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
@@ -56,19 +57,20 @@ TELLS_NEXT_S: Final = 0.1
 """A node that has something more to tell the log does so within so long (seconds)."""
 
 
-def sickness(history: History) -> list[Violation]:
+def sickness(history: History, judged: Judged) -> list[Violation]:
     """A replica is called unhealthy only if something befell it; unhealthy ones are taken out some at a time; and one
     that stands still for good is taken out, where its node is well.
     """
     log = final_log(history)
-    return [*_slandered(history, log), *_too_many_at_once(log), *_overlooked(history, log)]
+    return [*_slandered(history, log, judged), *_too_many_at_once(log, judged), *_overlooked(history, log, judged)]
 
 
-def _slandered(history: History, log: FinalLog) -> Iterator[Violation]:
+def _slandered(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     for place, record in enumerate(log.records):
         payload = record.event.payload
         if not isinstance(payload, ev.ReplicaUnhealthy):
             continue
+        judged["replicas called unhealthy"] += 1
         at_s = _said_s(history, record, log.times[place], payload)
         found_s = at_s - _waited_s(log, place, at_s)
         explained = any(
@@ -118,7 +120,7 @@ def _waited_s(log: FinalLog, place: int, at_s: float) -> float:
     return 0.0
 
 
-def _too_many_at_once(log: FinalLog) -> Iterator[Violation]:
+def _too_many_at_once(log: FinalLog, judged: Judged) -> Iterator[Violation]:
     for place, record in log.effective():
         payload, state = record.event.payload, log.states[place + 1]
         if not isinstance(payload, ev.ReplicaStopOrdered) or not payload.reason.startswith(UNHEALTHY):
@@ -126,6 +128,7 @@ def _too_many_at_once(log: FinalLog) -> Iterator[Violation]:
         replica = state.replicas.get(payload.replica)
         if replica is None:
             continue
+        judged["replicas taken out for it"] += 1
         going, wanted = _going(state, replica)
         if going > max(1, int(wanted * UNHEALTHY_FRACTION_MAX)):
             message = f"{going} of {wanted} replicas of {replica.deployment} are taken out for their health at once"
@@ -143,27 +146,34 @@ def _going(state: ClusterState, replica: ReplicaState) -> tuple[int, int]:
     return going, deployment.config.num_replicas if deployment is not None else going
 
 
-def _overlooked(history: History, log: FinalLog) -> Iterator[Violation]:
+def _overlooked(history: History, log: FinalLog, judged: Judged) -> Iterator[Violation]:
     settle = history.settle
     if settle is None:
         return
     parents = {process.pid: process for process in history.processes}
     at_s = settle.began_s + settle.bound_s
     for process in history.processes:
-        if process.role != REPLICA or not process.alive or not _stands_still(process):
+        node = parents.get(process.parent)
+        if process.role != REPLICA or not _for_good(history, process) or node is None or not _is_well(history, node):
             continue
-        node, known = parents.get(process.parent), log.state.replicas.get(process.replica)
-        if known is None or not known.live or node is None or not _is_well(history, node):
-            continue
-        message = f"{process.replica} stands still for good, and {node.name} has not noticed"
-        yield Violation(SICKNESS, at_s, message)
+        known = log.state.replicas.get(process.replica)
+        judged["replicas that stand still for good"] += 1
+        if process.alive and known is not None and known.live:
+            message = f"{process.replica} stands still for good, and {node.name} has not noticed"
+            yield Violation(SICKNESS, at_s, message)
 
 
-def _stands_still(process: Process) -> bool:
-    return bool(process.frozen) and process.frozen[-1][1] is None
+def _for_good(history: History, process: Process) -> bool:
+    """Whether it stands still at the end, or stood still when it was ended, and nobody would have thawed it."""
+    if not process.frozen or process.frozen[-1][1] is not None:
+        return False
+    return process.alive or _has_lasting(history, process.replica)
 
 
 def _is_well(history: History, node: Process) -> bool:
     """Whether the node runs, and nothing lasting befalls it or its host."""
-    lasting = [fault for fault in history.faults if fault.until_s is None]
-    return node.alive and not any(befalls(fault, node.name, node.host) for fault in lasting)
+    return node.alive and not _has_lasting(history, node.name, node.host)
+
+
+def _has_lasting(history: History, *names: str) -> bool:
+    return any(fault.until_s is None and befalls(fault, *names) for fault in history.faults)

@@ -11,6 +11,7 @@ from holdfast.core.reconcile import START_BACKOFF_FIRST_S, START_BACKOFF_MAX_S
 from holdfast.core.starts import CLOCKS_APART_S
 from holdfast.core.stream import BARREN_ATTEMPTS_MAX
 from holdfast.simulations.checkers.folding import final_log
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import ERROR, POISONED, Attempt, Request
@@ -31,7 +32,7 @@ TOLD_S: Final = 0.05
 # --- starts ---------------------------------------------------------------------------------------------
 
 
-def starts(history: History) -> list[Violation]:
+def starts(history: History, judged: Judged) -> list[Violation]:
     """A replica that takes the place of one whose start failed is placed after a pause.
 
     It doubles with each failure. Pauses are counted by the clocks of nodes and leaders, as leaders do.
@@ -48,6 +49,7 @@ def starts(history: History) -> list[Violation]:
             continue
         known = [_deployment(state, payload) for state in log.states[ended + 1 : place + 1]]
         due = [_due(deployment, record.event.time) for deployment in known]
+        judged["replacements after failed starts"] += all(at is not None for at in due)
         if all(at is not None and record.event.time < at for at in due):
             failures = known[0].unstable_starts if known[0] is not None else 0
             message = (
@@ -85,7 +87,7 @@ def _jumped(history: History, at_s: float) -> bool:
 # --- attempts -------------------------------------------------------------------------------------------
 
 
-def attempts(history: History) -> list[Violation]:
+def attempts(history: History, judged: Judged) -> list[Violation]:
     """No stream is begun more often than it may be moved, nor one that breaks engines more than a few times; and no
     other request ends because of those. Leaving a replica that was told to stop does not count.
     """
@@ -94,6 +96,7 @@ def attempts(history: History) -> list[Violation]:
         return []
     found = []
     for request in history.requests:
+        judged["requests that engines took in"] += bool(request.attempts)
         allowed = min(most, BARREN_ATTEMPTS_MAX) if request.poisoned else most
         counted = [one for one in request.attempts if not _planned(history, request, one)]
         begun = sum(not request.poisoned or _was_told(history, one) for one in counted)

@@ -13,6 +13,7 @@ from holdfast.core.frames import TAKEN_OVER
 from holdfast.core.sampling import derive
 from holdfast.core.stream import FINISH_LENGTH, FINISH_STOP
 from holdfast.simulations.checkers.cancels import may_be_stopped
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import (
@@ -116,7 +117,7 @@ class _Wrong(Exception):
     """What a client got is not what it must be; the text says how."""
 
 
-def streams(history: History) -> list[Violation]:
+def streams(history: History, judged: Judged) -> list[Violation]:
     """Every delivered stream is a prefix of the right text, and one that is complete is all of it.
 
     Each token comes once, in order, also over resumes at other gateways; event ids count them, one count per choice;
@@ -124,6 +125,7 @@ def streams(history: History) -> list[Violation]:
     """
     found = []
     for request in history.requests:
+        judged["answers"] += bool(request.events)
         try:
             _check(request, stopped=may_be_stopped(history, request))
         except _Wrong as wrong:
@@ -260,18 +262,19 @@ def _tokens(pieces: list[str], text: str) -> int:
 # --- ends -----------------------------------------------------------------------------------------------
 
 
-def ends(history: History) -> list[Violation]:
+def ends(history: History, judged: Judged) -> list[Violation]:
     """Every request has an end by its deadline, at the client and in the gateway, and one that it may have: all of it,
     or an error that the API documents.
     """
-    found = [violation for request in history.requests for violation in _end(history, request)]
-    return [*found, *_exchanges(history)]
+    found = [violation for request in history.requests for violation in _end(history, request, judged)]
+    return [*found, *_exchanges(history, judged)]
 
 
-def _end(history: History, request: Request) -> Iterator[Violation]:
+def _end(history: History, request: Request, judged: Judged) -> Iterator[Violation]:
     due_s = request.deadline_s + END_MARGIN_S
     ended_s = request.ended_s if request.ended_s is not None else history.ended_s
     name = f"request {request.id}"
+    judged["requests of clients"] += bool(request.how) or ended_s > due_s
     if ended_s > due_s and request.how != CANCELLED:
         how = f"ended at {ended_s:.3f} s" if request.how else f"had no end when the run was over, at {ended_s:.3f} s"
         yield Violation(ENDS, request.deadline_s, f"{name} had to end by {request.deadline_s:.3f} s, and {how}")
@@ -303,12 +306,13 @@ def _has_reason(history: History, request: Request) -> bool:
     return request.code != "parent_cancelled" or request.parent >= 0
 
 
-def _exchanges(history: History) -> Iterator[Violation]:
+def _exchanges(history: History, judged: Judged) -> Iterator[Violation]:
     gateways = {process.pid: process for process in history.processes if process.role == GATEWAY}
     for exchange in history.exchanges:
         gateway = gateways[exchange.pid]
         due_s = _not_frozen(gateway, exchange.due_s, history.ended_s) + END_MARGIN_S
         ended_s = min(exchange.ended_s or history.ended_s, gateway.ended_s or history.ended_s)
+        judged["requests at gateways"] += exchange.ended_s is not None or ended_s > due_s
         if ended_s > due_s:
             message = (
                 f"{gateway.name} is busy until {ended_s:.3f} s with a request that it got at {exchange.began_s:.3f} s"

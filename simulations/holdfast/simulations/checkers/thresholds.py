@@ -9,6 +9,7 @@ import msgspec
 
 from holdfast.core import events as ev
 from holdfast.simulations.checkers.folding import final_log
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.records import ThresholdChange
@@ -18,7 +19,7 @@ THRESHOLDS: Final = "thresholds"
 Values = dict[str, Any]
 
 
-def thresholds(history: History) -> list[Violation]:
+def thresholds(history: History, judged: Judged) -> list[Violation]:
     """A decision changes what its request asked for, and nothing else; each request has one at most. Who was told that
     a change holds finds its decision in the log.
     """
@@ -28,7 +29,9 @@ def thresholds(history: History) -> list[Violation]:
     found: list[Violation] = []
     for place, record in enumerate(log.records):
         if place in effective or isinstance(record.event.payload, ev.BusyThresholdRequested):
+            judged["decisions"] += isinstance(record.event.payload, ev.BusyThresholdSet)
             found += walk.step(record.event, log.times[place])
+    judged["changes told"] += len(history.threshold_changes)
     return [*found, *_told(history, walk)]
 
 

@@ -13,6 +13,7 @@ from holdfast.core import events as ev
 from holdfast.core.cluster import ClusterState, DeploymentState
 from holdfast.core.events import Event
 from holdfast.simulations.checkers.folding import FinalLog, final_log
+from holdfast.simulations.checkers.judged import Judged
 from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 
@@ -27,7 +28,7 @@ Wish = ev.DeployRequested | ev.DeleteRequested | ev.DrainRequested | ev.UndrainR
 Answer = ev.ApplicationDeployed | ev.ApplicationDeleted | ev.DrainOrdered | ev.DrainLifted
 
 
-def wishes(history: History) -> list[Violation]:
+def wishes(history: History, judged: Judged) -> list[Violation]:
     """Each decision on a wish is what its wish asked for, and its only one; the last wish about anybody is decided once
     nothing breaks any more. What was decided is in the state: configurations, a new revision exactly where the engine
     changed, and drains, through all restarts. Who stops by a drain does so in its way.
@@ -38,9 +39,10 @@ def wishes(history: History) -> list[Violation]:
     found: list[Violation] = []
     for place, record in enumerate(log.records):
         event, before, after = record.event, log.states[place], log.states[place + 1]
+        judged["decisions"] += place in effective and isinstance(event.payload, Answer)
         told = list(walk.step(event, before, after, counts=place in effective))
         found += [Violation(WISHES, log.times[place], f"sequence {record.sequence}: {text}") for text in told]
-    return [*found, *_undecided(history, log, walk)]
+    return [*found, *_undecided(history, log, walk, judged)]
 
 
 class _Walk:
@@ -184,7 +186,7 @@ def _revision_of(placed: ev.ReplicaPlaced | ev.ReplicaReplaced, after: ClusterSt
         yield f"{placed.replica} has revision {replica.revision}, and {deployment.revision} was current"
 
 
-def _undecided(history: History, log: FinalLog, walk: _Walk) -> Iterator[Violation]:
+def _undecided(history: History, log: FinalLog, walk: _Walk, judged: Judged) -> Iterator[Violation]:
     """Last wishes that nobody decided, though there was time for it while nothing broke."""
     settle = history.settle
     if settle is None:
@@ -192,5 +194,8 @@ def _undecided(history: History, log: FinalLog, walk: _Walk) -> Iterator[Violati
     due_s = settle.began_s + settle.bound_s
     times = {record.event.id: log.times[place] for place, record in enumerate(log.records)}
     for (kind, name), wish in walk.last.items():
-        if wish not in walk.decided and times[wish] <= settle.began_s:
+        if times[wish] > settle.began_s:
+            continue
+        judged["last wishes"] += 1
+        if wish not in walk.decided:
             yield Violation(WISHES, due_s, f"what {wish} asks of {kind} {name} is the last wish, and was never decided")

@@ -79,6 +79,7 @@ class Holdings:
                 continue
             known = one.link._attempts if one is not None else {}
             for attempt in peer.attempts:
+                self._look(NOBODYS, running.name, peer.gateway)
                 if attempt not in known:
                     self._note(NOBODYS, running.name, peer.gateway, attempt)
 
@@ -87,6 +88,7 @@ class Holdings:
         for held in list(replica._held.by_key.values()):
             if held.peer is not None:
                 continue
+            self._look(KEPT, running.name, held.gateway)
             loop_s = running.process.loop.time()
             crowded = loop_s - held.detached_s > CROWDED_KEEP_S and replica._engine.load().waiting
             if crowded or loop_s > held.until_s:
@@ -111,8 +113,12 @@ class Holdings:
         """What a gateway waits for, and the replica does not have, nor anything to be read that says so."""
         peer = next((peer for connection, peer in replica._peers.items() if _end_of(connection) is end.other), None)
         for run in one.here:
+            self._look(MISSING, running.name, one.gateway)
             if peer is None or not _has(replica, peer, run.attempt):
                 self._note(MISSING, running.name, one.gateway, run.attempt)
+
+    def _look(self, what: str, replica: str, gateway: str) -> None:
+        self._cluster.history.looked_at(self._cluster.world.now_s, what, replica, gateway)
 
     def _note(self, what: str, replica: str, gateway: str, number: int) -> None:
         key, now_s = (what, replica, gateway, number), self._cluster.world.now_s

@@ -1,4 +1,4 @@
-"""Many seeds of a scenario, and what came of them: what failed, and which kinds of faults were injected.
+"""Many seeds of a scenario: what failed, which kinds of faults were injected, and how much each checker judged.
 
 Only sums and the first failures are kept, so that 100,000 seeds need no more memory than ten.
 """
@@ -23,8 +23,10 @@ VIOLATIONS_KEPT = 20
 """Violations that are kept of a seed."""
 
 
-ALL_INJECTED_SEEDS = 1_000
-"""Of so many seeds at least one has each kind of fault, or that kind can't strike any more."""
+MANY_SEEDS = 1_000
+"""Of so many seeds at least one has each kind of fault, or that kind can't strike any more; and each checker judges
+something in one of them, or it can't find anything any more.
+"""
 
 TRACES = 1 << 128
 """There are so many traces, of a run and of many."""
@@ -59,6 +61,13 @@ class Coverage(msgspec.Struct):
     injected: int = 0
 
 
+class Judgements(msgspec.Struct):
+    """How many things of a kind a checker judged, and in how many seeds it judged any."""
+
+    seeds: int = 0
+    judged: int = 0
+
+
 class Fewest(msgspec.Struct, frozen=True):
     """The faults that a seed had, of those that did something; no other seed had fewer."""
 
@@ -67,7 +76,8 @@ class Fewest(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct):
-    """What there is so far. `coverage` has every kind of fault there is, those never injected too.
+    """What there is so far. `coverage` has every kind of fault there is, those never injected too; `judged` by checker
+    every kind of thing, those of which there was none too. Checkers that are `idle` may judge nothing.
 
     `fewest` is the seed that had the fewest faults, and how many.
     `failed` counts seeds, also those that are not among `failures` any more; `checkers` how many seeds each broke.
@@ -76,7 +86,9 @@ class Tally(msgspec.Struct):
     """
 
     coverage: dict[str, Coverage]
+    judged: dict[str, dict[str, Judgements]]
     lasts_s: float
+    idle: tuple[str, ...] = ()
     ran: int = 0
     failed: int = 0
     failures: list[Failure] = []
@@ -112,9 +124,23 @@ class Tally(msgspec.Struct):
         return [kind for kind, coverage in self.coverage.items() if not coverage.seeds]
 
     @property
+    def never_judged(self) -> dict[str, list[str]]:
+        """By checker, the kinds of things of which it judged none."""
+        none = {name: [what for what, one in things.items() if not one.seeds] for name, things in self.judged.items()}
+        return {name: things for name, things in none.items() if things}
+
+    @property
     def missed(self) -> list[str]:
         """Kinds of faults that no seed had, though so many ran that one should: what they show is not shown."""
-        return self.never_injected if self.ran >= ALL_INJECTED_SEEDS else []
+        return self.never_injected if self.ran >= MANY_SEEDS else []
+
+    @property
+    def blind(self) -> list[str]:
+        """Checkers that judged nothing at all, though so many seeds ran that they should have: they hold nothing."""
+        if self.ran < MANY_SEEDS:
+            return []
+        none = {name: len(things) for name, things in self.never_judged.items()}
+        return [name for name, things in self.judged.items() if none.get(name) == len(things) and name not in self.idle]
 
     def _count(self, result: Result) -> None:
         for kind, number in result.faults.items():
@@ -122,6 +148,12 @@ class Tally(msgspec.Struct):
                 coverage = self.coverage.setdefault(kind, Coverage())
                 coverage.seeds += 1
                 coverage.injected += number
+        for checker, things in result.judged.items():
+            for what, number in things.items():
+                if number:
+                    judged = self.judged[checker][what]
+                    judged.seeds += 1
+                    judged.judged += number
         for name, number in result.counts.items():
             self.counts[name] = self.counts.get(name, 0) + number
         self.virtual_s += self.lasts_s
@@ -141,7 +173,11 @@ def kinds_of(scenario: Scenario) -> list[str]:
 
 def new_tally(scenario: Scenario) -> Tally:
     """Nothing ran yet."""
-    return Tally(coverage={kind: Coverage() for kind in kinds_of(scenario)}, lasts_s=scenario.lasts_s)
+    from holdfast.simulations.checkers import CHECKERS
+
+    judged = {one.__name__: {what: Judgements() for what in things} for one, things in CHECKERS.items()}
+    coverage = {kind: Coverage() for kind in kinds_of(scenario)}
+    return Tally(coverage, judged, scenario.lasts_s, scenario.idle)
 
 
 def simulate(case: Case) -> Result:

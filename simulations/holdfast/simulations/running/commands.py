@@ -26,6 +26,7 @@ from holdfast.simulations.running.narrate import narrate
 from holdfast.simulations.running.output import (
     Asked,
     CampaignView,
+    print_judged,
     print_narration,
     print_timeline,
     print_violations,
@@ -109,7 +110,7 @@ def scenario_named(name: str) -> Scenario:
 def run(name: str, first_seed: int, seeds: int, jobs: int, *, as_json: bool) -> int:
     """Run many seeds. 0 when none failed, 1 when one did, 130 when it was interrupted before one did.
 
-    1 as well when a kind of fault was injected in none, though they were many.
+    1 as well when a kind of fault was injected in none, or a checker judged nothing, though they were many.
     """
     scenario = scenario_named(name)
     asked = Asked(name, first_seed, seeds, min(jobs, seeds), commit())
@@ -123,7 +124,7 @@ def run(name: str, first_seed: int, seeds: int, jobs: int, *, as_json: bool) -> 
         except KeyboardInterrupt:
             interrupted = True
     view.summary(tally, interrupted=interrupted)
-    if tally.failed or tally.missed:
+    if tally.failed or tally.missed or tally.blind:
         return EXIT_FAILED
     return EXIT_INTERRUPTED if interrupted else 0
 
@@ -264,6 +265,7 @@ def _print_result(plan: Plan, result: Result) -> None:
     out.print(f"seed {plan.seed} of {escape(plan.scenario.name)} ({escape(commit())}), trace {result.trace}")
     counts = ", ".join(f"{number:,} {name}" for name, number in result.counts.items())
     out.print(f"  {parts.size(plan)}; {escape(counts)}", soft_wrap=True)
+    print_judged(out, result.judged)
     if result.violations:
         out.print(f"[bold red]{len(result.violations)} violations[/]")
         print_violations(out, result.violations)

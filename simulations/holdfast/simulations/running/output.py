@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,7 @@ from holdfast.simulations.checkers.violation import Violation
 from holdfast.simulations.history import History
 from holdfast.simulations.report.terminal import timeline
 from holdfast.simulations.running import campaign
-from holdfast.simulations.running.campaign import FAILURES_KEPT, Coverage, Failure, Fewest, Tally
+from holdfast.simulations.running.campaign import FAILURES_KEPT, Coverage, Failure, Fewest, Judgements, Tally
 from holdfast.simulations.running.narrate import Line
 
 FAILURES_SHOWN = 20
@@ -71,6 +71,8 @@ class CampaignRecord(msgspec.Struct, frozen=True):
     checkers: dict[str, int]
     coverage: dict[str, Coverage]
     never_injected: list[str]
+    judged: dict[str, dict[str, Judgements]]
+    never_judged: dict[str, list[str]]
     fewest: Fewest | None
     counts: dict[str, int]
 
@@ -132,6 +134,16 @@ class CampaignView:
         if tally.checkers:
             rows = sorted(tally.checkers.items(), key=lambda item: (-item[1], item[0]))
             out.print(table("What failed", ("CHECKER", "SEEDS"), rows))
+        self._faults(out, tally)
+        self._judged(out, tally)
+        if tally.counts:
+            out.print(
+                table("\nIn all runs", ("WHAT", "NUMBER"), [(name, f"{n:,}") for name, n in tally.counts.items()])
+            )
+        out.print()
+        out.print(self._verdict(tally, wall_s, interrupted), soft_wrap=True)
+
+    def _faults(self, out: Console, tally: Tally) -> None:
         kinds = [(kind, item.seeds, item.injected) for kind, item in tally.coverage.items()]
         out.print(table("\nFaults injected", ("KIND", "SEEDS", "TIMES"), kinds))
         if tally.fewest is not None and kinds:
@@ -140,12 +152,18 @@ class CampaignView:
         if tally.never_injected:
             colour = "bold red" if tally.missed else "yellow"
             out.print(f"[{colour}]never injected: {', '.join(tally.never_injected)}[/]", soft_wrap=True)
-        if tally.counts:
-            out.print(
-                table("\nIn all runs", ("WHAT", "NUMBER"), [(name, f"{n:,}") for name, n in tally.counts.items()])
-            )
-        out.print()
-        out.print(self._verdict(tally, wall_s, interrupted), soft_wrap=True)
+
+    def _judged(self, out: Console, tally: Tally) -> None:
+        rows = [
+            (checker, what, one.seeds, f"{one.judged:,}")
+            for checker, things in tally.judged.items()
+            for what, one in things.items()
+        ]
+        out.print(table("\nJudged", ("CHECKER", "WHAT", "SEEDS", "TIMES"), rows))
+        if tally.never_judged:
+            colour = "bold red" if tally.blind else "yellow"
+            none = ", ".join(f"{checker} ({', '.join(things)})" for checker, things in tally.never_judged.items())
+            out.print(f"[{colour}]never judged: {none}[/]", soft_wrap=True)
 
     def _failed(self, failure: Failure) -> None:
         self._shown += 1
@@ -172,9 +190,11 @@ class CampaignView:
         how = f"{tally.ran:,} seeds" if not interrupted else f"stopped after {tally.ran:,} of {asked.seeds:,} seeds"
         pace = f"{tally.ran / wall_s:.1f} seeds a second, {tally.virtual_s / wall_s:,.0f} times real time"
         result = f"[bold red]{tally.failed:,} failed[/]" if tally.failed else "[bold green]none failed[/]"
+        many = f"in {campaign.MANY_SEEDS:,} seeds or more"
         if tally.missed:
-            must = f"as it must be in {campaign.ALL_INJECTED_SEEDS:,} seeds or more"
-            result += f", [bold red]but not every kind of fault was injected, {must}[/]"
+            result += f", [bold red]but not every kind of fault was injected, as it must be {many}[/]"
+        if tally.blind:
+            result += f", [bold red]but {', '.join(tally.blind)} judged nothing, and must {many}[/]"
         ran = f"{how} of {asked.scenario} at {asked.commit} in {wall_s:.1f} s ({pace})"
         return f"{escape(ran)}, trace {tally.trace:032x}: {result}"
 
@@ -201,6 +221,8 @@ class CampaignView:
             checkers=tally.checkers,
             coverage=tally.coverage,
             never_injected=tally.never_injected,
+            judged=tally.judged,
+            never_judged=tally.never_judged,
             fewest=tally.fewest,
             counts=tally.counts,
         )
@@ -213,6 +235,14 @@ def print_violations(out: Console, violations: Sequence[Violation]) -> None:
         out.print(f"  {escape(text)}", soft_wrap=True)
     if len(violations) > VIOLATIONS_SHOWN:
         out.print(f"  and {len(violations) - VIOLATIONS_SHOWN} more")
+
+
+def print_judged(out: Console, judged: Mapping[str, Mapping[str, int]]) -> None:
+    """What each checker judged in one run, for those that judged anything."""
+    for checker, things in judged.items():
+        told = ", ".join(f"{number:,} {what}" for what, number in things.items() if number)
+        if told:
+            out.print(f"  {checker} judged {told}", soft_wrap=True)
 
 
 def brief(message: str) -> str:
