@@ -20,6 +20,7 @@ from holdfast.actors.replica import Replica
 from holdfast.actors.specification import ReplicaSpecification
 from holdfast.actors.wire import Connection
 from holdfast.core import events as ev
+from holdfast.core.barren import Barren
 from holdfast.core.config import DeploymentConfig, EngineConfig
 from holdfast.core.errors import NoReplica, StreamLost
 from holdfast.core.frames import PROTOCOL_VERSION, Fence, Frame, FromGateway, Stop, Welcome
@@ -32,10 +33,11 @@ from holdfast.gateway.pool import Pool
 from holdfast.gateway.serving import Serving
 from holdfast.gateway.serving_settings import ServingSettings
 from holdfast.gateway.session import StreamRun
+from holdfast.gateway.stalls import BARREN_STEPS
 from holdfast.store.memory import MemoryLogServer
 from tests.unit.actors import test_held
 from tests.unit.core import test_stream
-from tests.unit.serving import test_pool
+from tests.unit.serving import test_pool, test_stalls
 from tests.unit.support.history import INFO, History, application
 from tests.unit.support.virtual_time import virtual_time
 
@@ -123,6 +125,11 @@ async def _stands_still() -> None:
     assert orphans == [run]
 
 
+def _leaves_a_barren_engine() -> None:
+    barren = Barren(test_stalls.LATE_S, BARREN_STEPS)
+    test_stalls.test_one_without_its_first_token_leaves_only_an_engine_that_makes_nothing(barren, found=True)
+
+
 STREAM_WITNESSES: dict[str, Callable[[], object]] = {
     "stop-frame": lambda: _hears(Stop(1), "_stop"),
     "fence-frame": lambda: _hears(Fence([1], []), "_fence"),
@@ -141,5 +148,6 @@ STREAM_WITNESSES: dict[str, Callable[[], object]] = {
     "probation": _one_suspect_at_a_time,
     "gateway-drain": _lets_end,
     "stalled-stream": _stands_still,
+    "barren-engine": _leaves_a_barren_engine,
 }
 """By the mutant that takes the guard out."""

@@ -112,6 +112,24 @@ _LOST_STREAMS: Final = Setting(
 )
 """Engines lose single streams, and nothing else breaks."""
 
+_BARREN: Final = Setting(
+    kinds=("barren engine",),
+    shape={"faults_min": 3, "faults_max": 5, "shortest_s": 12.0, "requests": 60, "operations": 0},
+    knobs={
+        "heartbeat_interval_s": 0.5,
+        "heartbeat_timeout_s": 2.0,
+        "itl_ms": 25.0,
+        "stream_stall_timeout_s": 1.0,
+        "health_check_period_s": 30.0,
+        "canary_wait_s": 60.0,
+        "migration_limit": 3,
+        "max_ongoing_requests": 16,
+        "kv_blocks": 256,
+        "streams_max": 16,
+    },
+)
+"""A few engines make nothing for long, their nodes don't notice, and others have room."""
+
 _HUNG: Final = Setting(
     CORE, ("engine hangs",), {"requests": 120, "gateways": 1, "faults_from_s": 20.0, "faults_min": 2, "faults_max": 3}
 )
@@ -350,5 +368,12 @@ MUTANTS: Final = (
         (edit(StallWatch.look, ("if self._stalls(run, now_s - mark[1], step - mark[2]):", "if False:")),),
         (MOVES,),
         _LOST_STREAMS,
+    ),
+    Mutant(
+        "barren-engine",
+        "a stream without its first token leaves an engine that steps and steps while nobody gets anything",
+        (edit(StallWatch._stalls, ("and self._barren.steps >= BARREN_STEPS", "and False")),),
+        (MOVES,),
+        _BARREN,
     ),
 )
