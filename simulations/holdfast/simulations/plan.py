@@ -87,7 +87,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
 
 SCENARIOS = {
-    STANDARD: Scenario(STANDARD, idle=("retries", "ejections", "moves")),
+    STANDARD: Scenario(STANDARD, idle=("ejections", "moves")),
     CORE: Scenario(
         CORE,
         nodes=5,
@@ -158,10 +158,7 @@ SCENARIOS = {
         shortest_s=3.0,
         longest_s=8.0,
         uneven=True,
-        idle=(
-            *("cancels", "shedding", "moves", "losses", "leases", "drains"),
-            *("updates", "routable", "taken_out", "sickness", "quiet"),
-        ),
+        idle=("losses", "updates", "routable", "taken_out"),
     ),
     "calm": Scenario(
         "calm",
