@@ -19,7 +19,8 @@ REPORT_BYTES_MAX = 1024 * 1024
 REPLICA_LOGS_MAX = 50
 """Logs of replicas that ended are kept up to this number, the newest; every replacement makes another."""
 
-_REPLICA_LOG = re.compile(r"[a-z0-9-]+\.[a-z0-9-]+\.[0-9]+\.log")
+REPLICA_LOG = re.compile(r"[a-z0-9-]+\.[a-z0-9-]+\.[0-9]+\.log")
+"""How logs of replicas are called."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,19 @@ class ProcessLauncher:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
+        self._written: dict[Path, asyncio.subprocess.Process] = {}
+
+    def logs(self) -> list[Path]:
+        """The logs that replicas of ours write now."""
+        self._written = {path: process for path, process in self._written.items() if process.returncode is None}
+        return list(self._written)
 
     async def launch(self, replica: str, specification: bytes) -> Process:
         """As `Launcher.launch`. The process is in a session of its own, so that a terminal's Ctrl-C spares it."""
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
-            with (self._logs / f"{replica}.log").open("ab") as log:
+            path = self._logs / f"{replica}.log"
+            with path.open("ab") as log:
                 # The replica inherits the lock and holds it as long as it lives.
                 fcntl.flock(log, fcntl.LOCK_SH)
                 drop_old_logs(self._logs)
@@ -91,6 +99,7 @@ class ProcessLauncher:
                 )
         except OSError as error:
             raise WorldFailure(f"replica {replica} could not be started: {error}") from error
+        self._written[path] = process
         assert process.stdin is not None
         process.stdin.write(specification + b"\n")
         with contextlib.suppress(ConnectionError):
@@ -100,12 +109,13 @@ class ProcessLauncher:
 
 def drop_old_logs(folder: Path) -> None:
     """Remove all but the newest `REPLICA_LOGS_MAX` logs of replicas that have ended, of whatever node here."""
-    logs = [path for path in folder.iterdir() if _REPLICA_LOG.fullmatch(path.name)]
+    logs = [path for path in folder.iterdir() if REPLICA_LOG.fullmatch(path.name)]
     if len(logs) <= REPLICA_LOGS_MAX:
         return
     ended = [(changed, path) for path in logs if (changed := _ended_at(path)) is not None]
     for _, path in sorted(ended)[:-REPLICA_LOGS_MAX]:
         path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.1").unlink(missing_ok=True)
 
 
 def _ended_at(path: Path) -> float | None:

@@ -64,6 +64,12 @@ class DataDirectory:
         self.etcd = self.path / "etcd"
         self._lock: IO[str] | None = None
 
+    def logs_but_replicas(self) -> list[Path]:
+        """The logs there are of servers, nodes, gateways and `up`."""
+        from holdfast.actors.launcher import REPLICA_LOG
+
+        return [path for path in self.logs.glob("*.log") if not REPLICA_LOG.fullmatch(path.name)]
+
     def lock(self) -> Self:
         """Create it if need be, and take it. Raises `Misuse` when another `up` has it, or its layout is not ours."""
         try:

@@ -26,6 +26,7 @@ from holdfast.gateway.version import VERSION
 from holdfast.store.etcd import EtcdLeases
 from holdfast.store.etcd_gateway import EtcdGateway
 from holdfast.store.jetstream import JetStreamLog
+from holdfast.store.log_files import bounded
 from holdfast.store.settings import EtcdSettings, JetStreamSettings
 
 if TYPE_CHECKING:
@@ -141,7 +142,9 @@ async def coming_leases(settings: Settings, stores: Stores = REAL_STORES) -> Asy
 async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Event) -> None:
     """Run a node until `stop`. Raises `Superseded` and the store's errors."""
     identity = identify(settings, "node", name)
-    await be_node(settings, identity, ProcessLauncher(logs), stop, REAL_STORES, Machine())
+    launcher = ProcessLauncher(logs)
+    async with bounded(launcher.logs):
+        await be_node(settings, identity, launcher, stop, REAL_STORES, Machine())
 
 
 async def run_gateway(settings: Settings, name: str, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:

@@ -82,15 +82,19 @@ async def test_only_the_newest_logs_of_replicas_that_ended_are_kept(tmp_path: Pa
     for age, path in enumerate(reversed(old)):
         path.write_text("ended\n")
         os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    for path in (old[0], old[-1]):
+        path.with_name(f"{path.name}.1").touch()
     (tmp_path / "node-1.log").touch()
     process = await launcher.launch("app.tiny.100", specification())
     kept = set(os.listdir(tmp_path))
-    assert kept == {"app.tiny.1.log", "app.tiny.100.log", "node-1.log"} | {
+    assert kept == {"app.tiny.1.log", "app.tiny.100.log", "node-1.log", f"{old[-1].name}.1"} | {
         path.name for path in old[-REPLICA_LOGS_MAX:]
     }
+    assert launcher.logs() == [tmp_path / "app.tiny.1.log", tmp_path / "app.tiny.100.log"]
     for one in (alive, process):
         one.kill()
         await one.wait()
+        assert len(launcher.logs()) == (one is alive)
 
 
 async def test_where_no_log_can_be_written_nothing_is_started(tmp_path: Path) -> None:

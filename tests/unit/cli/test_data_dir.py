@@ -82,3 +82,11 @@ def test_urls_go_before_the_directory(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOLDFAST_NATS__URLS", '["nats://e:5"]')
     monkeypatch.setenv("HOLDFAST_ETCD__ENDPOINTS", '["http://f:6"]')
     assert find_cluster(tmp_path, None, None).settings.nats.urls == ("nats://e:5",)
+
+
+def test_nodes_see_to_the_logs_of_replicas_and_up_to_all_others(tmp_path: Path) -> None:
+    directory = DataDirectory(tmp_path / "d").lock()
+    directory.unlock()
+    for name in ("up.log", "nats-server-1.log", "node-1.log", "app.tiny.1.log", "node-1.log.1"):
+        (directory.logs / name).touch()
+    assert {path.name for path in directory.logs_but_replicas()} == {"up.log", "nats-server-1.log", "node-1.log"}

@@ -131,6 +131,7 @@ async def _run(plan: Plan, settings: Settings, data_dir: Path) -> None:
     from holdfast.gateway.data_dir import DataDirectory
     from holdfast.gateway.goal import application_for
     from holdfast.gateway.local_cluster import LocalCluster
+    from holdfast.store.log_files import bounded
 
     directory = DataDirectory(data_dir).lock()
     try:
@@ -140,7 +141,9 @@ async def _run(plan: Plan, settings: Settings, data_dir: Path) -> None:
             cluster = LocalCluster(plan, settings, directory, progress)
             cluster.check_ports()
             cluster.prepare()
-            await _serve(cluster, progress)
+            # Nodes see to their replicas' logs.
+            async with bounded(directory.logs_but_replicas):
+                await _serve(cluster, progress)
     finally:
         directory.unlock()
 
