@@ -1,4 +1,5 @@
-"""Watches that an engine which has work makes its steps. One that hangs can't be told to stop: its process has to end.
+"""Watches that an engine which has work makes its steps, and takes requests in. One that hangs can't be told to stop:
+its process has to end.
 
 How long a step may take follows from how long steps took, as engines differ by orders of magnitude. Time in which this
 process itself stood still is not the engine's.
@@ -7,7 +8,9 @@ process itself stood still is not the engine's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 
 from holdfast.core.errors import HoldfastError
 
@@ -29,17 +32,24 @@ STALL_FIRST_STEPS = 3
 
 
 class EngineHung(HoldfastError):
-    """The engine has had work for long and made no step: only a new process helps."""
+    """The engine has had work for long and did nothing of it: only a new process helps."""
 
 
 class EngineWatch:
     """When the engine's steps begin and end, and whether one takes far longer than steps do.
 
-    The two limits are the specification's, in seconds.
+    The two limits are the specification's, in seconds. `told` says of one that hangs, for people, what it does
+    not do.
     """
 
-    def __init__(self, stall_timeout_s: float, first_step_timeout_s: float) -> None:
+    def __init__(
+        self,
+        stall_timeout_s: float,
+        first_step_timeout_s: float,
+        told: str = "the engine made no step for {:.1f} s while it had work",
+    ) -> None:
         self.steps = 0
+        self._told = told
         self._stall_timeout_s = stall_timeout_s
         self._first_step_timeout_s = first_step_timeout_s
         self._began_s: float | None = None
@@ -73,6 +83,17 @@ class EngineWatch:
         self.steps += 1
         return took_s
 
+    @contextlib.contextmanager
+    def once(self) -> Iterator[None]:
+        """What is done in the block is a step, after which none is due."""
+        now_s = asyncio.get_running_loop().time
+        self.begins(now_s())
+        try:
+            yield
+        finally:
+            self.ended(now_s())
+            self.rests()
+
     async def run(self) -> None:
         """Watch until cancelled. Raises `EngineHung`."""
         loop = asyncio.get_running_loop()
@@ -89,7 +110,7 @@ class EngineWatch:
                 self._began_s = now_s
             elif now_s - self._began_s > self._may_take_s():
                 took_s = now_s - self._began_s
-                raise EngineHung(f"the engine made no step for {took_s:.1f} s while it had work")
+                raise EngineHung(self._told.format(took_s))
 
     def _may_take_s(self) -> float:
         if self.steps < STALL_FIRST_STEPS:

@@ -120,9 +120,9 @@ class Replica:
         self._admitting: tuple[Peer, int] | None = None
         self._arrived = asyncio.Event()
         self._live: set[int] = set()
-        self._engine_watch = EngineWatch(
-            specification.engine_stall_timeout_s, specification.engine_first_step_timeout_s
-        )
+        longest_s = specification.engine_first_step_timeout_s
+        self._engine_watch = EngineWatch(specification.engine_stall_timeout_s, longest_s)
+        self._admission_watch = EngineWatch(longest_s, longest_s, "the engine did not take a request in for {:.1f} s")
         self._token_s = asyncio.get_running_loop().time()
         self._work = asyncio.Event()
         self._sockets = 0
@@ -173,6 +173,7 @@ class Replica:
             group.create_task(self._step_loop())
             group.create_task(self._heartbeat_loop())
             group.create_task(self._engine_watch.run())
+            group.create_task(self._admission_watch.run())
             group.create_task(self._checks.run())
             group.create_task(watch_devices(self._engine, self._specification.xid_file, self._specification.replica))
 
@@ -392,7 +393,7 @@ class Replica:
         span, traces, now_s = arrived.span, self._traces, asyncio.get_running_loop().time
         traced = traces.during(span) if traces is not None and span is not None else contextlib.nullcontext()
         try:
-            with traced:
+            with traced, self._admission_watch.once():
                 prompt_tokens = await self._engine.admit(key, arrived.start.request)
         except RequestRefused as refusal:
             if arrived.peer.connection not in self._probes:

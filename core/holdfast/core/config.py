@@ -52,7 +52,7 @@ class DeploymentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A replica whose engine has had work for `engine_stall_timeout_s`, and for far longer than its steps take, without
     making a step is ended and replaced: set it above the longest prefill step of a large model on slow hardware, whose
     other steps are short. Its first steps, while devices warm up and kernels are compiled, may each take
-    `engine_first_step_timeout_s`.
+    `engine_first_step_timeout_s`, and so may taking one request in.
     A replica that is not ready `start_timeout_s` after its process was started is stopped, and its start has failed:
     set it above the longest load of a large model from cold storage.
     The engine's own `check_health`, if it has one, is called every `health_check_period_s`. A replica where it fails,

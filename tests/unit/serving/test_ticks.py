@@ -7,6 +7,7 @@ import random
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 
 from holdfast.actors.engine_watch import STALL_LOOK_S, EngineHung, EngineWatch
@@ -199,6 +200,46 @@ def test_an_engine_that_hangs_after_a_long_rest_is_noticed_in_its_time(monkeypat
     with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
         runner.run(scenario())
     assert looked > STALL_S / STALL_LOOK_S
+
+
+class NeverTakesIn(MockEngine):
+    """Its second request is never taken in."""
+
+    taken = 0
+
+    async def admit(self, key: int, request: EngineRequest) -> int:
+        self.taken += 1
+        if self.taken > 1:
+            await asyncio.Event().wait()
+        return await super().admit(key, request)
+
+
+def test_an_engine_that_does_not_take_a_request_in_is_noticed_while_it_steps_others() -> None:
+    longest_s = 30.0
+
+    async def scenario() -> None:
+        engine = NeverTakesIn(MockSettings(itl_ms=100.0), "tiny", random.Random(1))
+        told = msgspec.structs.replace(specification(1.0), engine_first_step_timeout_s=longest_s)
+        replica = Replica(told, engine)
+        server, _address = await replica.listen()
+        running = asyncio.create_task(replica.run())
+        port = server.sockets[0].getsockname()[1]
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: Connection(lambda *_frame: None, lambda _lost: None), "127.0.0.1", port
+        )
+        connection.send(Hello(PROTOCOL_VERSION, "test", "g", "app.tiny.1"))
+        connection.send(Start(1, EngineRequest(prompt="x", max_tokens=1_000)))
+        await asyncio.sleep(2 * longest_s)
+        connection.send(Start(2, EngineRequest(prompt="x", max_tokens=20)))
+        began_s = loop.time()
+        with pytest.raises(ExceptionGroup) as raised:
+            await running
+        assert raised.group_contains(EngineHung, match="the engine did not take a request in for 3")
+        assert longest_s <= loop.time() - began_s <= longest_s + 3.0
+
+    with asyncio.Runner(loop_factory=MemoryNetworkLoop) as runner:
+        runner.run(scenario())
 
 
 def test_an_engine_with_long_steps_is_not_blamed_for_what_its_process_stood_still() -> None:

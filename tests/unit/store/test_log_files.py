@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from holdfast.store import log_files
 from holdfast.store.embedded import nats_server
 from holdfast.store.log_files import bounded, last_line, put_aside, rotate, tail
+from tests.unit.support.replicas import eventually
 
 
 async def test_a_long_log_is_put_aside_when_its_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,8 +36,8 @@ async def test_a_long_log_is_put_aside_while_its_process_writes(
         async with bounded(lambda: [gone, path]):
             for line in (b"the first line\n", b"the second line\n"):
                 log.write(line)
-                while not aside.exists() or aside.read_bytes() != line or path.stat().st_size > 0:
-                    await asyncio.sleep(0.01)
+                await eventually(lambda line=line: aside.exists() and aside.read_bytes() == line)  # type: ignore[misc]
+                await eventually(lambda: path.stat().st_size == 0)
             log.write(b"short\n")
     assert path.read_bytes() == b"short\n"
 

@@ -255,7 +255,7 @@ MUTANTS: Final = (
         (
             edit(
                 EngineWatch.run,
-                ('raise EngineHung(f"the engine made no step for {took_s:.1f} s while it had work")', "pass"),
+                ("raise EngineHung(self._told.format(took_s))", "pass"),
             ),
             edit(
                 Liveness.doubt,
