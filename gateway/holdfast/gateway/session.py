@@ -331,7 +331,7 @@ class StreamSession:
         return deltas
 
     def _expire(self) -> None:
-        self.fail(DeadlineExceeded(f"The request did not end within {round(self.timeout_s, 2):g} seconds."))
+        self.fail(DeadlineExceeded(f"The request did not end within {round(self.timeout_s, 3):g} seconds."))
 
 
 def _stream_name(name: str, number: int, choice: EngineRequest) -> str:
