@@ -18,6 +18,9 @@ from tests.contract.worlds import compact, etcd_settings
 
 LASTS_S = 120.0
 
+CALL_TIMEOUT_S = 2.0
+"""Virtual seconds, in which no machine is slow: calls that fail do so before leases end."""
+
 
 def run_in(world: World, host: str, main: Callable[[SimProcess], Coroutine[Any, Any, None]]) -> None:
     """Run `main(process)` on a host of the world to its end. Raises what it raised, and what nobody handled."""
@@ -48,7 +51,8 @@ class SimulatedEtcdWorld:
         self.world = world
         self.history = History()
         self.servers = EtcdServers(world, self.history, [f"etcd-{n}" for n in range(1, members + 1)], knobs)
-        self.settings = etcd_settings(*self.servers.endpoints, prefix="/test/")
+        endpoints = self.servers.endpoints
+        self.settings = etcd_settings(*endpoints, prefix="/test/", request_timeout_s=CALL_TIMEOUT_S)
         self.process: SimProcess | None = None
         for name in self.servers.names:
             self.servers.start(name)
