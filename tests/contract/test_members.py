@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -42,6 +43,7 @@ async def members(settings: Settings, folder: Path) -> AsyncIterator[asyncio.Fut
     finally:
         stop.set()
         await running
+        gc.unfreeze()
 
 
 async def until_joined(settings: Settings) -> None:

@@ -24,6 +24,7 @@ import msgspec
 import uvloop
 
 from holdfast.actors.engines.base import Engine
+from holdfast.actors.heap import keep_for_good
 from holdfast.actors.replica import Replica
 from holdfast.actors.replica_metrics import ReplicaMetrics
 from holdfast.actors.specification import (
@@ -246,8 +247,15 @@ def _failed(channel: Channel, error: BaseException) -> int:
     return 1
 
 
+async def load_for_good(specification: ReplicaSpecification) -> Engine:
+    """As `load_engine`, in a process of its own."""
+    engine = await load_engine(specification)
+    keep_for_good()
+    return engine
+
+
 async def _main(channel: Channel) -> int:
-    return await run(channel, await _standard_input())
+    return await run(channel, await _standard_input(), load_for_good)
 
 
 def main() -> None:

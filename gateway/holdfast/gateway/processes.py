@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from holdfast.actors.heap import keep_for_good
 from holdfast.actors.identity import Identity, new_incarnation
 from holdfast.actors.launcher import ProcessLauncher
 from holdfast.actors.node import Node, NodeSettings
@@ -143,6 +144,7 @@ async def run_node(settings: Settings, name: str, logs: Path, stop: asyncio.Even
     """Run a node until `stop`. Raises `Superseded` and the store's errors."""
     identity = identify(settings, "node", name)
     launcher = ProcessLauncher(logs)
+    keep_for_good()
     async with bounded(launcher.logs):
         await be_node(settings, identity, launcher, stop, REAL_STORES, Machine())
 
@@ -155,6 +157,7 @@ async def run_gateway(settings: Settings, name: str, stop: asyncio.Event, hurry:
     # Imported here: nodes and tools use this module too, and none of them needs an HTTP server.
     from holdfast.gateway.gateway_process import http_server
 
+    keep_for_good()
     await be_gateway(
         settings, identify(settings, "gateway", name), http_server, stop, REAL_STORES, Machine(), hurry=hurry
     )
