@@ -65,6 +65,7 @@ async def test_members_start_while_the_lease_servers_are_away_and_take_leases_wh
     settings = settings.model_copy(update={"cluster": "away"})
     async with members(settings, tmp_path):
         await until_joined(settings)
+        assert gc.get_freeze_count() > 0, "what they loaded is not looked through for garbage"
         async with etcd, asyncio.timeout(SOON_S):
             while True:
                 keys = {item.key.split("/")[0] for item in (await read_leases(settings)).keys}

@@ -90,6 +90,7 @@ class GatewayDrain:
         return gateway.drain if gateway is not None else None
 
     async def _read_on(self) -> None:
+        """Read what the log is known to hold, for a moment."""
         known = self._follower.known
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READ_ON_MAX_S):

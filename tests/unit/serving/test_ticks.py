@@ -163,6 +163,18 @@ def test_what_has_come_is_read_before_it_is_missed() -> None:
     assert found == []
 
 
+async def run_with_gateway(replica: Replica) -> tuple[asyncio.Task[None], Connection]:
+    """The replica's run, and a gateway's connection to it, without a stream yet."""
+    server, _address = await replica.listen()
+    running = asyncio.create_task(replica.run())
+    port = server.sockets[0].getsockname()[1]
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: Connection(lambda *_frame: None, lambda _lost: None), "127.0.0.1", port
+    )
+    connection.send(Hello(PROTOCOL_VERSION, "test", "g", "app.tiny.1"))
+    return running, connection
+
+
 def test_an_engine_that_hangs_after_a_long_rest_is_noticed_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = 0
     sleep = asyncio.sleep
@@ -175,14 +187,8 @@ def test_an_engine_that_hangs_after_a_long_rest_is_noticed_in_its_time(monkeypat
     async def scenario() -> None:
         engine = MockEngine(MockSettings(itl_ms=100.0), "tiny", random.Random(1))
         replica = Replica(specification(1.0), engine)
-        server, _address = await replica.listen()
-        running = asyncio.create_task(replica.run())
-        port = server.sockets[0].getsockname()[1]
+        running, connection = await run_with_gateway(replica)
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            lambda: Connection(lambda *_frame: None, lambda _lost: None), "127.0.0.1", port
-        )
-        connection.send(Hello(PROTOCOL_VERSION, "test", "g", "app.tiny.1"))
         connection.send(Start(1, EngineRequest(prompt="x", max_tokens=20)))
         await asyncio.sleep(5.0)
         worked = looked
@@ -221,14 +227,8 @@ def test_an_engine_that_does_not_take_a_request_in_is_noticed_while_it_steps_oth
         engine = NeverTakesIn(MockSettings(itl_ms=100.0), "tiny", random.Random(1))
         told = msgspec.structs.replace(specification(1.0), engine_first_step_timeout_s=longest_s)
         replica = Replica(told, engine)
-        server, _address = await replica.listen()
-        running = asyncio.create_task(replica.run())
-        port = server.sockets[0].getsockname()[1]
+        running, connection = await run_with_gateway(replica)
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            lambda: Connection(lambda *_frame: None, lambda _lost: None), "127.0.0.1", port
-        )
-        connection.send(Hello(PROTOCOL_VERSION, "test", "g", "app.tiny.1"))
         connection.send(Start(1, EngineRequest(prompt="x", max_tokens=1_000)))
         await asyncio.sleep(2 * longest_s)
         connection.send(Start(2, EngineRequest(prompt="x", max_tokens=20)))
